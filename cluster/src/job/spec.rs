@@ -1,0 +1,251 @@
+//! A job as understood: only what is true. [`JobSpec`] is made from a draft at one door, where
+//! everything below was checked; nothing here can be wrong on its own any more.
+
+use std::path::PathBuf;
+
+use crate::ids::JobName;
+
+/// One job, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSpec {
+    /// The job's name.
+    pub name: JobName,
+    /// What is trained.
+    pub model: ModelSpec,
+    /// On what.
+    pub data: DataSpec,
+    /// For how long and in which slices.
+    pub train: TrainSpec,
+    /// How the parameters follow the gradients.
+    pub optimizer: OptimizerSpec,
+    /// How the learning rate moves.
+    pub schedule: ScheduleSpec,
+    /// On how many ranks, and on which device.
+    pub workers: WorkersSpec,
+    /// What is kept on disk.
+    pub checkpoint: CheckpointSpec,
+}
+
+/// A model family and its options.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelSpec {
+    /// A multi-layer perceptron: linear layers with ReLU between them.
+    Mlp {
+        /// The widths of the hidden layers.
+        hidden: Vec<u32>,
+        /// The probability of dropping a hidden activation while training, in `[0, 1)`.
+        dropout: f64,
+    },
+    /// A small convolutional network: per entry of `channels` one 3x3 convolution, ReLU and 2x2
+    /// max-pooling; then a hidden linear layer and the output layer.
+    Cnn {
+        /// The output channels of each convolution.
+        channels: Vec<u32>,
+        /// The width of the hidden linear layer.
+        hidden: u32,
+        /// The probability of dropping an activation of the hidden layer, in `[0, 1)`.
+        dropout: f64,
+    },
+}
+
+impl ModelSpec {
+    /// The names of the families, as a job file writes them.
+    pub const FAMILIES: [&'static str; 2] = ["cnn", "mlp"];
+
+    /// The name of the family, as a job file writes it.
+    #[must_use]
+    pub fn family(&self) -> &'static str {
+        match self {
+            ModelSpec::Mlp { .. } => "mlp",
+            ModelSpec::Cnn { .. } => "cnn",
+        }
+    }
+}
+
+/// A labelled table: one sample a row, its features and then its class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataSpec {
+    /// The file; CSV without a header, gzipped where its name ends in `.gz`. Absolute.
+    pub source: PathBuf,
+    /// One sample's shape, `[channels, height, width]` or `[features]`; its product is the number
+    /// of fields before the label.
+    pub shape: Vec<u32>,
+    /// Labels are `0..num_classes`.
+    pub num_classes: u32,
+    /// Features are divided by this.
+    pub scale: f64,
+    /// The share of samples that is held out for evaluation, in `(0, 1)`.
+    pub holdout: f64,
+    /// BLAKE3 of the file's bytes as they are on disk, in hex.
+    pub digest: String,
+}
+
+/// Steps, batches and seeds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainSpec {
+    /// Decides every random draw of the job.
+    pub seed: u64,
+    /// Samples in one step.
+    pub global_batch_size: u32,
+    /// Slices of a step's batch; divides `global_batch_size`.
+    pub logical_shards: u32,
+    /// Where to stop.
+    pub stop: StopSpec,
+    /// The largest global norm of a gradient; larger ones are scaled down to it.
+    pub clip_norm: Option<f64>,
+    /// Evaluate after every so many steps; always once at the end.
+    pub evaluate_every_steps: Option<u64>,
+}
+
+impl TrainSpec {
+    /// Samples in one logical shard.
+    #[must_use]
+    pub fn samples_per_shard(&self) -> u32 {
+        self.global_batch_size / self.logical_shards
+    }
+}
+
+/// Where a job ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StopSpec {
+    /// After so many steps.
+    Steps(u64),
+    /// After so many passes over the training samples; the number of steps follows from the
+    /// number of samples, rounded up.
+    Epochs(u64),
+}
+
+/// An optimizer and its constants; the defaults are PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OptimizerSpec {
+    /// The rule.
+    pub kind: OptimizerKind,
+    /// The learning rate before the schedule.
+    pub learning_rate: f64,
+    /// Decay of the weights: added to the gradient by `sgd` and `adam` (L2), apart from it by
+    /// `adamw`. Biases and buffers do not decay.
+    pub weight_decay: f64,
+}
+
+/// The rule of an optimizer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OptimizerKind {
+    /// Stochastic gradient descent with momentum, as in PyTorch: `v = momentum*v + g; p -= lr*v`.
+    Sgd {
+        /// 0 for none.
+        momentum: f64,
+    },
+    /// Adam (Kingma and Ba 2015).
+    Adam {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the root of the second moment.
+        epsilon: f64,
+    },
+    /// AdamW (Loshchilov and Hutter 2019).
+    AdamW {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the root of the second moment.
+        epsilon: f64,
+    },
+}
+
+impl OptimizerKind {
+    /// The names of the rules, as a job file writes them.
+    pub const NAMES: [&'static str; 3] = ["adam", "adamw", "sgd"];
+
+    /// The name of the rule, as a job file writes it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            OptimizerKind::Sgd { .. } => "sgd",
+            OptimizerKind::Adam { .. } => "adam",
+            OptimizerKind::AdamW { .. } => "adamw",
+        }
+    }
+}
+
+/// A schedule multiplies the learning rate by a factor that depends on the step alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScheduleSpec {
+    /// The factor rises linearly from `1/(warmup_steps+1)` over so many steps.
+    pub warmup_steps: u64,
+    /// What happens after the warm-up.
+    pub kind: ScheduleKind,
+}
+
+/// The shape of a schedule after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ScheduleKind {
+    /// Stays at 1.
+    Constant,
+    /// Half a cosine from 1 to `final_factor` over `decay_steps` steps counted from the first
+    /// step of the job, warm-up included; stays there afterwards. `None`: over the whole job.
+    Cosine {
+        /// How long the decay takes.
+        decay_steps: Option<u64>,
+        /// Where it ends.
+        final_factor: f64,
+    },
+}
+
+impl ScheduleKind {
+    /// The names of the kinds, as a job file writes them.
+    pub const NAMES: [&'static str; 2] = ["constant", "cosine"];
+
+    /// The name of the kind, as a job file writes it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            ScheduleKind::Constant => "constant",
+            ScheduleKind::Cosine { .. } => "cosine",
+        }
+    }
+}
+
+/// On how many ranks a job runs, and on what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkersSpec {
+    /// It does not run with fewer ranks.
+    pub min: u32,
+    /// It does not run with more ranks; at most `logical_shards`.
+    pub max: u32,
+    /// What a rank runs on.
+    pub device: DeviceSpec,
+}
+
+/// What a rank runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// The processor, through Burn's `flex` backend.
+    Cpu,
+}
+
+impl DeviceSpec {
+    /// The names of the devices, as a job file writes them.
+    pub const NAMES: [&'static str; 1] = ["cpu"];
+
+    /// The name of the device, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceSpec::Cpu => "cpu",
+        }
+    }
+}
+
+/// What is kept on disk, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointSpec {
+    /// The folder that holds a folder per job; absolute. `None`: the state folder's default.
+    pub folder: Option<PathBuf>,
+    /// A checkpoint after every so many steps; always one at the end.
+    pub every_steps: u64,
+    /// How many of the newest are kept.
+    pub keep: u32,
+}

@@ -1,0 +1,14 @@
+//! The vocabulary and the decisions of Muster, as plain values and functions.
+//!
+//! Nothing here knows the time, draws a random number, opens a file or a socket: `now` and seeds
+//! are arguments. Read in this order:
+//!
+//! 1. [`ids`]: one type per number that must not be mistaken for another.
+//! 2. [`tree`]: the canonical reduction tree over logical shards.
+//! 3. [`job`]: a job as written (`JobDraft`) and as understood (`JobSpec`).
+
+pub mod ids;
+pub mod job;
+pub mod tree;
+
+pub use ids::{Generation, History, Incarnation, JobName, RankId, ShardId, Step, WorkerName};

@@ -1,0 +1,166 @@
+//! The canonical reduction tree: in which order the contributions of a step are summed.
+//!
+//! The tree over the logical shards `0..L` depends on `L` alone. A node over `[a, b)` with more
+//! than one shard splits at `a` plus the largest power of two below `b - a`, so that every left
+//! child is a full binary tree. Floating-point addition is not associative; summing along one
+//! fixed tree is what makes the result independent of which rank holds which shards.
+
+use std::fmt;
+
+/// A contiguous run of logical shards `[start, end)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Run {
+    /// The first shard of the run.
+    pub start: u32,
+    /// One past the last shard of the run.
+    pub end: u32,
+}
+
+impl Run {
+    /// The run `[start, end)`.
+    #[must_use]
+    pub fn new(start: u32, end: u32) -> Self {
+        debug_assert!(start <= end, "a run does not end before it starts");
+        Self { start, end }
+    }
+
+    /// How many shards the run holds.
+    #[must_use]
+    pub fn num_shards(self) -> u32 {
+        self.end - self.start
+    }
+
+    /// The shards of the run, in order.
+    pub fn shards(self) -> impl Iterator<Item = u32> {
+        self.start..self.end
+    }
+
+    /// Whether `other` lies wholly inside this run.
+    #[must_use]
+    pub fn contains(self, other: Run) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.start, self.end)
+    }
+}
+
+/// Where the node over `run` splits into its two children, or `None` for a single shard.
+#[must_use]
+pub fn split(run: Run) -> Option<(Run, Run)> {
+    let num_shards = run.num_shards();
+    if num_shards < 2 {
+        return None;
+    }
+    let left = 1u32 << (31 - (num_shards - 1).leading_zeros());
+    let middle = run.start + left;
+    Some((Run::new(run.start, middle), Run::new(middle, run.end)))
+}
+
+/// The fewest nodes of the tree over `0..num_shards` that together hold exactly `run`, in order.
+///
+/// A rank that holds `run` sends one vector per node.
+#[must_use]
+pub fn subtrees(num_shards: u32, run: Run) -> Vec<Run> {
+    fn cover(node: Run, run: Run, out: &mut Vec<Run>) {
+        if run.contains(node) {
+            out.push(node);
+        } else if let Some((left, right)) = split(node)
+            && node.start < run.end
+            && run.start < node.end
+        {
+            cover(left, run, out);
+            cover(right, run, out);
+        }
+    }
+    let mut out = Vec::new();
+    if run.num_shards() > 0 {
+        cover(Run::new(0, num_shards), run, &mut out);
+    }
+    out
+}
+
+/// Sums the leaves under `node` along the canonical tree: `leaf` gives a part that is already
+/// summed (a shard, or a whole subtree, where it returns `Some`), `add` adds the right child into
+/// the left one. Returns `None` when a leaf is missing.
+pub fn fold<T>(
+    node: Run,
+    leaf: &mut impl FnMut(Run) -> Option<T>,
+    add: &mut impl FnMut(T, T) -> T,
+) -> Option<T> {
+    if let Some(sum) = leaf(node) {
+        return Some(sum);
+    }
+    let (left, right) = split(node)?;
+    let left = fold(left, leaf, add)?;
+    let right = fold(right, leaf, add)?;
+    Some(add(left, right))
+}
+
+/// Cuts `0..num_shards` into `num_ranks` contiguous runs whose lengths differ by at most one, the
+/// longer ones first. Every rank gets at least one shard.
+///
+/// Returns `None` when there are more ranks than shards, or no rank at all.
+#[must_use]
+pub fn runs(num_shards: u32, num_ranks: u32) -> Option<Vec<Run>> {
+    if num_ranks == 0 || num_ranks > num_shards {
+        return None;
+    }
+    let (base, longer) = (num_shards / num_ranks, num_shards % num_ranks);
+    let mut start = 0;
+    let runs = (0..num_ranks).map(|rank| {
+        let end = start + base + u32::from(rank < longer);
+        let run = Run::new(start, end);
+        start = end;
+        run
+    });
+    Some(runs.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text(num_shards: u32, start: u32, end: u32) -> String {
+        let parts = subtrees(num_shards, Run::new(start, end));
+        parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn aligned_runs_are_one_subtree_and_others_are_few() {
+        assert_eq!(text(8, 0, 4), "0..4");
+        assert_eq!(text(8, 0, 3), "0..2 2..3");
+        assert_eq!(text(8, 3, 6), "3..4 4..6");
+        assert_eq!(text(6, 0, 6), "0..6");
+        assert_eq!(text(6, 4, 6), "4..6");
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_over_ranks_sums_in_one_order(num_shards in 1u32..65, num_ranks in 1u32..65) {
+            prop_assume!(num_ranks <= num_shards);
+            // The sum is a text with its parentheses, so that equal texts mean equal bits.
+            let mut add = |a: String, b: String| format!("({a}+{b})");
+            let mut single = |node: Run| (node.num_shards() == 1).then(|| node.start.to_string());
+            let all = Run::new(0, num_shards);
+            let whole = fold(all, &mut single, &mut add).expect("all shards are there");
+
+            let held: Vec<Run> = runs(num_shards, num_ranks)
+                .expect("no more ranks than shards")
+                .into_iter()
+                .flat_map(|run| subtrees(num_shards, run))
+                .collect();
+            let mut from_ranks = |node: Run| {
+                held.contains(&node).then(|| {
+                    fold(node, &mut single, &mut add).expect("a held subtree is whole")
+                })
+            };
+            let mut add = |a: String, b: String| format!("({a}+{b})");
+            prop_assert_eq!(fold(all, &mut from_ranks, &mut add), Some(whole));
+        }
+    }
+}

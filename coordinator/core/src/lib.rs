@@ -1,0 +1,3 @@
+//! The control plane without IO: consensus, state and the leader's duties.
+
+pub use muster_consensus as consensus;

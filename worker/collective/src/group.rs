@@ -1,0 +1,501 @@
+//! The handle that a rank holds on its world: collective operations with deadlines.
+//!
+//! A group runs the machine of [`crate::reduction`] over a transport. It matches frames to
+//! operations, keeps those of ranks that are one operation ahead, and turns whatever goes wrong
+//! into one typed error within milliseconds. It never decides what to do about a loss.
+
+mod alone;
+mod counters;
+mod revoker;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use muster_cluster::{RankId, Step};
+
+use crate::error::{Error, LossReason};
+use crate::frame::{self, Assembly, Body, Cause, Frame, Part, Refusal};
+use crate::queue::{Patience, PushError, Queue, Taken};
+use crate::reduction::{Input, Operation, Output, Reduced, Reduction};
+use crate::values::Pool;
+use crate::world::World;
+
+pub(crate) use alone::alone;
+pub use counters::Counters;
+pub use revoker::Revoker;
+
+/// What a transport puts into a rank's inbox; what one peer did stays in its order.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A frame came on the connection of `from`.
+    Frame { from: RankId, frame: Frame },
+    /// Nothing more will come from `rank`.
+    Lost { rank: RankId, reason: LossReason },
+}
+
+pub(crate) type Inbox = Queue<Event>;
+
+/// How frames get from one rank to another.
+pub(crate) trait Transport: fmt::Debug + Send {
+    /// Queues a frame. A receiver that is gone is no error here: its loss is told by the inbox.
+    fn send(&self, to: RankId, frame: Frame, patience: Patience) -> Result<(), PushError>;
+
+    /// Ends all connections, after `goodbye` where there is one; joins all threads.
+    fn close(&mut self, goodbye: Option<Frame>);
+}
+
+/// One rank's part in one world.
+///
+/// All ranks call the same operations in the same order. A group that has failed once gives the
+/// same error to every later operation: the ranks no longer agree on what comes next, and only a
+/// new generation can go on. Dropping a group says goodbye, closes its connections and joins its
+/// threads.
+#[derive(Debug)]
+pub struct Group {
+    world: World,
+    transport: Box<dyn Transport>,
+    revoker: Revoker,
+    inbox: Arc<Inbox>,
+    pool: Pool,
+    /// The operation that runs, or the next one.
+    sequence: u64,
+    is_running: bool,
+    /// Taken from the inbox and not looked at yet.
+    arrived: VecDeque<Event>,
+    /// Frames of the next operation, from ranks that are ahead. No more than one operation's: a
+    /// rank cannot end an operation before every other has begun it.
+    early: VecDeque<(RankId, Frame)>,
+    messages: Vec<Mailbox>,
+    lost: Vec<(RankId, LossReason)>,
+    failure: Option<Error>,
+    counters: Counters,
+}
+
+/// Messages from one rank that nobody has asked for yet.
+#[derive(Debug, Default)]
+struct Mailbox {
+    assembly: Assembly,
+    whole: VecDeque<Vec<u8>>,
+}
+
+/// A rank that has sent more whole messages than this without any being received is broken.
+const MAX_MESSAGES: usize = 4096;
+
+/// What a wait for the next event ended with.
+enum Next {
+    Event(Event),
+    Revoked,
+    TimedOut,
+}
+
+impl Group {
+    pub(crate) fn new(
+        world: World,
+        transport: Box<dyn Transport>,
+        revoker: Revoker,
+        counters: Counters,
+    ) -> Self {
+        Self {
+            inbox: revoker.inbox(),
+            messages: world.ranks().map(|_| Mailbox::default()).collect(),
+            pool: Pool::default(),
+            sequence: 0,
+            is_running: false,
+            arrived: VecDeque::new(),
+            early: VecDeque::new(),
+            lost: Vec::new(),
+            failure: None,
+            world,
+            transport,
+            revoker,
+            counters,
+        }
+    }
+
+    /// The world that this group belongs to.
+    #[must_use]
+    pub fn world(&self) -> World {
+        self.world
+    }
+
+    /// What was moved and refused so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Closes this group's generation from another thread.
+    #[must_use]
+    pub fn revoker(&self) -> Revoker {
+        self.revoker.clone()
+    }
+
+    /// Where the vectors of results come from; give them back with [`Pool::give_shared`].
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        self.pool.clone()
+    }
+
+    /// Draws result vectors from `pool`, so that the vectors of an older generation are used again.
+    pub fn set_pool(&mut self, pool: Pool) {
+        self.pool = pool;
+    }
+
+    /// Sums vectors over all logical shards, in canonical order, and tells everyone's note to
+    /// everyone.
+    ///
+    /// # Errors
+    /// Every kind of [`Error`]; after [`Error::Invalid`] the group can still be used.
+    pub fn all_reduce(
+        &mut self,
+        operation: Operation,
+        deadline: Duration,
+    ) -> Result<Reduced, Error> {
+        self.run(operation, deadline)
+    }
+
+    /// Tells `bytes` to everyone; gives everyone's bytes, by rank.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce`].
+    pub fn all_gather(
+        &mut self,
+        bytes: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(self.run(Operation::exchange(bytes), deadline)?.notes)
+    }
+
+    /// Gives everyone the bytes of `root`; the others' `bytes` are not used. Like every operation
+    /// here it ends only after all ranks have begun it.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce`].
+    pub fn broadcast(
+        &mut self,
+        root: RankId,
+        bytes: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        if root.0 >= self.world.size {
+            return Err(self.no_such_rank(root));
+        }
+        let bytes = if root == self.world.rank {
+            bytes
+        } else {
+            Vec::new()
+        };
+        let mut notes = self.run(Operation::exchange(bytes), deadline)?.notes;
+        Ok(notes.swap_remove(World::index(root)))
+    }
+
+    /// Returns after every rank has called it.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce`].
+    pub fn barrier(&mut self, deadline: Duration) -> Result<(), Error> {
+        self.run(Operation::exchange(Vec::new()), deadline)
+            .map(|_| ())
+    }
+
+    /// Sends a message to one other rank; returns when it is queued, which waits while the
+    /// receiver is far behind.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce`]; a send that timed out leaves the group failed, because a part of
+    /// the message may be on its way.
+    pub fn send(&mut self, to: RankId, bytes: Vec<u8>, deadline: Duration) -> Result<(), Error> {
+        self.check_usable()?;
+        self.check_peer(to)?;
+        if bytes.len() > crate::reduction::MAX_NOTE_BYTES {
+            let (len, most) = (bytes.len(), crate::reduction::MAX_NOTE_BYTES);
+            return Err(Error::Invalid {
+                what: format!("a message of {len} bytes, more than {most}"),
+            });
+        }
+        let until = Instant::now().checked_add(deadline);
+        for part in frame::parts(&bytes.into()) {
+            let frame = self.frame(Body::Message(part));
+            if self.transmit(to, frame, Patience::Until(until)) == Err(PushError::Full) {
+                return Err(self.fail(Error::TimedOut {
+                    waiting_for: vec![to],
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message from another rank, in the order it sent them.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce`]; after [`Error::TimedOut`] the group can still be used.
+    pub fn recv(&mut self, from: RankId, deadline: Duration) -> Result<Vec<u8>, Error> {
+        self.check_usable()?;
+        self.check_peer(from)?;
+        let until = Instant::now().checked_add(deadline);
+        loop {
+            if let Some(message) = self.messages[World::index(from)].whole.pop_front() {
+                return Ok(message);
+            }
+            let is_cause = |(rank, reason): &&(RankId, LossReason)| {
+                *rank == from || *reason == LossReason::Reported { by: from }
+            };
+            if let Some((rank, reason)) = self.lost.iter().find(is_cause) {
+                let error = match reason {
+                    LossReason::Revoked => Error::Revoked,
+                    reason => Error::PeerLost {
+                        rank: *rank,
+                        reason: *reason,
+                    },
+                };
+                return Err(self.fail(error));
+            }
+            match self.next_event(until) {
+                Next::Event(event) => match self.route(event) {
+                    // Losses are kept in `lost`, frames of operations in `early`.
+                    Ok(_) => {}
+                    Err(error) => return Err(self.fail(error)),
+                },
+                Next::Revoked => return Err(self.fail(Error::Revoked)),
+                Next::TimedOut => {
+                    return Err(Error::TimedOut {
+                        waiting_for: vec![from],
+                    });
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, operation: Operation, deadline: Duration) -> Result<Reduced, Error> {
+        self.check_usable()?;
+        let machine = Reduction::new(self.world, self.sequence, operation, &self.pool)?;
+        let until = Instant::now().checked_add(deadline);
+        self.is_running = true;
+        let result = self.drive(machine, until);
+        self.is_running = false;
+        self.sequence += 1;
+        result.map_err(|error| self.fail(error))
+    }
+
+    fn drive(&mut self, mut machine: Reduction, until: Option<Instant>) -> Result<Reduced, Error> {
+        let mut outputs = Vec::new();
+        let mut inputs: VecDeque<Input> = VecDeque::from([Input::Start]);
+        for (from, frame) in self.early.drain(..) {
+            inputs.push_back(Input::Frame { from, frame });
+        }
+        // After the frames: what a rank sent before it left may be all that is needed of it.
+        for (rank, reason) in &self.lost {
+            inputs.push_back(Input::Lost {
+                rank: *rank,
+                reason: *reason,
+            });
+        }
+        loop {
+            let input = match inputs.pop_front() {
+                Some(input) => input,
+                None => match self.next_event(until) {
+                    Next::Event(event) => match self.route(event)? {
+                        Some(input) => input,
+                        None => continue,
+                    },
+                    Next::Revoked => Input::Revoke,
+                    Next::TimedOut => Input::Deadline,
+                },
+            };
+            machine.handle(input, &mut outputs);
+            for output in outputs.drain(..) {
+                match output {
+                    Output::Send { to, frame } => {
+                        if self.transmit(to, frame, Patience::Never) == Err(PushError::Full) {
+                            let what = "it takes no more frames".to_owned();
+                            return Err(Error::Protocol { rank: to, what });
+                        }
+                    }
+                    Output::Done => {
+                        let whole = machine.finish();
+                        return Ok(whole.expect("a machine that is done has its result"));
+                    }
+                    Output::Failed(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Decides what an event is to the operation that runs: an input, or nothing yet.
+    fn route(&mut self, event: Event) -> Result<Option<Input>, Error> {
+        let (from, frame) = match event {
+            Event::Frame { from, frame } => (from, frame),
+            Event::Lost { rank, reason } => {
+                if let LossReason::Garbage(refusal) = reason {
+                    self.counters.refuse(refusal);
+                }
+                return Ok(Some(self.lose(rank, reason)));
+            }
+        };
+        match frame.admit(&self.world, from) {
+            Ok(()) => {}
+            Err(refusal @ Refusal::Sender) => {
+                self.counters.refuse(refusal);
+                return Ok(Some(self.lose(from, LossReason::Garbage(refusal))));
+            }
+            Err(refusal) => {
+                self.counters.refuse(refusal);
+                return Ok(None);
+            }
+        }
+        self.counters.frames_received += 1;
+        self.counters.bytes_received += frame.num_bytes() as u64;
+        match &frame.body {
+            Body::Message(part) => self.keep_message(from, part).map(|()| None),
+            Body::Goodbye(cause) => {
+                let (rank, reason) = match cause {
+                    Cause::Done => (from, LossReason::Left),
+                    Cause::Failed => (from, LossReason::GaveUp),
+                    Cause::Revoked => (from, LossReason::Revoked),
+                    // A rank that lost us is lost to us.
+                    Cause::Lost(rank)
+                        if [from, self.world.rank].contains(rank) || rank.0 >= self.world.size =>
+                    {
+                        (from, LossReason::GaveUp)
+                    }
+                    Cause::Lost(rank) => (*rank, LossReason::Reported { by: from }),
+                };
+                let input = self.lose(rank, reason);
+                if rank != from {
+                    // After the rank that it blames, so that operations blame that one too.
+                    self.lose(from, LossReason::GaveUp);
+                }
+                Ok(Some(input))
+            }
+            Body::Note(_) | Body::Sum { .. } | Body::Total { .. } => self.match_frame(from, frame),
+        }
+    }
+
+    /// Gives a frame to its operation: the one that runs, or the next.
+    fn match_frame(&mut self, from: RankId, frame: Frame) -> Result<Option<Input>, Error> {
+        let next = self.sequence + u64::from(self.is_running);
+        if frame.sequence < self.sequence {
+            self.counters.refuse(Refusal::Older);
+            Ok(None)
+        } else if frame.sequence < next {
+            Ok(Some(Input::Frame { from, frame }))
+        } else if frame.sequence == next {
+            self.early.push_back((from, frame));
+            Ok(None)
+        } else {
+            let sequence = frame.sequence;
+            let what = format!("operation {sequence} before this rank has begun {next}");
+            Err(Error::Protocol { rank: from, what })
+        }
+    }
+
+    fn keep_message(&mut self, from: RankId, part: &Part) -> Result<(), Error> {
+        let broken = |what: &str| Error::Protocol {
+            rank: from,
+            what: what.to_owned(),
+        };
+        let mailbox = &mut self.messages[World::index(from)];
+        let message = mailbox.assembly.add(part);
+        let message = message.map_err(|()| broken("a part of a message out of order"))?;
+        mailbox.whole.extend(message);
+        if mailbox.whole.len() > MAX_MESSAGES {
+            return Err(broken("more messages than anybody receives"));
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, rank: RankId, reason: LossReason) -> Input {
+        // In the order of arrival: the first account of a loss is the one nearest to its cause.
+        if !self.lost.contains(&(rank, reason)) {
+            self.lost.push((rank, reason));
+        }
+        Input::Lost { rank, reason }
+    }
+
+    fn next_event(&mut self, until: Option<Instant>) -> Next {
+        if self.revoker.is_revoked() {
+            return Next::Revoked;
+        }
+        if let Some(event) = self.arrived.pop_front() {
+            return Next::Event(event);
+        }
+        if until.is_some_and(|until| until <= Instant::now()) {
+            return Next::TimedOut;
+        }
+        match self.inbox.take(&mut self.arrived, until) {
+            Taken::Items => self.arrived.pop_front().map_or(Next::TimedOut, Next::Event),
+            Taken::Interrupted => Next::Revoked,
+            // An inbox is closed by dropping the group, or with its last deadline.
+            Taken::Closed | Taken::TimedOut => Next::TimedOut,
+        }
+    }
+
+    fn transmit(&mut self, to: RankId, frame: Frame, patience: Patience) -> Result<(), PushError> {
+        self.counters.frames_sent += 1;
+        self.counters.bytes_sent += frame.num_bytes() as u64;
+        self.transport.send(to, frame, patience)
+    }
+
+    fn frame(&self, body: Body) -> Frame {
+        Frame::new(&self.world, self.sequence, Step::default(), body)
+    }
+
+    fn check_usable(&self) -> Result<(), Error> {
+        match &self.failure {
+            Some(failure) => Err(failure.clone()),
+            None if self.revoker.is_revoked() => Err(Error::Revoked),
+            None => Ok(()),
+        }
+    }
+
+    fn check_peer(&self, rank: RankId) -> Result<(), Error> {
+        let is_peer = rank.0 < self.world.size && rank != self.world.rank;
+        if is_peer {
+            Ok(())
+        } else {
+            Err(self.no_such_rank(rank))
+        }
+    }
+
+    fn no_such_rank(&self, rank: RankId) -> Error {
+        let World {
+            rank: own, size, ..
+        } = self.world;
+        let what = format!("rank {rank} is no peer of rank {own} in a world of {size} ranks");
+        Error::Invalid { what }
+    }
+
+    fn fail(&mut self, error: Error) -> Error {
+        self.failure.get_or_insert(error).clone()
+    }
+
+    /// Ends all connections without a goodbye, as a death would.
+    #[cfg(test)]
+    pub(crate) fn sever(mut self) {
+        self.inbox.clear();
+        self.transport.close(None);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn transport(&self) -> &dyn Transport {
+        &*self.transport
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let cause = match &self.failure {
+            Some(Error::PeerLost { rank, .. }) => Cause::Lost(*rank),
+            Some(Error::Revoked) => Cause::Revoked,
+            None if self.revoker.is_revoked() => Cause::Revoked,
+            Some(_) => Cause::Failed,
+            None => Cause::Done,
+        };
+        // Readers that wait for room must see the goodbyes of others.
+        self.inbox.clear();
+        let goodbye = self.frame(Body::Goodbye(cause));
+        self.transport.close(Some(goodbye));
+    }
+}

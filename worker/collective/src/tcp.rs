@@ -1,0 +1,117 @@
+//! The driver for ranks on hosts that reach each other by TCP.
+//!
+//! Every two ranks share one connection. The lower rank dials; the higher one has bound its
+//! [`Listener`] before it told anyone the address. Streams belong to one generation: a new
+//! generation binds, connects and shakes hands anew ([`handshake`]). What an established
+//! connection does is in `tcp/link.rs`; bytes are described in [`crate::frame`].
+
+pub mod handshake;
+mod link;
+mod mesh;
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::error::Error;
+use crate::group::{self, Counters, Group, Revoker};
+use crate::world::World;
+
+/// What the ranks of one job know and strangers do not. It never crosses the wire: handshakes
+/// are signed with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token(pub [u8; 16]);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(secret)")
+    }
+}
+
+/// Connections that wait to be accepted; a whole world may dial at once.
+const BACKLOG: i32 = 1024;
+
+/// A bound port on which the lower ranks will dial.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Listener {
+    /// Binds a free port of `ip`.
+    ///
+    /// # Errors
+    /// The system's, for example when `ip` is no address of this host.
+    pub fn bind(ip: IpAddr) -> io::Result<Self> {
+        let addr = SocketAddr::new(ip, 0);
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let socket = TcpListener::from(socket);
+        let addr = socket.local_addr()?;
+        Ok(Self { socket, addr })
+    }
+
+    /// Where this listener can be reached, port included.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+/// Connects this rank with every other of `world`; `peers` are their listeners' addresses, by
+/// rank (this rank's own is not used). Returns when all connections stand and closes the port.
+///
+/// Strangers, other generations and silent connections are refused and counted
+/// ([`Group::counters`]); they disturb nobody. A peer that cannot be reached yet is dialled again
+/// until the deadline.
+///
+/// # Errors
+/// [`Error::TimedOut`] with the ranks that are missing, [`Error::Revoked`] when `revoker` (which
+/// becomes the group's) is used meanwhile, [`Error::Invalid`] for arguments that fit no world or
+/// a revoker of another group, [`Error::System`] when the system gives no socket or thread.
+pub fn connect(
+    listener: Listener,
+    world: World,
+    peers: &[SocketAddr],
+    token: Token,
+    revoker: &Revoker,
+    deadline: Duration,
+) -> Result<Group, Error> {
+    let invalid = |what| Error::Invalid { what };
+    if let Some(what) = world.problem() {
+        return Err(invalid(what));
+    }
+    if peers.len() != world.len() {
+        let (len, size) = (peers.len(), world.size);
+        return Err(invalid(format!(
+            "{len} addresses for a world of {size} ranks"
+        )));
+    }
+    if !revoker.claim() {
+        return Err(invalid("the revoker belongs to another group".to_owned()));
+    }
+    let mut counters = Counters::default();
+    if world.size == 1 {
+        return Ok(group::alone(world, revoker.clone(), counters));
+    }
+    let door = mesh::Door {
+        socket: listener.socket,
+        world,
+        peers,
+        token,
+    };
+    let streams = door.open(revoker, deadline, &mut counters)?;
+    let links = link::Links::start(&world, streams, &revoker.inbox())?;
+    Ok(Group::new(
+        world,
+        Box::new(links),
+        revoker.clone(),
+        counters,
+    ))
+}

@@ -1,0 +1,136 @@
+//! From a job's specification to a learner: the list of the families, and the checks that only a
+//! family can make.
+
+use burn::tensor::Device;
+use muster_trainer::Learner;
+use muster_trainer::learner::LearnerError;
+use muster_trainer::spec::{DeviceSpec, JobSpec, ModelSpec};
+
+use crate::cnn::{self, Cnn};
+use crate::glue::ClassifierLearner;
+use crate::mlp::Mlp;
+
+/// The most parameters of a model: counts and offsets stay far from any integer's end, and an
+/// absurd width is refused before memory is asked for.
+const MAX_PARAMETERS: usize = 1 << 33;
+
+/// The learner that a job asks for.
+///
+/// # Errors
+/// When the model and the samples' shape do not fit each other; the text names the key.
+pub fn build(spec: &JobSpec) -> Result<Box<dyn Learner>, LearnerError> {
+    build_model(&spec.model, &spec.data.shape, spec.data.num_classes, spec.workers.device)
+}
+
+/// [`build`] from the four parts of a specification that decide the learner: the model, the shape
+/// of a sample, the number of classes and the device.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_model(
+    model: &ModelSpec,
+    sample_shape: &[u32],
+    num_classes: u32,
+    device: DeviceSpec,
+) -> Result<Box<dyn Learner>, LearnerError> {
+    let device = match device {
+        DeviceSpec::Cpu => Device::flex(),
+    };
+    let sample_shape = sizes(sample_shape, "data.shape")?;
+    let classes = size(num_classes, "data.num_classes")?;
+    match model {
+        ModelSpec::Mlp { hidden, dropout } => {
+            check_dropout(*dropout)?;
+            let hidden = sizes(hidden, "model.hidden")?;
+            let features = product(&sample_shape)?;
+            check_size(mlp_parameters(features, &hidden, classes))?;
+            let template = Mlp::template(features, &hidden, classes, &device);
+            Ok(Box::new(ClassifierLearner::new(template, device, sample_shape, classes, *dropout)))
+        }
+        ModelSpec::Cnn { channels, hidden, dropout } => {
+            check_dropout(*dropout)?;
+            let shape = cnn::Shape {
+                sample: sample_shape.as_slice().try_into().map_err(|_| {
+                    LearnerError(format!(
+                        "data.shape is {sample_shape:?}; the model family \"cnn\" needs \
+                         [channels, height, width]"
+                    ))
+                })?,
+                channels: sizes(channels, "model.channels")?,
+                hidden: size(*hidden, "model.hidden")?,
+                classes,
+            };
+            let flat_features = shape.flat_features().ok_or_else(too_large)?;
+            if flat_features == 0 {
+                return Err(LearnerError(format!(
+                    "model.channels has {} entries, each with a 2x2 pooling, which leave nothing \
+                     of samples of {}x{}; use fewer",
+                    shape.channels.len(),
+                    shape.sample[1],
+                    shape.sample[2]
+                )));
+            }
+            check_size(cnn_parameters(&shape, flat_features))?;
+            let template = Cnn::template(&shape, flat_features, &device);
+            Ok(Box::new(ClassifierLearner::new(template, device, sample_shape, classes, *dropout)))
+        }
+    }
+}
+
+fn size(value: u32, key: &str) -> Result<usize, LearnerError> {
+    match usize::try_from(value) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err(LearnerError(format!("{key} has the size {value}; expected 1 or more"))),
+    }
+}
+
+fn sizes(values: &[u32], key: &str) -> Result<Vec<usize>, LearnerError> {
+    values.iter().map(|&value| size(value, key)).collect()
+}
+
+fn product(sizes: &[usize]) -> Result<usize, LearnerError> {
+    sizes.iter().try_fold(1, |product: usize, &size| product.checked_mul(size)).ok_or_else(too_large)
+}
+
+fn check_dropout(dropout: f64) -> Result<(), LearnerError> {
+    if (0.0..1.0).contains(&dropout) {
+        return Ok(());
+    }
+    Err(LearnerError(format!("model.dropout is {dropout}; expected 0 or more and less than 1")))
+}
+
+fn check_size(num_parameters: Option<usize>) -> Result<(), LearnerError> {
+    match num_parameters {
+        Some(count) if count <= MAX_PARAMETERS => Ok(()),
+        _ => Err(too_large()),
+    }
+}
+
+fn too_large() -> LearnerError {
+    LearnerError(format!(
+        "the model has more than {MAX_PARAMETERS} parameters; make a layer of [model] smaller"
+    ))
+}
+
+/// Weights and biases of linear layers, or `None` where the count does not fit.
+fn mlp_parameters(features: usize, hidden: &[usize], classes: usize) -> Option<usize> {
+    let mut inputs = features;
+    let mut count = 0_usize;
+    for &outputs in hidden.iter().chain(std::iter::once(&classes)) {
+        count = count.checked_add(inputs.checked_add(1)?.checked_mul(outputs)?)?;
+        inputs = outputs;
+    }
+    Some(count)
+}
+
+/// Weights and biases of a [`Cnn`], or `None` where the count does not fit.
+fn cnn_parameters(shape: &cnn::Shape, flat_features: usize) -> Option<usize> {
+    let mut inputs = shape.sample[0];
+    let mut count = mlp_parameters(flat_features, &[shape.hidden], shape.classes)?;
+    for &outputs in &shape.channels {
+        let fan_in = inputs.checked_mul(9)?;
+        count = count.checked_add(fan_in.checked_add(1)?.checked_mul(outputs)?)?;
+        inputs = outputs;
+    }
+    Some(count)
+}

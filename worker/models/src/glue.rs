@@ -1,0 +1,239 @@
+//! Makes a [`Learner`] of a model family: checks the samples, loads the arena, runs forward and
+//! backward, counts. What a family computes is not known here.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use muster_trainer::learner::LearnerError;
+use muster_trainer::rng::ShardRng;
+use muster_trainer::{Arena, Batch, Layout, Learner, Metrics};
+
+use crate::dropout::Dropout;
+use crate::views::{self, Recording};
+use crate::init;
+
+/// A model family: samples in, one score per class out.
+pub(crate) trait Classifier: Module {
+    /// The unnormalised log-probabilities `[samples, classes]` of `samples` `[samples, features]`.
+    fn logits(&self, samples: Tensor<2>, dropout: Dropout<'_>) -> Tensor<2>;
+}
+
+/// A classifier trained by the cross entropy of its softmax.
+#[derive(Debug)]
+pub(crate) struct ClassifierLearner<M> {
+    /// Shapes only; its parameters are lazy and never read.
+    template: M,
+    layout: Layout,
+    device: Device,
+    sample_shape: Vec<usize>,
+    num_classes: usize,
+    dropout: f64,
+}
+
+impl<M: Classifier> ClassifierLearner<M> {
+    /// A learner on `device`, which is plain, not an autodiff device.
+    pub(crate) fn new(
+        template: M,
+        device: Device,
+        sample_shape: Vec<usize>,
+        num_classes: usize,
+        dropout: f64,
+    ) -> ClassifierLearner<M> {
+        let layout = views::layout(&template);
+        ClassifierLearner { template, layout, device, sample_shape, num_classes, dropout }
+    }
+
+    /// The arena as one flat tensor on the plain device, in the device's default float type.
+    /// A host's arena is copied once; a device's arena is not.
+    fn flat(&self, arena: &Arena) -> Result<Tensor<1>, LearnerError> {
+        let len = match arena {
+            Arena::Host(values) => values.len(),
+            Arena::Device(tensor) => tensor.shape().num_elements(),
+        };
+        if len != self.layout.len() {
+            return Err(LearnerError(format!(
+                "the arena has {len} elements; the model's layout has {}",
+                self.layout.len()
+            )));
+        }
+        match arena {
+            Arena::Host(values) => {
+                Ok(Tensor::from_data(TensorData::new(values.clone(), [len]), &self.device))
+            }
+            Arena::Device(tensor) => {
+                let tensor = tensor.clone().inner();
+                let found = tensor.device();
+                if found != self.device {
+                    return Err(LearnerError(format!(
+                        "the arena is on {found:?}; the model is on {:?}",
+                        self.device
+                    )));
+                }
+                Ok(tensor)
+            }
+        }
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), LearnerError> {
+        if batch.shape != self.sample_shape {
+            return Err(LearnerError(format!(
+                "the samples have shape {:?}; the model expects {:?}",
+                batch.shape, self.sample_shape
+            )));
+        }
+        let (found, samples) = (batch.features.len(), batch.labels.len());
+        let expected = self.num_features().checked_mul(samples);
+        if expected != Some(found) {
+            return Err(LearnerError(format!(
+                "the batch has {found} feature values for {samples} samples of shape {:?}; \
+                 expected {} a sample",
+                self.sample_shape,
+                self.num_features()
+            )));
+        }
+        let out_of_range = |&label: &u32| label as usize >= self.num_classes;
+        if let Some(sample) = batch.labels.iter().position(out_of_range) {
+            return Err(LearnerError(format!(
+                "sample {sample} of the batch has label {}; the model has {} classes, from 0 to {}",
+                batch.labels[sample],
+                self.num_classes,
+                self.num_classes - 1
+            )));
+        }
+        Ok(())
+    }
+
+    fn num_features(&self) -> usize {
+        self.sample_shape.iter().product()
+    }
+
+    fn samples(&self, batch: &Batch) -> Tensor<2> {
+        let shape = [batch.labels.len(), self.num_features()];
+        Tensor::from_data(TensorData::new(batch.features.clone(), shape), &self.device)
+    }
+
+    /// The negated mean as a matrix: `-1/n` at each sample's label, 0 elsewhere. Multiplied with
+    /// log-probabilities and summed it gives the mean cross entropy. (A gather would do it as
+    /// well, but its gradient adds atomically on a GPU.)
+    fn targets(&self, labels: &[u32]) -> Tensor<2> {
+        let mut targets = vec![0.0_f64; labels.len() * self.num_classes];
+        for (row, &label) in targets.chunks_exact_mut(self.num_classes).zip(labels) {
+            row[label as usize] = -1.0 / labels.len() as f64;
+        }
+        let shape = [labels.len(), self.num_classes];
+        Tensor::from_data(TensorData::new(targets, shape), &self.device)
+    }
+
+    /// Sums of loss and accuracy, added up on the host in f64 in the order of the samples.
+    fn metrics(
+        &self,
+        logits: Tensor<2>,
+        log_probabilities: Tensor<2>,
+        labels: &[u32],
+    ) -> Result<Metrics, LearnerError> {
+        let logits = views::read_f64(logits)?;
+        let log_probabilities = views::read_f64(log_probabilities)?;
+        let scores = logits.chunks_exact(self.num_classes);
+        let rows = log_probabilities.chunks_exact(self.num_classes);
+        let (mut loss, mut right) = (0.0, 0.0);
+        for ((scores, row), &label) in scores.zip(rows).zip(labels) {
+            loss -= row[label as usize];
+            right += f64::from(u8::from(is_right(scores, label as usize)));
+        }
+        let sums = [("loss".to_owned(), loss), ("accuracy".to_owned(), right)];
+        Ok(Metrics { num_samples: labels.len() as u64, sums: sums.into() })
+    }
+}
+
+impl<M: Classifier> Learner for ClassifierLearner<M> {
+    fn layout(&self) -> Layout {
+        self.layout.clone()
+    }
+
+    fn init(&self, seed: u64) -> Vec<f32> {
+        init::kaiming_uniform(&self.layout, seed)
+    }
+
+    fn contribute(
+        &mut self,
+        arena: &Arena,
+        batch: &Batch,
+        rng: &ShardRng,
+        out: &mut [f32],
+    ) -> Result<Metrics, LearnerError> {
+        self.check(batch)?;
+        if batch.labels.is_empty() {
+            return Err(LearnerError("a shard without samples has no mean loss".to_owned()));
+        }
+        if out.len() != self.layout.len() {
+            return Err(LearnerError(format!(
+                "the contribution has room for {} elements; the model's layout has {}",
+                out.len(),
+                self.layout.len()
+            )));
+        }
+        let flat = self.flat(arena)?;
+        // Declared before every recorded tensor, hence dropped after all of them.
+        let mut unfinished = Unfinished::new(&self.device);
+        let module = views::load(&self.template, &flat, Recording::On);
+        let dropout = Dropout::On { rng, rate: self.dropout };
+        let logits = module.logits(self.samples(batch), dropout);
+        let log_probabilities = activation::log_softmax(logits.clone(), 1);
+        let metrics =
+            self.metrics(logits.inner(), log_probabilities.clone().inner(), &batch.labels)?;
+        // Dimension by dimension: `sum()` over a whole tensor promises no bits (from 4 Mi on).
+        let loss = (log_probabilities * self.targets(&batch.labels)).sum_dim(1).sum_dim(0);
+        let mut gradients = loss.backward();
+        unfinished.finished();
+        views::gather(&module, &mut gradients, out)?;
+        Ok(metrics)
+    }
+
+    fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {
+        self.check(batch)?;
+        let flat = self.flat(arena)?;
+        if batch.labels.is_empty() {
+            let sums = [("loss".to_owned(), 0.0), ("accuracy".to_owned(), 0.0)];
+            return Ok(Metrics { num_samples: 0, sums: sums.into() });
+        }
+        let module = views::load(&self.template, &flat, Recording::Off);
+        let logits = module.logits(self.samples(batch), Dropout::Off);
+        let log_probabilities = activation::log_softmax(logits.clone(), 1);
+        self.metrics(logits, log_probabilities, &batch.labels)
+    }
+}
+
+/// Whether the highest score is that of `label`; of equal ones the lowest class counts. A score
+/// that is not a number is never the highest.
+fn is_right(scores: &[f64], label: usize) -> bool {
+    let mine = scores[label];
+    scores[..label].iter().all(|&other| mine > other)
+        && scores[label..].iter().all(|&other| mine >= other)
+}
+
+/// A forward pass whose backward pass has not come yet. Burn keeps the activations of such a pass
+/// until the next backward pass anywhere in the process; where none comes, because the
+/// contribution ended early, dropping this runs one over a single element.
+struct Unfinished<'a> {
+    device: &'a Device,
+    is_finished: bool,
+}
+
+impl<'a> Unfinished<'a> {
+    fn new(device: &'a Device) -> Unfinished<'a> {
+        Unfinished { device, is_finished: false }
+    }
+
+    fn finished(&mut self) {
+        self.is_finished = true;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // While a panic unwinds, a second one would end the process without a word.
+        if !self.is_finished && !std::thread::panicking() {
+            let one = Tensor::<1>::ones([1], self.device).autodiff().require_grad();
+            let _gradients = (one.clone() * one).backward();
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The trait that a model implements to be trained by Muster.
+
+use std::collections::BTreeMap;
+
+use crate::arena::{Arena, Layout};
+
+/// A learning rule as a map over logical shards: everything a rank needs to know of a model.
+///
+/// A learner holds no state that outlives a call: the arena, the samples and the random numbers
+/// decide its results, to the bit, whatever ran before.
+pub trait Learner {
+    /// The names, shapes and groups of the arena, always the same for one job.
+    fn layout(&self) -> Layout;
+
+    /// The first values of the arena; each drawn from `seed` and the parameter's name.
+    fn init(&self, seed: u64) -> Vec<f32>;
+
+    /// What one logical shard adds to a step, written into `out` (of the layout's length): for
+    /// weights and biases the gradient of the mean loss over the shard's samples, for buffers
+    /// their new value. The metrics are sums over the shard's samples.
+    ///
+    /// # Errors
+    /// When the samples do not fit the model.
+    fn contribute(
+        &mut self,
+        arena: &Arena,
+        batch: &Batch,
+        rng: &crate::rng::ShardRng,
+        out: &mut [f32],
+    ) -> Result<Metrics, LearnerError>;
+
+    /// The metrics of samples with the parameters as they are; nothing is recorded for a
+    /// backward pass and nothing is dropped out.
+    ///
+    /// # Errors
+    /// When the samples do not fit the model.
+    fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError>;
+}
+
+/// A learner could not use what it was given; the text says what, and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LearnerError(pub String);
+
+/// Samples, in the order of the step's permutation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The shape of one sample.
+    pub shape: Vec<usize>,
+    /// The samples' features back to back: `labels.len() * shape.product()` values.
+    pub features: Vec<f32>,
+    /// The class of each sample.
+    pub labels: Vec<u32>,
+}
+
+/// Sums of named quantities over samples; additive.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// How many samples were summed.
+    pub num_samples: u64,
+    /// By name: `loss` (sum of the samples' losses), `accuracy` (how many were right).
+    pub sums: BTreeMap<String, f64>,
+}
+
+impl Metrics {
+    /// Adds the sums of `other`, name by name.
+    pub fn add(&mut self, other: &Metrics) {
+        self.num_samples += other.num_samples;
+        for (name, sum) in &other.sums {
+            *self.sums.entry(name.clone()).or_default() += sum;
+        }
+    }
+
+    /// The mean of each quantity over the samples; empty where there were none.
+    #[must_use]
+    pub fn means(&self) -> BTreeMap<String, f64> {
+        if self.num_samples == 0 {
+            return BTreeMap::new();
+        }
+        let count = self.num_samples as f64;
+        self.sums.iter().map(|(name, sum)| (name.clone(), sum / count)).collect()
+    }
+}
