@@ -3,7 +3,12 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["muster/cluster.proto", "muster/rank.proto", "muster/worker.proto", "muster/client.proto"];
+    let files = [
+        "muster/cluster.proto",
+        "muster/rank.proto",
+        "muster/worker.proto",
+        "muster/client.proto",
+    ];
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("proto");
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [&root])?;

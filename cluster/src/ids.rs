@@ -60,7 +60,9 @@ pub struct BadName {
 
 fn is_name(text: &str) -> bool {
     let first_is_plain = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    let all_are_safe = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let all_are_safe = text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     first_is_plain && all_are_safe && text.len() <= 63
 }
 
@@ -111,7 +113,15 @@ mod tests {
     #[test]
     fn names_are_safe_in_paths_and_terminals() {
         assert!(JobName::new("digits-2.b_c").is_ok());
-        for bad in ["", ".hidden", "a/b", "a b", "ä", "\u{1b}[2J", &"x".repeat(64)] {
+        for bad in [
+            "",
+            ".hidden",
+            "a/b",
+            "a b",
+            "ä",
+            "\u{1b}[2J",
+            &"x".repeat(64),
+        ] {
             assert!(JobName::new(bad).is_err(), "{bad:?}");
         }
     }

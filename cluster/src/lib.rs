@@ -6,9 +6,16 @@
 //! 1. [`ids`]: one type per number that must not be mistaken for another.
 //! 2. [`tree`]: the canonical reduction tree over logical shards.
 //! 3. [`job`]: a job as written (`JobDraft`) and as understood (`JobSpec`).
+//! 4. [`state`]: what Raft replicates; [`command`]: what can be asked of it; [`apply`]: how a
+//!    command changes it.
+//! 5. [`plan`]: what the leader decides, from the state, what it observed, and the time.
 
+pub mod apply;
+pub mod command;
 pub mod ids;
 pub mod job;
+pub mod plan;
+pub mod state;
 pub mod tree;
 
 pub use ids::{Generation, History, Incarnation, JobName, RankId, ShardId, Step, WorkerName};

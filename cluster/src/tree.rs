@@ -127,7 +127,11 @@ mod tests {
 
     fn text(num_shards: u32, start: u32, end: u32) -> String {
         let parts = subtrees(num_shards, Run::new(start, end));
-        parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        parts
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! replicates into the vocabulary of `muster-cluster` and back. Frames between ranks live in
 //! `muster-collective`, checkpoint files in `muster-trainer`.
 
+pub mod convert;
+pub mod event;
+
 /// The messages and services, generated.
 #[allow(
     missing_debug_implementations,

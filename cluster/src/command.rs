@@ -1,0 +1,193 @@
+//! What can be asked of the replicated state. Each is one entry of the log, stamped by the leader
+//! that proposed it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
+use crate::state::{Manifest, World};
+
+/// A command with the time and the request it came with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stamped {
+    /// Milliseconds since the epoch on the proposing leader's clock.
+    pub stamp_ms: u64,
+    /// Chosen by a client, so that a retry is applied once.
+    pub request: Option<RequestId>,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Sixteen random bytes of a client's.
+pub type RequestId = [u8; 16];
+
+/// A change of the replicated state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// A user wants a job to run, or to go on.
+    Submit(Submission),
+    /// A user wants a job to end at the next step boundary, behind a checkpoint.
+    Stop {
+        /// Which job.
+        job: JobName,
+        /// Why.
+        why: StopWhy,
+    },
+    /// A worker is there, with these devices.
+    RegisterWorker {
+        /// Its name.
+        worker: WorkerName,
+        /// What it is.
+        node: Node,
+    },
+    /// A job gets a new world.
+    StartWorld {
+        /// Which job.
+        job: JobName,
+        /// The world; its generation is one above the job's.
+        world: World,
+        /// Why, in one sentence.
+        reason: String,
+        /// Whether the world before this one applied a step.
+        predecessor_progressed: bool,
+    },
+    /// Every file of a checkpoint is durable.
+    CommitManifest {
+        /// Which job.
+        job: JobName,
+        /// The list of its files.
+        manifest: Manifest,
+    },
+    /// A committed checkpoint turned out to be damaged.
+    RejectManifest {
+        /// Which job.
+        job: JobName,
+        /// The manifest's history.
+        history: History,
+        /// The manifest's step.
+        step: Step,
+        /// What was found.
+        reason: String,
+    },
+    /// A job is over.
+    Finish {
+        /// Which job.
+        job: JobName,
+        /// The generation that ended it; an older one is refused.
+        generation: Generation,
+        /// How it ended.
+        outcome: Outcome,
+    },
+}
+
+/// A job as submitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// The canonical text of the draft.
+    pub draft: String,
+    /// What relative paths in it refer to.
+    pub base_dir: PathBuf,
+    /// BLAKE3 of the data source, in hex.
+    pub data_digest: String,
+    /// Start over, whatever was there under this name.
+    pub fresh: bool,
+}
+
+/// Why a job is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopWhy {
+    /// The user interrupted a run in the foreground.
+    Interrupted,
+    /// The user cancelled the job.
+    Cancelled,
+}
+
+/// What decides the bits of a computation beside the job (DESIGN §9 of the plan; see
+/// ARCHITECTURE.md): a canonical job runs in one class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NumericsClass {
+    /// BLAKE3 of the program, in hex.
+    pub build: String,
+    /// BLAKE3 of the results of a fixed computation, in hex.
+    pub canary: String,
+    /// The C and maths libraries.
+    pub libc: String,
+    /// The processor's features.
+    pub cpu: String,
+}
+
+impl NumericsClass {
+    /// The first part in which two classes differ, in words.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        if self.build != other.build {
+            Some("another build of the program")
+        } else if self.cpu != other.cpu {
+            Some("other processor features")
+        } else if self.libc != other.libc {
+            Some("another C library")
+        } else if self.canary != other.canary {
+            Some("other results of the canary computation")
+        } else {
+            None
+        }
+    }
+}
+
+/// A machine's worker, as it registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Which life of the worker.
+    pub incarnation: Incarnation,
+    /// How many ranks it can hold at once.
+    pub num_devices: u32,
+    /// What decides its bits.
+    pub class: NumericsClass,
+    /// Where its ranks are reached.
+    pub host: String,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// In one word.
+    pub kind: OutcomeKind,
+    /// In one sentence; may be empty.
+    pub reason: String,
+    /// How many steps its state has seen.
+    pub step: Step,
+    /// BLAKE3 of the parameters, in hex.
+    pub arena_hash: String,
+    /// BLAKE3 of the optimizer's state, in hex.
+    pub optimizer_hash: String,
+    /// The running hash of the samples that were read, in hex.
+    pub trace: String,
+    /// The last evaluation.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// How a job ended, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutcomeKind {
+    /// It ran to its end.
+    Completed,
+    /// The user interrupted it; the same submission goes on from its last checkpoint.
+    Interrupted,
+    /// The user cancelled it; the same submission goes on from its last checkpoint.
+    Cancelled,
+    /// It could not go on.
+    Failed,
+}
+
+impl OutcomeKind {
+    /// The word for people and scripts.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OutcomeKind::Completed => "completed",
+            OutcomeKind::Interrupted => "interrupted",
+            OutcomeKind::Cancelled => "cancelled",
+            OutcomeKind::Failed => "failed",
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! One coordinator as a machine: a replica of the log, the state it builds, and, while it leads,
+//! the duties of a leader. Duties are driven by what is, not by what just happened: after every
+//! input the leader compares state and observation and sends what is missing, so that a new leader
+//! or a reconnected worker needs no special case.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_cluster::apply::{Answer, Effect, Refusal};
+use muster_cluster::command::{Command, Outcome, OutcomeKind, RequestId, Stamped, StopWhy};
+use muster_cluster::ids::{Generation, History, JobName, RankId, Step, WorkerName};
+use muster_cluster::plan::{self, Observed, Patience};
+use muster_cluster::state::{ClusterState, Phase, World};
+use muster_consensus::{Entry, HardState, Recovered, Replica, ReplicaId};
+use muster_proto::event::{Event, What};
+use muster_proto::{convert, v1};
+
+use crate::ranks::WorldWatch;
+
+mod account;
+mod duties;
+mod reports;
+
+use account::Account;
+
+/// The time, as the shell's clocks say it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds that never go back; for timeouts.
+    pub monotonic_ms: u64,
+    /// Milliseconds since the epoch; for stamps.
+    pub wall_ms: u64,
+}
+
+/// One control stream of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Session(pub u64);
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplyTo(pub u64);
+
+/// What can happen to a coordinator.
+#[derive(Debug)]
+pub enum Input {
+    /// Time went on; every [`TICK_MS`].
+    Tick,
+    /// A client wants a command to be applied.
+    Request {
+        /// Where the answer goes.
+        reply_to: ReplyTo,
+        /// The client's id of it.
+        request: Option<RequestId>,
+        /// What it wants.
+        command: Command,
+    },
+    /// A worker opened a stream and said who it is.
+    Hello {
+        /// The stream.
+        session: Session,
+        /// What it said.
+        hello: v1::WorkerHello,
+    },
+    /// A worker said something else.
+    FromWorker {
+        /// The stream.
+        session: Session,
+        /// What it said.
+        message: v1::from_worker::Message,
+    },
+    /// A worker's stream ended.
+    WorkerGone {
+        /// The stream.
+        session: Session,
+    },
+    /// Rank 0 of some world recorded a step.
+    Record(v1::StepRecord),
+    /// An event that was durable before this process began, in order.
+    Past(Event),
+    /// These writes are durable.
+    Persisted {
+        /// The batch that [`Output::Persist`] named.
+        batch: u64,
+    },
+}
+
+/// What a coordinator wants done, in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Make this durable, then say [`Input::Persisted`].
+    Persist {
+        /// Names the write.
+        batch: u64,
+        /// Entries; the first may overwrite a tail.
+        entries: Vec<Entry>,
+        /// The promises, where they changed.
+        hard_state: Option<HardState>,
+    },
+    /// Answer a client.
+    Reply {
+        /// Whom.
+        reply_to: ReplyTo,
+        /// What.
+        reply: Reply,
+    },
+    /// Tell a worker.
+    ToWorker {
+        /// On which stream.
+        session: Session,
+        /// What.
+        message: v1::to_worker::Message,
+    },
+    /// Append an event to its job's stream. One that carries the index of an entry of the log is
+    /// written once, however often the log is replayed.
+    Event {
+        /// The entry that it tells of.
+        index: Option<u64>,
+        /// The event.
+        event: Event,
+    },
+    /// Once every event before this is durable, acknowledge a record.
+    Ack(v1::RecordAck),
+    /// The replica cannot go on; the process must stop, and say why.
+    Broken {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The answer to a client.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// The command was applied, or refused.
+    Applied(Answer),
+    /// It could not be applied here; the text says why.
+    Unavailable(String),
+}
+
+/// The time between two ticks, in milliseconds.
+pub const TICK_MS: u64 = 50;
+
+/// How often a worker shows that it is there, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 250;
+
+/// One stream of a worker, as seen.
+#[derive(Debug)]
+struct Link {
+    worker: WorkerName,
+    last_seen_ms: u64,
+    /// Ranks that were assigned over this stream, or that it said it runs.
+    assigned: BTreeSet<(JobName, Generation, RankId)>,
+}
+
+/// One coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    replica: Replica,
+    state: ClusterState,
+    cluster_id: [u8; 16],
+    checkpoints: String,
+    patience: Patience,
+    is_leader: bool,
+    observed: Observed,
+    links: BTreeMap<Session, Link>,
+    worlds: BTreeMap<JobName, WorldWatch>,
+    accounts: BTreeMap<JobName, Account>,
+    waits: BTreeMap<JobName, String>,
+    /// Who waits for which proposal.
+    replies: BTreeMap<u64, ReplyTo>,
+    next_proposal: u64,
+    /// Jobs with a decision of the planner's on its way through the log.
+    deciding: BTreeSet<JobName>,
+}
+
+impl Coordinator {
+    /// A coordinator of a group of one, from what its store gave back. `checkpoints` is the folder
+    /// of jobs that name none.
+    ///
+    /// # Errors
+    /// When the recovered log is not one; the text says where.
+    pub fn new(
+        recovered: Recovered,
+        cluster_id: [u8; 16],
+        checkpoints: String,
+        outputs: &mut Vec<Output>,
+    ) -> Result<Self, String> {
+        let id = ReplicaId(1);
+        let options = muster_consensus::Options {
+            id,
+            voters: vec![id],
+            seed: u64::from_le_bytes(cluster_id[..8].try_into().expect("half of 16 bytes")),
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+        };
+        let mut from_replica = Vec::new();
+        let replica = Replica::new(options, recovered, &mut from_replica).map_err(|error| error.to_string())?;
+        let mut coordinator = Self {
+            replica,
+            state: ClusterState::default(),
+            cluster_id,
+            checkpoints,
+            patience: Patience::default(),
+            is_leader: false,
+            observed: Observed::default(),
+            links: BTreeMap::new(),
+            worlds: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            next_proposal: 1,
+            deciding: BTreeSet::new(),
+        };
+        coordinator.take_replica_outputs(from_replica, Now::default(), outputs);
+        Ok(coordinator)
+    }
+
+    /// The state as applied so far.
+    #[must_use]
+    pub fn state(&self) -> &ClusterState {
+        &self.state
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
+        match input {
+            Input::Tick => self.step_replica(muster_consensus::Input::Tick, now, outputs),
+            Input::Persisted { batch } => {
+                self.step_replica(muster_consensus::Input::Persisted { batch }, now, outputs);
+            }
+            Input::Request { reply_to, request, command } => {
+                if let Some(answer) = request.and_then(|request| self.state.answer_to(request)) {
+                    outputs.push(Output::Reply { reply_to, reply: Reply::Applied(answer.clone()) });
+                } else {
+                    self.propose(Some(reply_to), request, command, now, outputs);
+                }
+            }
+            Input::Hello { session, hello } => self.welcome(session, hello, now, outputs),
+            Input::FromWorker { session, message } => self.heard(session, message, now, outputs),
+            Input::WorkerGone { session } => self.forget(session, now),
+            Input::Record(record) => self.record(record, outputs),
+            Input::Past(event) => self.account_for(&event),
+        }
+        if self.is_leader {
+            self.decide(now, outputs);
+            self.drive(now, outputs);
+        }
+    }
+
+    fn propose(
+        &mut self,
+        reply_to: Option<ReplyTo>,
+        request: Option<RequestId>,
+        command: Command,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
+        let proposal = self.next_proposal;
+        self.next_proposal += 1;
+        if let Some(reply_to) = reply_to {
+            self.replies.insert(proposal, reply_to);
+        }
+        let data = convert::encode(&Stamped { stamp_ms: now.wall_ms, request, command });
+        self.step_replica(muster_consensus::Input::Propose { request: proposal, data }, now, outputs);
+    }
+
+    fn step_replica(&mut self, input: muster_consensus::Input, now: Now, outputs: &mut Vec<Output>) {
+        let mut from_replica = Vec::new();
+        self.replica.handle(input, &mut from_replica);
+        self.take_replica_outputs(from_replica, now, outputs);
+    }
+
+    fn take_replica_outputs(&mut self, from_replica: Vec<muster_consensus::Output>, now: Now, outputs: &mut Vec<Output>) {
+        use muster_consensus::Output as From;
+        for output in from_replica {
+            match output {
+                From::Persist { batch, entries, hard_state } => {
+                    outputs.push(Output::Persist { batch, entries, hard_state });
+                }
+                // A group of one has nobody to send to.
+                From::Send { .. } => {}
+                From::Apply { index, data, request, .. } => self.apply(index, &data, request, now, outputs),
+                From::Dropped { request, reason } => {
+                    if let Some(reply_to) = self.replies.remove(&request) {
+                        outputs.push(Output::Reply { reply_to, reply: Reply::Unavailable(reason) });
+                    }
+                }
+                From::Leader { is_me, .. } => self.is_leader = is_me,
+                From::Broken { reason } => outputs.push(Output::Broken { reason }),
+            }
+        }
+    }
+
+    fn apply(&mut self, index: u64, data: &[u8], request: Option<u64>, now: Now, outputs: &mut Vec<Output>) {
+        let stamped = match convert::decode(data) {
+            Ok(stamped) => stamped,
+            Err(error) => {
+                let reason = format!("entry {index} of the log was written by another version: {error}");
+                outputs.push(Output::Broken { reason });
+                return;
+            }
+        };
+        let command = stamped.command.clone();
+        let answer = self.state.apply(stamped);
+        self.applied(index, &command, &answer, now, outputs);
+        if let Some(reply_to) = request.and_then(|request| self.replies.remove(&request)) {
+            outputs.push(Output::Reply { reply_to, reply: Reply::Applied(answer) });
+        }
+    }
+}
+
+fn key(job: &JobName, world: &World, rank: u32) -> v1::RankKey {
+    v1::RankKey { job: job.to_string(), history: world.history.0, generation: world.generation.0, rank }
+}
+
+fn rank_order(key: v1::RankKey, order: v1::rank_order::Order) -> v1::to_worker::Message {
+    v1::to_worker::Message::Order(v1::RankOrder { key: Some(key), order: Some(order) })
+}

@@ -1,0 +1,434 @@
+//! What Raft replicates, from the vocabulary to the wire and back. Bytes that make no sense are an
+//! error with a name, never a panic.
+
+use std::path::PathBuf;
+
+use muster_cluster::command::{
+    Command, Node, NumericsClass, Outcome, OutcomeKind, Stamped, StopWhy, Submission,
+};
+use muster_cluster::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
+use muster_cluster::state::{FileRef, Manifest, Placement, World};
+use muster_cluster::tree::Run;
+use prost::Message;
+
+use crate::v1;
+
+/// A message that is not one of ours, or lacks what it must have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadMessage {
+    /// The bytes are no message.
+    #[error("the bytes are no message of this version: {0}")]
+    Undecodable(String),
+    /// A field is missing.
+    #[error("the message has no {0}")]
+    Missing(&'static str),
+    /// A field makes no sense.
+    #[error("the message's {what} makes no sense: {why}")]
+    Senseless {
+        /// Which field.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+}
+
+fn senseless(what: &'static str) -> impl Fn(muster_cluster::ids::BadName) -> BadMessage {
+    move |error| BadMessage::Senseless {
+        what,
+        why: error.to_string(),
+    }
+}
+
+/// A job's name from the wire.
+///
+/// # Errors
+/// Where the text is no name.
+pub fn job_name(text: &str) -> Result<JobName, BadMessage> {
+    JobName::new(text).map_err(senseless("job"))
+}
+
+/// A worker's name from the wire.
+///
+/// # Errors
+/// Where the text is no name.
+pub fn worker_name(text: &str) -> Result<WorkerName, BadMessage> {
+    WorkerName::new(text).map_err(senseless("worker"))
+}
+
+/// An entry of the log as bytes.
+#[must_use]
+pub fn encode(stamped: &Stamped) -> Vec<u8> {
+    use v1::stamped_command::Command as Wire;
+    let command = match &stamped.command {
+        Command::Submit(submission) => Wire::Submit(submission.into()),
+        Command::Stop { job, why } => Wire::Stop(v1::Stop {
+            job: job.to_string(),
+            why: match why {
+                StopWhy::Interrupted => v1::StopWhy::Interrupted.into(),
+                StopWhy::Cancelled => v1::StopWhy::Cancelled.into(),
+            },
+        }),
+        Command::RegisterWorker { worker, node } => Wire::RegisterWorker(register(worker, node)),
+        Command::StartWorld {
+            job,
+            world,
+            reason,
+            predecessor_progressed,
+        } => Wire::StartWorld(v1::StartWorld {
+            job: job.to_string(),
+            world: Some(world.into()),
+            reason: reason.clone(),
+            predecessor_progressed: *predecessor_progressed,
+        }),
+        Command::CommitManifest { job, manifest } => Wire::CommitManifest(v1::CommitManifest {
+            job: job.to_string(),
+            manifest: Some(manifest.into()),
+        }),
+        Command::RejectManifest {
+            job,
+            history,
+            step,
+            reason,
+        } => Wire::RejectManifest(v1::RejectManifest {
+            job: job.to_string(),
+            history: history.0,
+            step: step.0,
+            reason: reason.clone(),
+        }),
+        Command::Finish {
+            job,
+            generation,
+            outcome,
+        } => Wire::Finish(finish(job, *generation, outcome)),
+    };
+    let request_id = stamped
+        .request
+        .map(|request| request.to_vec())
+        .unwrap_or_default();
+    v1::StampedCommand {
+        stamp_ms: stamped.stamp_ms,
+        request_id,
+        command: Some(command),
+    }
+    .encode_to_vec()
+}
+
+/// An entry of the log from bytes.
+///
+/// # Errors
+/// [`BadMessage`], which names what is wrong.
+pub fn decode(bytes: &[u8]) -> Result<Stamped, BadMessage> {
+    use v1::stamped_command::Command as Wire;
+    let message = v1::StampedCommand::decode(bytes)
+        .map_err(|error| BadMessage::Undecodable(error.to_string()))?;
+    let request = request_id(&message.request_id)?;
+    let command = match message.command.ok_or(BadMessage::Missing("command"))? {
+        Wire::Submit(submit) => Command::Submit(submit.into()),
+        Wire::Stop(stop) => Command::Stop {
+            job: job_name(&stop.job)?,
+            why: stop_why(stop.why)?,
+        },
+        Wire::RegisterWorker(worker) => Command::RegisterWorker {
+            worker: worker_name(&worker.worker)?,
+            node: node(worker)?,
+        },
+        Wire::StartWorld(start) => Command::StartWorld {
+            job: job_name(&start.job)?,
+            world: start
+                .world
+                .ok_or(BadMessage::Missing("world"))?
+                .try_into()?,
+            reason: start.reason,
+            predecessor_progressed: start.predecessor_progressed,
+        },
+        Wire::CommitManifest(commit) => Command::CommitManifest {
+            job: job_name(&commit.job)?,
+            manifest: commit
+                .manifest
+                .ok_or(BadMessage::Missing("manifest"))?
+                .into(),
+        },
+        Wire::RejectManifest(reject) => Command::RejectManifest {
+            job: job_name(&reject.job)?,
+            history: History(reject.history),
+            step: Step(reject.step),
+            reason: reject.reason,
+        },
+        Wire::Finish(finish) => Command::Finish {
+            job: job_name(&finish.job)?,
+            generation: Generation(finish.generation),
+            outcome: outcome(finish)?,
+        },
+    };
+    Ok(Stamped {
+        stamp_ms: message.stamp_ms,
+        request,
+        command,
+    })
+}
+
+/// A client's request id: 16 bytes, or none at all.
+///
+/// # Errors
+/// Where it has another length.
+pub fn request_id(bytes: &[u8]) -> Result<Option<[u8; 16]>, BadMessage> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let id = bytes.try_into().map_err(|_| BadMessage::Senseless {
+        what: "request id",
+        why: format!("expected 16 bytes, found {}", bytes.len()),
+    })?;
+    Ok(Some(id))
+}
+
+/// Why a job is told to stop, from the wire.
+///
+/// # Errors
+/// Where the number is none of ours.
+pub fn stop_why(number: i32) -> Result<StopWhy, BadMessage> {
+    match v1::StopWhy::try_from(number) {
+        Ok(v1::StopWhy::Interrupted) => Ok(StopWhy::Interrupted),
+        Ok(v1::StopWhy::Cancelled) => Ok(StopWhy::Cancelled),
+        _ => Err(BadMessage::Senseless {
+            what: "reason to stop",
+            why: format!("{number} is none"),
+        }),
+    }
+}
+
+/// A registration for the wire.
+#[must_use]
+pub fn register(worker: &WorkerName, node: &Node) -> v1::RegisterWorker {
+    v1::RegisterWorker {
+        worker: worker.to_string(),
+        incarnation: node.incarnation.0,
+        num_devices: node.num_devices,
+        class: Some((&node.class).into()),
+        host: node.host.clone(),
+    }
+}
+
+/// A registration from the wire.
+///
+/// # Errors
+/// Where the class is missing.
+pub fn node(message: v1::RegisterWorker) -> Result<Node, BadMessage> {
+    Ok(Node {
+        incarnation: Incarnation(message.incarnation),
+        num_devices: message.num_devices,
+        class: message
+            .class
+            .ok_or(BadMessage::Missing("numerics class"))?
+            .into(),
+        host: message.host,
+    })
+}
+
+/// A job's end for the wire.
+#[must_use]
+pub fn finish(job: &JobName, generation: Generation, outcome: &Outcome) -> v1::Finish {
+    let kind = match outcome.kind {
+        OutcomeKind::Completed => v1::OutcomeKind::Completed,
+        OutcomeKind::Interrupted => v1::OutcomeKind::Interrupted,
+        OutcomeKind::Cancelled => v1::OutcomeKind::Cancelled,
+        OutcomeKind::Failed => v1::OutcomeKind::Failed,
+    };
+    v1::Finish {
+        job: job.to_string(),
+        generation: generation.0,
+        kind: kind.into(),
+        reason: outcome.reason.clone(),
+        step: outcome.step.0,
+        arena_hash: outcome.arena_hash.clone(),
+        optimizer_hash: outcome.optimizer_hash.clone(),
+        trace: outcome.trace.clone(),
+        metrics: outcome.metrics.clone(),
+    }
+}
+
+/// A job's end from the wire.
+///
+/// # Errors
+/// Where the kind is none of ours.
+pub fn outcome(message: v1::Finish) -> Result<Outcome, BadMessage> {
+    let kind = match v1::OutcomeKind::try_from(message.kind) {
+        Ok(v1::OutcomeKind::Completed) => OutcomeKind::Completed,
+        Ok(v1::OutcomeKind::Interrupted) => OutcomeKind::Interrupted,
+        Ok(v1::OutcomeKind::Cancelled) => OutcomeKind::Cancelled,
+        Ok(v1::OutcomeKind::Failed) => OutcomeKind::Failed,
+        _ => {
+            return Err(BadMessage::Senseless {
+                what: "outcome",
+                why: format!("{} is none", message.kind),
+            });
+        }
+    };
+    Ok(Outcome {
+        kind,
+        reason: message.reason,
+        step: Step(message.step),
+        arena_hash: message.arena_hash,
+        optimizer_hash: message.optimizer_hash,
+        trace: message.trace,
+        metrics: message.metrics,
+    })
+}
+
+impl From<&Submission> for v1::Submit {
+    fn from(submission: &Submission) -> Self {
+        Self {
+            draft: submission.draft.clone(),
+            base_dir: submission.base_dir.to_string_lossy().into_owned(),
+            data_digest: submission.data_digest.clone(),
+            fresh: submission.fresh,
+        }
+    }
+}
+
+impl From<v1::Submit> for Submission {
+    fn from(message: v1::Submit) -> Self {
+        Self {
+            draft: message.draft,
+            base_dir: PathBuf::from(message.base_dir),
+            data_digest: message.data_digest,
+            fresh: message.fresh,
+        }
+    }
+}
+
+impl From<&NumericsClass> for v1::NumericsClass {
+    fn from(class: &NumericsClass) -> Self {
+        let NumericsClass {
+            build,
+            canary,
+            libc,
+            cpu,
+        } = class.clone();
+        Self {
+            build,
+            canary,
+            libc,
+            cpu,
+        }
+    }
+}
+
+impl From<v1::NumericsClass> for NumericsClass {
+    fn from(message: v1::NumericsClass) -> Self {
+        let v1::NumericsClass {
+            build,
+            canary,
+            libc,
+            cpu,
+        } = message;
+        Self {
+            build,
+            canary,
+            libc,
+            cpu,
+        }
+    }
+}
+
+impl From<&World> for v1::World {
+    fn from(world: &World) -> Self {
+        let placement = |(rank, placement): (u32, &Placement)| v1::Placement {
+            rank,
+            worker: placement.worker.to_string(),
+            incarnation: placement.incarnation.0,
+            shards_start: placement.shards.start,
+            shards_end: placement.shards.end,
+        };
+        Self {
+            history: world.history.0,
+            generation: world.generation.0,
+            first_step: world.first_step.0,
+            ranks: (0..).zip(&world.ranks).map(placement).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::World> for World {
+    type Error = BadMessage;
+
+    fn try_from(message: v1::World) -> Result<Self, BadMessage> {
+        let placement = |(rank, placement): (u32, v1::Placement)| {
+            if placement.rank != rank || placement.shards_start >= placement.shards_end {
+                return Err(BadMessage::Senseless {
+                    what: "world",
+                    why: format!("rank {rank} is out of place"),
+                });
+            }
+            Ok(Placement {
+                worker: worker_name(&placement.worker)?,
+                incarnation: Incarnation(placement.incarnation),
+                shards: Run {
+                    start: placement.shards_start,
+                    end: placement.shards_end,
+                },
+            })
+        };
+        Ok(Self {
+            history: History(message.history),
+            generation: Generation(message.generation),
+            first_step: Step(message.first_step),
+            ranks: (0..)
+                .zip(message.ranks)
+                .map(placement)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&FileRef> for v1::FileRef {
+    fn from(file: &FileRef) -> Self {
+        Self {
+            name: file.name.clone(),
+            bytes: file.bytes,
+            hash: file.hash.clone(),
+        }
+    }
+}
+
+impl From<v1::FileRef> for FileRef {
+    fn from(message: v1::FileRef) -> Self {
+        Self {
+            name: message.name,
+            bytes: message.bytes,
+            hash: message.hash,
+        }
+    }
+}
+
+impl From<&Manifest> for v1::Manifest {
+    fn from(manifest: &Manifest) -> Self {
+        Self {
+            history: manifest.history.0,
+            generation: manifest.generation.0,
+            step: manifest.step.0,
+            part: manifest.part,
+            folder: manifest.folder.clone(),
+            files: manifest.files.iter().map(Into::into).collect(),
+            arena_hash: manifest.arena_hash.clone(),
+            optimizer_hash: manifest.optimizer_hash.clone(),
+            trace: manifest.trace.clone(),
+        }
+    }
+}
+
+impl From<v1::Manifest> for Manifest {
+    fn from(message: v1::Manifest) -> Self {
+        Self {
+            history: History(message.history),
+            generation: Generation(message.generation),
+            step: Step(message.step),
+            part: message.part,
+            folder: message.folder,
+            files: message.files.into_iter().map(Into::into).collect(),
+            arena_hash: message.arena_hash,
+            optimizer_hash: message.optimizer_hash,
+            trace: message.trace,
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The state of a job on one rank, and the step that moves it:
+//! `state = update(state, reduced(contributions))`.
+//!
+//! ```text
+//!   contribute(shard) for own shards --> (reduced over all ranks, elsewhere) --> apply(reduced, notes)
+//!         reads arena, samples                                    moves arena, optimizer, step, trace
+//! ```
+//!
+//! Nothing here knows how many ranks there are: a shard's contribution depends on the state, the
+//! step and the shard's number alone. Not here: the files of a checkpoint ([`crate::checkpoint`]).
+
+mod error;
+mod snapshot;
+
+use std::collections::BTreeMap;
+
+use muster_cluster::job::spec::{ScheduleSpec, StopSpec};
+use muster_cluster::job::{Identity, JobSpec};
+use muster_cluster::{ShardId, Step};
+
+pub use self::error::Error;
+pub use self::snapshot::Snapshot;
+use crate::arena::{Arena, Layout};
+use crate::checkpoint::{self, CheckpointError};
+use crate::clip;
+use crate::data::Dataset;
+use crate::learner::{Learner, Metrics};
+use crate::notes::ShardNote;
+use crate::optimizer::Optimizer;
+use crate::permutation::{self, SampleOrder};
+use crate::rng::ShardRng;
+use crate::schedule;
+
+/// Held-out samples in one evaluation chunk. It decides the bits of an evaluation.
+const SAMPLES_PER_EVAL_CHUNK: u64 = 64;
+
+/// A model in training: parameters, optimizer, data, and how far it is.
+pub struct Trainer {
+    learner: Box<dyn Learner>,
+    dataset: Dataset,
+    layout: Layout,
+    arena: Arena,
+    optimizer: Optimizer,
+    order: SampleOrder,
+    schedule: ScheduleSpec,
+    learning_rate: f64,
+    clip_norm: Option<f64>,
+    seed: u64,
+    num_shards: u32,
+    total_steps: u64,
+    step: Step,
+    trace: [u8; 32],
+    identity: String,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// The number of updates applied, this one included.
+    pub step: Step,
+    /// The mean of each metric over the global batch.
+    pub means: BTreeMap<String, f64>,
+    /// The global norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// The learning rate that was used.
+    pub learning_rate: f64,
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer")
+            .field("num_elements", &self.layout.len())
+            .field("step", &self.step)
+            .field("total_steps", &self.total_steps)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Trainer {
+    /// The initial state of a job: values drawn from its seed, no step applied.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] where the data and the job do not go together, [`Error::WrongInit`] for a
+    /// learner that contradicts itself.
+    pub fn new(spec: &JobSpec, learner: Box<dyn Learner>, dataset: Dataset) -> Result<Self, Error> {
+        let train = &spec.train;
+        let num_samples = dataset.train_len();
+        if num_samples == 0 || dataset.heldout_len() == 0 {
+            return Err(Error::Unfit(format!(
+                "data.holdout = {} leaves {num_samples} samples to train and {} to evaluate; \
+                 each needs one at least",
+                spec.data.holdout,
+                dataset.heldout_len()
+            )));
+        }
+        let total_steps = permutation::total_steps(train.stop, num_samples, train.global_batch_size)
+            .ok_or_else(|| {
+                let epochs = match train.stop {
+                    StopSpec::Epochs(number) | StopSpec::Steps(number) => number,
+                };
+                Error::Unfit(format!("train.epochs = {epochs} is more steps than can be counted"))
+            })?;
+        let layout = learner.layout();
+        let values = learner.init(train.seed);
+        if values.len() != layout.len() {
+            return Err(Error::WrongInit { expected: layout.len(), found: values.len() });
+        }
+        let identity = Identity::of(spec).digest();
+        let mut trace = blake3::Hasher::new();
+        trace.update(b"muster trace 1");
+        Ok(Self {
+            optimizer: Optimizer::new(&spec.optimizer, &layout),
+            order: SampleOrder::new(train.seed, num_samples, train.global_batch_size, train.logical_shards),
+            schedule: spec.schedule,
+            learning_rate: spec.optimizer.learning_rate,
+            clip_norm: train.clip_norm,
+            seed: train.seed,
+            num_shards: train.logical_shards,
+            step: Step(0),
+            trace: trace.finalize().into(),
+            arena: Arena::Host(values),
+            learner,
+            dataset,
+            layout,
+            total_steps,
+            identity,
+        })
+    }
+
+    /// The length of the arena, and so of every contribution.
+    #[must_use]
+    pub fn num_elements(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// The number of updates applied so far.
+    #[must_use]
+    pub fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Where the job ends.
+    #[must_use]
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// What one logical shard adds to the next step, written into `out`.
+    ///
+    /// # Errors
+    /// When there is no such shard, `out` is not as long as the arena, or the learner refuses the
+    /// samples.
+    pub fn contribute(&mut self, shard: ShardId, out: &mut [f32]) -> Result<ShardNote, Error> {
+        if shard.0 >= self.num_shards {
+            return Err(Error::NoSuchShard { shard, num_shards: self.num_shards });
+        }
+        self.check_len(out.len())?;
+        let ids = self.order.ids(self.step.0, shard.0);
+        let batch = self.dataset.batch(&ids);
+        let mut digest = blake3::Hasher::new();
+        for &id in &ids {
+            digest.update(&self.dataset.row(id).to_le_bytes());
+        }
+        let rng = ShardRng::new(self.seed, self.step.0, shard.0);
+        let metrics = self
+            .learner
+            .contribute(&self.arena, &batch, &rng, out)
+            .map_err(|source| Error::Learner { step: self.step, shard, source })?;
+        Ok(ShardNote { shard, metrics, digest: digest.finalize().into() })
+    }
+
+    /// Makes the next update from the sum of all shards' contributions and their notes, which are
+    /// in shard order.
+    ///
+    /// # Errors
+    /// When the vector or the notes are not those of a whole step, or a value is not finite;
+    /// nothing was applied then.
+    pub fn apply(&mut self, reduced: &[f32], notes: &[ShardNote]) -> Result<StepReport, Error> {
+        self.check_len(reduced.len())?;
+        self.check_notes(notes)?;
+        self.check_finite(reduced)?;
+        let share = (1.0 / f64::from(self.num_shards)) as f32;
+        let mut gradient: Vec<f32> = reduced.iter().map(|value| value * share).collect();
+        let grad_norm = clip::global_norm(&self.layout, &gradient);
+        if let Some(max_norm) = self.clip_norm {
+            clip::clip(&self.layout, &mut gradient, grad_norm, max_norm);
+        }
+        let learning_rate =
+            self.learning_rate * schedule::factor(&self.schedule, self.total_steps, self.step.0);
+        let next = self.step.next();
+        self.optimizer.step(host_mut(&mut self.arena), &gradient, learning_rate, next.0);
+        let mut trace = blake3::Hasher::new();
+        trace.update(&self.trace);
+        trace.update(&self.step.0.to_le_bytes());
+        let mut metrics = Metrics::default();
+        for note in notes {
+            trace.update(&note.digest);
+            metrics.add(&note.metrics);
+        }
+        self.trace = trace.finalize().into();
+        self.step = next;
+        Ok(StepReport { step: next, means: metrics.means(), grad_norm, learning_rate })
+    }
+
+    /// The number of chunks that the held-out samples are evaluated in, for any number of ranks.
+    #[must_use]
+    pub fn num_eval_chunks(&self) -> u32 {
+        u32::try_from(self.dataset.heldout_len().div_ceil(SAMPLES_PER_EVAL_CHUNK)).unwrap_or(u32::MAX)
+    }
+
+    /// The metrics of one chunk of the held-out samples with the parameters as they are.
+    ///
+    /// # Errors
+    /// When there is no such chunk, or the learner refuses the samples.
+    pub fn evaluate_chunk(&mut self, chunk: u32) -> Result<Metrics, Error> {
+        let num_chunks = self.num_eval_chunks();
+        if chunk >= num_chunks {
+            return Err(Error::NoSuchChunk { chunk, num_chunks });
+        }
+        let start = u64::from(chunk) * SAMPLES_PER_EVAL_CHUNK;
+        let end = (start + SAMPLES_PER_EVAL_CHUNK).min(self.dataset.heldout_len());
+        let batch = self.dataset.heldout_batch(start..end);
+        self.learner
+            .evaluate(&self.arena, &batch)
+            .map_err(|source| Error::Evaluation { step: self.step, chunk, source })
+    }
+
+    /// BLAKE3 of the parameters and buffers, in hex.
+    #[must_use]
+    pub fn arena_hash(&self) -> String {
+        snapshot::arena_hash(host(&self.arena))
+    }
+
+    /// BLAKE3 of the optimizer's state, in hex.
+    #[must_use]
+    pub fn optimizer_hash(&self) -> String {
+        snapshot::optimizer_hash(self.optimizer.state())
+    }
+
+    /// The running hash of the samples that were read, per shard in shard order, in hex.
+    #[must_use]
+    pub fn trace(&self) -> String {
+        snapshot::hex(self.trace)
+    }
+
+    /// The digest of the job's identity, in hex.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// A copy of the state, to be written elsewhere.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            step: self.step,
+            trace: self.trace,
+            entries: self.layout.entries().to_vec(),
+            arena: host(&self.arena).to_vec(),
+            optimizer: self.optimizer.state().to_vec(),
+        }
+    }
+
+    /// Takes over the state that the two files of a checkpoint hold, `identity` being the digest
+    /// of the job that they must be of.
+    ///
+    /// # Errors
+    /// When a file is not one of ours, or not of this job, model, optimizer, or not of the same
+    /// step as the other; nothing was changed then.
+    pub fn restore(&mut self, params: &[u8], optimizer: &[u8], identity: &str) -> Result<(), CheckpointError> {
+        let names = self.optimizer.state().iter().map(|vector| vector.name);
+        let names: Vec<_> = names.collect();
+        let restored = checkpoint::decode(params, optimizer, &self.layout, &names, identity)?;
+        *host_mut(&mut self.arena) = restored.arena;
+        for (vector, values) in self.optimizer.state_mut().iter_mut().zip(restored.optimizer) {
+            vector.values = values;
+        }
+        self.step = restored.step;
+        self.trace = restored.trace;
+        Ok(())
+    }
+
+    fn check_len(&self, found: usize) -> Result<(), Error> {
+        let expected = self.layout.len();
+        if found == expected { Ok(()) } else { Err(Error::WrongLength { step: self.step, expected, found }) }
+    }
+
+    fn check_notes(&self, notes: &[ShardNote]) -> Result<(), Error> {
+        if notes.iter().map(|note| note.shard.0).eq(0..self.num_shards) {
+            return Ok(());
+        }
+        let found: Vec<_> = notes.iter().map(|note| note.shard.to_string()).collect();
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        Err(Error::WrongNotes { step: self.step, last: self.num_shards.saturating_sub(1), found })
+    }
+
+    fn check_finite(&self, reduced: &[f32]) -> Result<(), Error> {
+        let Some(at) = reduced.iter().position(|value| !value.is_finite()) else {
+            return Ok(());
+        };
+        let entry = self.layout.entries().iter().find(|entry| entry.range().contains(&at));
+        let (entry, element) = entry.map_or((String::new(), at), |entry| (entry.name.clone(), at - entry.offset));
+        Err(Error::NotFinite { step: self.step, entry, element, value: reduced[at] })
+    }
+}
+
+fn host(arena: &Arena) -> &[f32] {
+    let Arena::Host(values) = arena else { unreachable!("this trainer keeps its arena on the host") };
+    values
+}
+
+fn host_mut(arena: &mut Arena) -> &mut Vec<f32> {
+    let Arena::Host(values) = arena else { unreachable!("this trainer keeps its arena on the host") };
+    values
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+//! The trainer over a hand-written learner: linear regression on the digits of a number.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use muster_cluster::JobName;
+use muster_cluster::ids::History;
+use muster_cluster::job::spec::{
+    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec, ScheduleKind, TrainSpec,
+    WorkersSpec,
+};
+
+use super::*;
+use crate::arena::Group;
+use crate::checkpoint::{FILES, Meta};
+use crate::learner::{Batch, LearnerError};
+
+/// `label = features . weight + bias`, squared error; a buffer keeps the mean of the labels.
+struct Regression {
+    num_features: usize,
+}
+
+impl Learner for Regression {
+    fn layout(&self) -> Layout {
+        let mut layout = Layout::default();
+        layout.push("weight", [self.num_features, 1], Group::Weight);
+        layout.push("bias", [1], Group::Bias);
+        layout.push("mean", [1], Group::Buffer);
+        layout
+    }
+
+    fn init(&self, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.01 * (seed % 7) as f32; self.num_features];
+        values.extend([0.0, 0.0]);
+        values
+    }
+
+    fn contribute(
+        &mut self,
+        arena: &Arena,
+        batch: &Batch,
+        _rng: &ShardRng,
+        out: &mut [f32],
+    ) -> Result<Metrics, LearnerError> {
+        let Arena::Host(arena) = arena else { return Err(LearnerError("expected a host's arena".to_owned())) };
+        let (n, count) = (self.num_features, batch.labels.len() as f32);
+        out.fill(0.0);
+        let mut loss = 0.0_f64;
+        for (features, &label) in batch.features.chunks_exact(n).zip(&batch.labels) {
+            let products = features.iter().zip(&arena[..n]).map(|(x, w)| x * w);
+            let error = products.fold(arena[n], |sum, product| sum + product) - label as f32;
+            for (out, x) in out.iter_mut().zip(features) {
+                *out += 2.0 * error * x / count;
+            }
+            out[n] += 2.0 * error / count;
+            out[n + 1] += label as f32 / count;
+            loss += f64::from(error) * f64::from(error);
+        }
+        let sums = BTreeMap::from([("loss".to_owned(), loss)]);
+        Ok(Metrics { num_samples: batch.labels.len() as u64, sums })
+    }
+
+    fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {
+        let mut gradient = vec![0.0; self.num_features + 2];
+        self.contribute(arena, batch, &ShardRng::new(0, 0, 0), &mut gradient)
+    }
+}
+
+const NUM_SHARDS: u32 = 4;
+const NUM_ROWS: u64 = 50;
+
+/// Writes rows `a,b,label` into `folder`, and a job over them.
+pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
+    let source = folder.join("rows.csv");
+    let rows = (0..NUM_ROWS).map(|i| format!("{},{},{}\n", i % 8, i * 5 % 13, (i % 8 + i * 5 % 13) / 3));
+    std::fs::write(&source, rows.collect::<String>()).expect("a writable folder");
+    let digest = Dataset::digest_file(&source).expect("a readable file");
+    JobSpec {
+        name: JobName::new("rows").expect("a name"),
+        model: ModelSpec::Mlp { hidden: vec![], dropout: 0.0 },
+        data: DataSpec { source, shape: vec![2], num_classes: 10, scale: 10.0, holdout: 0.2, digest },
+        train: TrainSpec {
+            seed: 3,
+            global_batch_size: 16,
+            logical_shards: NUM_SHARDS,
+            stop: StopSpec::Epochs(10),
+            clip_norm: Some(1.0),
+            evaluate_every_steps: None,
+        },
+        optimizer: OptimizerSpec { kind, learning_rate: 0.05, weight_decay: 0.01 },
+        schedule: ScheduleSpec {
+            warmup_steps: 3,
+            kind: ScheduleKind::Cosine { decay_steps: None, final_factor: 0.1 },
+        },
+        workers: WorkersSpec { min: 1, max: 4, device: DeviceSpec::Cpu },
+        checkpoint: CheckpointSpec { folder: None, every_steps: 5, keep: 2 },
+    }
+}
+
+pub(crate) const ADAMW: OptimizerKind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+
+pub(crate) fn trainer(spec: &JobSpec) -> Trainer {
+    let dataset = Dataset::load(&spec.data).expect("good rows");
+    Trainer::new(spec, Box::new(Regression { num_features: 2 }), dataset).expect("a fitting job")
+}
+
+fn reduced(trainer: &mut Trainer) -> (Vec<f32>, Vec<ShardNote>) {
+    let mut sum = vec![0.0_f32; trainer.num_elements()];
+    let mut notes = Vec::new();
+    for shard in 0..NUM_SHARDS {
+        let mut out = vec![f32::NAN; sum.len()];
+        notes.push(trainer.contribute(ShardId(shard), &mut out).expect("a shard of the job"));
+        sum.iter_mut().zip(&out).for_each(|(sum, value)| *sum += value);
+    }
+    (sum, notes)
+}
+
+pub(crate) fn run(trainer: &mut Trainer, num_steps: u64) -> Vec<StepReport> {
+    let steps = (0..num_steps).map(|_| {
+        let (sum, notes) = reduced(trainer);
+        trainer.apply(&sum, &notes).expect("a whole step")
+    });
+    steps.collect()
+}
+
+fn state(trainer: &Trainer) -> (Step, String, String, String) {
+    (trainer.step(), trainer.arena_hash(), trainer.optimizer_hash(), trainer.trace())
+}
+
+fn files(trainer: &Trainer) -> [Vec<u8>; 2] {
+    let job = JobName::new("rows").expect("a name");
+    let meta = Meta { job, identity: trainer.identity().to_owned(), history: History(1) };
+    FILES.map(|file| checkpoint::encode(&trainer.snapshot(), file, &meta))
+}
+
+#[test]
+fn steps_lower_the_loss_and_move_everything() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    let before = state(&trainer);
+    assert_eq!(trainer.total_steps(), 25, "ten times 40 rows in batches of 16");
+    let reports = run(&mut trainer, 25);
+    let after = state(&trainer);
+    assert_eq!(after.0, Step(25));
+    assert!(before.1 != after.1 && before.2 != after.2 && before.3 != after.3);
+    assert!(reports[24].means["loss"] < 0.7 * reports[0].means["loss"], "{reports:?}");
+    assert_eq!(reports[0].step, Step(1));
+    // Warm-up over 3 steps rises from 1/4.
+    assert_eq!(reports[0].learning_rate, 0.05 * schedule::factor(&trainer.schedule, 25, 0));
+    assert!(reports[1].learning_rate > reports[0].learning_rate);
+}
+
+#[test]
+fn restored_state_goes_on_with_the_bits_of_an_undisturbed_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let kinds = [ADAMW, OptimizerKind::Sgd { momentum: 0.9 }, OptimizerKind::Sgd { momentum: 0.0 }];
+    for kind in kinds {
+        let spec = job(folder.path(), kind);
+        let mut undisturbed = trainer(&spec);
+        run(&mut undisturbed, 20);
+
+        let mut stopped = trainer(&spec);
+        run(&mut stopped, 8);
+        let [params, optimizer] = files(&stopped);
+        let at_8 = state(&stopped);
+        run(&mut stopped, 3);
+        let mut resumed = trainer(&spec);
+        let identity = resumed.identity().to_owned();
+        resumed.restore(&params, &optimizer, &identity).expect("a whole checkpoint");
+        assert_eq!(state(&resumed), at_8);
+        run(&mut resumed, 12);
+        assert_eq!(state(&resumed), state(&undisturbed), "{kind:?}");
+    }
+}
+
+#[test]
+fn snapshot_has_the_hashes_of_the_state_it_was_taken_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    run(&mut trainer, 2);
+    let (snapshot, expected) = (trainer.snapshot(), state(&trainer));
+    run(&mut trainer, 1);
+    let found = (snapshot.step(), snapshot.arena_hash(), snapshot.optimizer_hash(), snapshot.trace());
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn seed_decides_the_trace_and_the_arena() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let of_seed = |seed| {
+        let mut spec = job(folder.path(), ADAMW);
+        spec.train.seed = seed;
+        let mut trainer = trainer(&spec);
+        run(&mut trainer, 3);
+        (trainer.arena_hash(), trainer.trace())
+    };
+    let (first, again, other) = (of_seed(3), of_seed(3), of_seed(4));
+    assert_eq!(first, again);
+    assert!(first.0 != other.0 && first.1 != other.1);
+}
+
+#[test]
+fn buffers_become_the_mean_over_the_shards_whatever_the_clipping() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut spec = job(folder.path(), ADAMW);
+    spec.train.clip_norm = Some(1e-3);
+    let mut trainer = trainer(&spec);
+    let (sum, notes) = reduced(&mut trainer);
+    trainer.apply(&sum, &notes).expect("a whole step");
+    assert_eq!(host(&trainer.arena)[3], sum[3] / 4.0);
+}
+
+#[test]
+fn infinities_and_nan_are_refused_and_nothing_is_applied() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    run(&mut trainer, 2);
+    let before = state(&trainer);
+    let (sum, notes) = reduced(&mut trainer);
+    for (at, value) in [(0, f32::NAN), (1, f32::INFINITY), (2, f32::NEG_INFINITY)] {
+        let mut bad = sum.clone();
+        bad[at] = value;
+        let refusal = trainer.apply(&bad, &notes).expect_err("not finite");
+        let entry = ["weight, element 0", "weight, element 1", "bias, element 0"][at];
+        assert!(refusal.to_string().starts_with("step 2: the gradient is not finite"), "{refusal}");
+        assert!(refusal.to_string().contains(entry), "{refusal}");
+        assert_eq!(state(&trainer), before);
+    }
+    trainer.apply(&sum, &notes).expect("the good vector still fits");
+}
+
+#[test]
+fn notes_out_of_order_or_missing_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    let before = state(&trainer);
+    let (sum, notes) = reduced(&mut trainer);
+    let swapped: Vec<_> = [0, 2, 1, 3].iter().map(|&i: &usize| notes[i].clone()).collect();
+    for bad in [&notes[..3], &swapped[..], &[]] {
+        let refusal = trainer.apply(&sum, bad).expect_err("not the shards in order");
+        assert!(matches!(refusal, Error::WrongNotes { .. }), "{refusal}");
+    }
+    let refusal = trainer.apply(&sum[1..], &notes).expect_err("too short");
+    assert_eq!(refusal, Error::WrongLength { step: Step(0), expected: 4, found: 3 });
+    assert_eq!(state(&trainer), before);
+}
+
+#[test]
+fn shards_and_chunks_beyond_the_last_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    let mut out = vec![0.0; 4];
+    let refusal = trainer.contribute(ShardId(4), &mut out).expect_err("shards 0 to 3");
+    assert_eq!(refusal, Error::NoSuchShard { shard: ShardId(4), num_shards: 4 });
+    assert_eq!(trainer.num_eval_chunks(), 1);
+    assert_eq!(trainer.evaluate_chunk(0).expect("a chunk").num_samples, 10);
+    let refusal = trainer.evaluate_chunk(1).expect_err("one chunk");
+    assert_eq!(refusal, Error::NoSuchChunk { chunk: 1, num_chunks: 1 });
+}
+
+#[test]
+fn notes_of_a_step_name_every_row_that_was_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    let (_, notes) = reduced(&mut trainer);
+    for (shard, note) in (0..).zip(&notes) {
+        let rows = trainer.order.ids(0, shard).into_iter().map(|id| trainer.dataset.row(id));
+        let bytes: Vec<u8> = rows.flat_map(u64::to_le_bytes).collect();
+        assert_eq!(bytes.len(), 4 * 8);
+        assert_eq!(note.digest, *blake3::hash(&bytes).as_bytes());
+    }
+}
