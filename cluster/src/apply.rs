@@ -338,8 +338,18 @@ impl ClusterState {
         progressed: bool,
     ) -> Answer {
         let stamp_ms = self.stamp_ms;
+        let class = self.class_of(&world).cloned();
         let job = self.job_mut(name)?;
+        // A world that replaces another one falls back, so each history has at most one world.
+        // The state may have moved on since the planner looked: a job that was ended and submitted
+        // again is in a later history, which an older plan must not take back.
+        let history = if job.has_world() {
+            job.history.next()
+        } else {
+            job.history
+        };
         if world.generation != job.generation.next()
+            || world.history != history
             || world.first_step != job.committed_step()
             || matches!(job.phase, Phase::Ended(_))
         {
@@ -365,6 +375,7 @@ impl ClusterState {
             generation: world.generation,
             first_step: world.first_step,
             ranks: world.ranks.clone(),
+            class,
             reason,
             stamp_ms,
         });
@@ -400,7 +411,9 @@ impl ClusterState {
 
     fn finish(&mut self, name: &JobName, generation: Generation, outcome: Outcome) -> Answer {
         let job = self.job_mut(name)?;
-        if generation != job.generation || matches!(job.phase, Phase::Ended(_)) {
+        // Only a world ends a job. One that was submitted again keeps its generation until it gets
+        // a new world, and a second word of the last one's end must not end it.
+        if generation != job.generation || !job.has_world() {
             return Err(Refusal::Stale {
                 job: name.clone(),
                 what: "the end",

@@ -102,8 +102,8 @@ pub enum StopWhy {
     Cancelled,
 }
 
-/// What decides the bits of a computation beside the job (DESIGN §9 of the plan; see
-/// ARCHITECTURE.md): a canonical job runs in one class.
+/// What decides the bits of a computation beside the job: other processors, libraries or builds
+/// may round differently, so a canonical job runs in one class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NumericsClass {
     /// BLAKE3 of the program, in hex.

@@ -19,3 +19,6 @@ pub mod state;
 pub mod tree;
 
 pub use ids::{Generation, History, Incarnation, JobName, RankId, ShardId, Step, WorkerName};
+
+#[cfg(test)]
+mod testing;

@@ -1,12 +1,15 @@
 //! What the leader decides: which job gets which world, and why a job waits. A pure function of
 //! the replicated state, of what the leader observed, and of the time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use crate::command::{Command, NumericsClass, Outcome, OutcomeKind, StopWhy};
+use crate::command::{Command, Outcome, OutcomeKind, StopWhy};
 use crate::ids::{Generation, Incarnation, JobName, RankId, Step, WorkerName};
-use crate::state::{ClusterState, Job, Phase, Placement, World};
-use crate::tree;
+use crate::state::{ClusterState, Job, Phase};
+
+mod place;
+
+use place::{Wanting, place};
 
 /// Worlds in a row that may end without having applied a step.
 pub const MAX_FRUITLESS_WORLDS: u32 = 5;
@@ -83,75 +86,68 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
             .worlds
             .get(name)
             .filter(|watch| watch.generation == job.generation);
-        match &job.phase {
-            Phase::Ended(_) => {}
+        let (why, since) = match &job.phase {
+            Phase::Ended(_) => continue,
             Phase::Queued => {
-                let since = observed
-                    .worlds
-                    .get(name)
-                    .and_then(|watch| watch.wanting_since_ms);
-                let first = if job.committed_step() == Step(0) {
-                    "first world".to_owned()
-                } else {
-                    format!("resumes from step {}", job.committed_step())
+                let why = match job.committed_step() {
+                    Step(0) => "first world".to_owned(),
+                    step => format!("resumes from step {step}"),
                 };
-                place(
-                    &mut plan,
-                    &mut free,
-                    state,
-                    name,
-                    job,
-                    Wanting {
-                        why: first,
-                        since,
-                        watch,
-                    },
-                    patience,
-                    now_ms,
-                );
+                // It has no world yet whose number a watch could carry.
+                let watch = observed.worlds.get(name);
+                (why, watch.and_then(|watch| watch.wanting_since_ms))
             }
             Phase::Running | Phase::Stopping(_) => {
                 let Some(why) = why_lost(job, observed, watch, patience, now_ms) else {
                     continue;
                 };
-                if let Phase::Stopping(stop) = job.phase {
+                if let Some(outcome) = end_of(job, watch, &why) {
                     plan.commands.push(Command::Finish {
                         job: name.clone(),
                         generation: job.generation,
-                        outcome: rest(job, stop, &why),
+                        outcome,
                     });
                     continue;
                 }
-                if job.num_fruitless_worlds + 1 >= MAX_FRUITLESS_WORLDS
-                    && !watch.is_some_and(|watch| watch.progressed)
-                {
-                    plan.commands.push(Command::Finish {
-                        job: name.clone(),
-                        generation: job.generation,
-                        outcome: Outcome {
-                            kind: OutcomeKind::Failed,
-                            reason: format!("{MAX_FRUITLESS_WORLDS} worlds in a row applied no step; the last: {why}"),
-                            ..rest(job, StopWhy::Cancelled, &why)
-                        },
-                    });
-                    continue;
-                }
-                give_back(&mut free, job, observed);
-                let since = watch.and_then(|watch| watch.wanting_since_ms);
-                place(
-                    &mut plan,
-                    &mut free,
-                    state,
-                    name,
-                    job,
-                    Wanting { why, since, watch },
-                    patience,
-                    now_ms,
-                );
+                (why, watch.and_then(|watch| watch.wanting_since_ms))
+            }
+        };
+        // Until the state gives it a new world, a lost one holds its devices: a job further down
+        // the line must not get them.
+        let mut offered = free.clone();
+        give_back(&mut offered, job);
+        let wanting = Wanting {
+            name,
+            job,
+            why,
+            since,
+            watch,
+        };
+        match place(&mut offered, state, wanting, patience, now_ms) {
+            Ok(command) => {
+                plan.commands.push(command);
+                free = offered;
+            }
+            Err(wait) => {
+                plan.waits.insert(name.clone(), wait);
             }
         }
     }
     plan
+}
+
+/// How a job ends whose world is lost, or `None` when it is to get another one.
+fn end_of(job: &Job, watch: Option<&Watch>, why: &str) -> Option<Outcome> {
+    if let Phase::Stopping(stop) = job.phase {
+        return Some(rest(job, stop, why));
+    }
+    let progressed = watch.is_some_and(|watch| watch.progressed);
+    let is_fruitless = !progressed && job.num_fruitless_worlds + 1 >= MAX_FRUITLESS_WORLDS;
+    is_fruitless.then(|| Outcome {
+        kind: OutcomeKind::Failed,
+        reason: format!("{MAX_FRUITLESS_WORLDS} worlds in a row applied no step; the last: {why}"),
+        ..rest(job, StopWhy::Cancelled, why)
+    })
 }
 
 /// What is left of a job whose world broke: the state of its last checkpoint.
@@ -177,8 +173,12 @@ fn rest(job: &Job, stop: StopWhy, why: &str) -> Outcome {
     }
 }
 
+/// Devices by worker. Below zero where a worker came back with fewer devices than worlds still
+/// hold, so that giving one back does not make one up.
+type Devices = BTreeMap<WorkerName, i64>;
+
 /// The devices that no world holds, of the workers that are there.
-fn free_devices(state: &ClusterState, observed: &Observed) -> BTreeMap<WorkerName, u32> {
+fn free_devices(state: &ClusterState, observed: &Observed) -> Devices {
     let alive = observed
         .connected
         .iter()
@@ -187,21 +187,16 @@ fn free_devices(state: &ClusterState, observed: &Observed) -> BTreeMap<WorkerNam
                 .nodes
                 .get(worker)
                 .filter(|node| node.incarnation == *incarnation)?;
-            let free = node
-                .num_devices
-                .saturating_sub(state.num_busy_devices(worker));
+            let free = i64::from(node.num_devices) - i64::from(state.num_busy_devices(worker));
             Some((worker.clone(), free))
         });
     alive.collect()
 }
 
 /// A job that gets a new world gives its old devices back first.
-fn give_back(free: &mut BTreeMap<WorkerName, u32>, job: &Job, observed: &Observed) {
+fn give_back(free: &mut Devices, job: &Job) {
     for placement in job.world.iter().flat_map(|world| &world.ranks) {
-        let is_connected = observed.connected.contains_key(&placement.worker);
-        if let Some(devices) = free.get_mut(&placement.worker)
-            && is_connected
-        {
+        if let Some(devices) = free.get_mut(&placement.worker) {
             *devices += 1;
         }
     }
@@ -269,141 +264,6 @@ fn why_lost(
         }
     }
     None
-}
-
-struct Wanting<'a> {
-    why: String,
-    since: Option<u64>,
-    watch: Option<&'a Watch>,
-}
-
-/// Gives the job a world, all of its ranks or none, or says why it waits.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one private step of `plan`, which holds all of these"
-)]
-fn place(
-    plan: &mut Plan,
-    free: &mut BTreeMap<WorkerName, u32>,
-    state: &ClusterState,
-    name: &JobName,
-    job: &Job,
-    wanting: Wanting<'_>,
-    patience: Patience,
-    now_ms: u64,
-) {
-    let (min, max) = (job.spec.workers.min, job.spec.workers.max);
-    let offered = free.clone();
-    let classes = devices_by_class(state, &offered);
-    let total: u32 = classes
-        .iter()
-        .map(|(_, devices)| devices.iter().map(|(_, free)| free).sum::<u32>())
-        .sum();
-    let best = classes.iter().max_by_key(|(class, devices)| {
-        let count = devices.iter().map(|(_, free)| free).sum::<u32>();
-        (count.min(max), std::cmp::Reverse(*class))
-    });
-    let found = best.map_or(0, |(_, devices)| {
-        devices.iter().map(|(_, free)| free).sum::<u32>()
-    });
-    let Some((class, devices)) = best.filter(|_| found >= min) else {
-        let others = total - found;
-        let mut text = format!("waits for workers: {found} free, {min} needed");
-        if others > 0 {
-            text +=
-                &format!("; {others} more are left out, since a job runs in one numerics class");
-        }
-        plan.waits.insert(name.clone(), text);
-        return;
-    };
-    if found < max {
-        let since = wanting.since.unwrap_or(now_ms);
-        if now_ms.saturating_sub(since) < patience.gather_ms {
-            let text = format!("gathers workers: {found} of at most {max} are there");
-            plan.waits.insert(name.clone(), text);
-            return;
-        }
-    }
-    let num_ranks = found.min(max);
-    let runs = tree::runs(job.spec.train.logical_shards, num_ranks)
-        .expect("workers.max is checked to be at most logical_shards, and min to be at least 1");
-    let mut places = devices
-        .iter()
-        .flat_map(|(worker, free)| std::iter::repeat_n(worker, *free as usize));
-    let ranks: Vec<Placement> = runs
-        .into_iter()
-        .map(|shards| {
-            let worker: &WorkerName = places
-                .next()
-                .expect("as many devices as ranks were counted");
-            let incarnation = state.nodes[worker].incarnation;
-            Placement {
-                worker: worker.clone(),
-                incarnation,
-                shards,
-            }
-        })
-        .collect();
-    for placement in &ranks {
-        if let Some(devices) = free.get_mut(&placement.worker) {
-            *devices -= 1;
-        }
-    }
-    let is_fallback = job.world.is_some();
-    let mut reason = wanting.why;
-    if is_fallback {
-        reason += &format!("; falls back to step {}", job.committed_step());
-    }
-    let last_class = job
-        .ledger
-        .last()
-        .and_then(|entry| state.nodes.get(&entry.ranks.first()?.worker))
-        .map(|node| &node.class);
-    if let Some(difference) = last_class.and_then(|last| last.difference(class)) {
-        reason += &format!("; {difference} than before, so bits may differ");
-    }
-    let world = World {
-        history: if is_fallback {
-            job.history.next()
-        } else {
-            job.history
-        },
-        generation: job.generation.next(),
-        first_step: job.committed_step(),
-        ranks,
-    };
-    let predecessor_progressed = wanting.watch.is_some_and(|watch| watch.progressed);
-    plan.commands.push(Command::StartWorld {
-        job: name.clone(),
-        world,
-        reason,
-        predecessor_progressed,
-    });
-}
-
-/// Free devices by class; within a class in the order of the workers' names.
-fn devices_by_class<'a>(
-    state: &'a ClusterState,
-    free: &'a BTreeMap<WorkerName, u32>,
-) -> Vec<(&'a NumericsClass, Vec<(&'a WorkerName, u32)>)> {
-    let classes: BTreeSet<&NumericsClass> = free
-        .keys()
-        .filter_map(|worker| state.nodes.get(worker))
-        .map(|node| &node.class)
-        .collect();
-    let devices_of = |class: &NumericsClass| {
-        let of_class = free.iter().filter(|(worker, _)| {
-            state
-                .nodes
-                .get(*worker)
-                .is_some_and(|node| node.class == *class)
-        });
-        of_class.map(|(worker, free)| (worker, *free)).collect()
-    };
-    classes
-        .into_iter()
-        .map(|class| (class, devices_of(class)))
-        .collect()
 }
 
 #[cfg(test)]

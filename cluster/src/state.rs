@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::apply::Answer;
-use crate::command::{Node, Outcome, RequestId, StopWhy, Submission};
+use crate::command::{Node, NumericsClass, Outcome, RequestId, StopWhy, Submission};
 use crate::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
 use crate::job::{Identity, JobSpec};
 use crate::tree::Run;
@@ -189,6 +189,8 @@ pub struct LedgerEntry {
     pub first_step: Step,
     /// Who ran it, by rank.
     pub ranks: Vec<Placement>,
+    /// What decided its bits beside the job, as its workers were registered then.
+    pub class: Option<NumericsClass>,
     /// Why it was made.
     pub reason: String,
     /// When.

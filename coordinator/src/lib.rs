@@ -1,1 +1,3 @@
-//! Empty.
+//! The coordinator's shell.
+
+pub mod store;

@@ -1,1 +1,17 @@
-//! Empty.
+//! What end-to-end tests of the `muster` binary share. It knows the binary's command line and
+//! output and no crate of Muster's: a test sees what a user sees.
+//!
+//! 1. [`Sandbox`]: a folder with a state folder and a job, and the processes that belong to it.
+//! 2. [`Train`]: one running `muster train --json`, and what it has said so far.
+//! 3. [`eventually`]: waits for a state, never for a time.
+//!
+//! A helper that fails panics, as an assertion does, and prints what the program said.
+
+mod sandbox;
+mod train;
+mod wait;
+
+pub use rustix::process::Signal;
+pub use sandbox::{Sandbox, processes_of};
+pub use train::{Finished, Train, TrainCommand};
+pub use wait::eventually;

@@ -1,9 +1,21 @@
 //! Raft without IO: raft-rs behind one surface of inputs and outputs.
 //!
+//! 1. [`Replica`]: the machine; [`Input`]s in, [`Output`]s out.
+//! 2. [`Options`]: who it is and how patient.
+//! 3. The plain values that cross its face: [`Entry`], [`HardState`], [`Recovered`], [`ReplicaId`].
+//!
 //! The only crate that imports raft-rs. It has no clock, no thread, no socket and no disk: ticks,
 //! messages and "this is durable now" come in, "make this durable", "send this" and "apply this"
 //! go out. What an entry means is none of its business.
 
+mod check;
+mod error;
+mod io;
+mod log;
+mod replica;
 mod types;
 
+pub use error::Error;
+pub use io::{Input, Output};
+pub use replica::{Options, Replica};
 pub use types::{Entry, EntryKind, HardState, Recovered, ReplicaId};

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::job::{JobDraft, Override};
 
-    const JOB: &str = include_str!("../../../examples/digits/job.toml");
+    const JOB: &str = include_str!("../../testdata/identity.toml");
 
     fn identity(set: &str, base_dir: &str, data_digest: &str) -> Identity {
         let set: Vec<_> = set

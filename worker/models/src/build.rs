@@ -19,7 +19,12 @@ const MAX_PARAMETERS: usize = 1 << 33;
 /// # Errors
 /// When the model and the samples' shape do not fit each other; the text names the key.
 pub fn build(spec: &JobSpec) -> Result<Box<dyn Learner>, LearnerError> {
-    build_model(&spec.model, &spec.data.shape, spec.data.num_classes, spec.workers.device)
+    build_model(
+        &spec.model,
+        &spec.data.shape,
+        spec.data.num_classes,
+        spec.workers.device,
+    )
 }
 
 /// [`build`] from the four parts of a specification that decide the learner: the model, the shape
@@ -45,9 +50,19 @@ pub fn build_model(
             let features = product(&sample_shape)?;
             check_size(mlp_parameters(features, &hidden, classes))?;
             let template = Mlp::template(features, &hidden, classes, &device);
-            Ok(Box::new(ClassifierLearner::new(template, device, sample_shape, classes, *dropout)))
+            Ok(Box::new(ClassifierLearner::new(
+                template,
+                device,
+                sample_shape,
+                classes,
+                *dropout,
+            )))
         }
-        ModelSpec::Cnn { channels, hidden, dropout } => {
+        ModelSpec::Cnn {
+            channels,
+            hidden,
+            dropout,
+        } => {
             check_dropout(*dropout)?;
             let shape = cnn::Shape {
                 sample: sample_shape.as_slice().try_into().map_err(|_| {
@@ -72,7 +87,13 @@ pub fn build_model(
             }
             check_size(cnn_parameters(&shape, flat_features))?;
             let template = Cnn::template(&shape, flat_features, &device);
-            Ok(Box::new(ClassifierLearner::new(template, device, sample_shape, classes, *dropout)))
+            Ok(Box::new(ClassifierLearner::new(
+                template,
+                device,
+                sample_shape,
+                classes,
+                *dropout,
+            )))
         }
     }
 }
@@ -80,7 +101,9 @@ pub fn build_model(
 fn size(value: u32, key: &str) -> Result<usize, LearnerError> {
     match usize::try_from(value) {
         Ok(size) if size > 0 => Ok(size),
-        _ => Err(LearnerError(format!("{key} has the size {value}; expected 1 or more"))),
+        _ => Err(LearnerError(format!(
+            "{key} has the size {value}; expected 1 or more"
+        ))),
     }
 }
 
@@ -89,14 +112,19 @@ fn sizes(values: &[u32], key: &str) -> Result<Vec<usize>, LearnerError> {
 }
 
 fn product(sizes: &[usize]) -> Result<usize, LearnerError> {
-    sizes.iter().try_fold(1, |product: usize, &size| product.checked_mul(size)).ok_or_else(too_large)
+    sizes
+        .iter()
+        .try_fold(1, |product: usize, &size| product.checked_mul(size))
+        .ok_or_else(too_large)
 }
 
 fn check_dropout(dropout: f64) -> Result<(), LearnerError> {
     if (0.0..1.0).contains(&dropout) {
         return Ok(());
     }
-    Err(LearnerError(format!("model.dropout is {dropout}; expected 0 or more and less than 1")))
+    Err(LearnerError(format!(
+        "model.dropout is {dropout}; expected 0 or more and less than 1"
+    )))
 }
 
 fn check_size(num_parameters: Option<usize>) -> Result<(), LearnerError> {

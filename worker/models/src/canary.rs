@@ -6,7 +6,7 @@
 //! one machine it does not depend on the number of threads.
 
 use burn::tensor::module::{conv2d, linear, max_pool2d};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
 /// BLAKE3 over the bits (f32, little-endian) of every result and gradient of the computation.
@@ -60,7 +60,7 @@ impl Canary {
             let bias = self.tracked([20]);
             let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
             let maps = conv2d(images.clone(), kernels.clone(), Some(bias.clone()), options);
-            let maps = max_pool2d(activation::relu(maps), [2, 2], [2, 2], [0, 0], [1, 1], false);
+            let maps = max_pool2d(activation::relu(maps), MaxPoolOptions::new([2, 2]));
             let mut gradients = self.weighted(maps).backward();
             self.absorb(images.grad_remove(&mut gradients));
             self.absorb(kernels.grad_remove(&mut gradients));
@@ -138,7 +138,10 @@ struct Numbers(u64);
 impl Numbers {
     fn take(&mut self, count: usize) -> Vec<f32> {
         let mut next = || {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (self.0 >> 40) as f32 * 2.0_f32.powi(-23) - 1.0
         };
         (0..count).map(|_| next()).collect()

@@ -43,7 +43,9 @@ impl Shape {
         let halvings = u32::try_from(self.channels.len()).unwrap_or(u32::MAX);
         let halved = |side: usize| side.checked_shr(halvings).unwrap_or(0);
         let channels = self.channels.last().copied().unwrap_or(channels);
-        channels.checked_mul(halved(height))?.checked_mul(halved(width))
+        channels
+            .checked_mul(halved(height))?
+            .checked_mul(halved(width))
     }
 }
 
@@ -75,10 +77,9 @@ impl Classifier for Cnn {
         let [num_samples, _] = samples.dims();
         let [channels, height, width] = self.sample_shape;
         let images = samples.reshape([num_samples, channels, height, width]);
-        let maps = self
-            .conv
-            .iter()
-            .fold(images, |maps, conv| self.pool.forward(activation::relu(conv.forward(maps))));
+        let maps = self.conv.iter().fold(images, |maps, conv| {
+            self.pool.forward(activation::relu(conv.forward(maps)))
+        });
         let hidden = activation::relu(self.fc1.forward(maps.flatten::<2>(1, 3)));
         self.fc2.forward(dropout.apply("dropout1", hidden))
     }

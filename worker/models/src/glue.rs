@@ -8,8 +8,8 @@ use muster_trainer::rng::ShardRng;
 use muster_trainer::{Arena, Batch, Layout, Learner, Metrics};
 
 use crate::dropout::Dropout;
-use crate::views::{self, Recording};
 use crate::init;
+use crate::views::{self, Recording};
 
 /// A model family: samples in, one score per class out.
 pub(crate) trait Classifier: Module {
@@ -39,7 +39,14 @@ impl<M: Classifier> ClassifierLearner<M> {
         dropout: f64,
     ) -> ClassifierLearner<M> {
         let layout = views::layout(&template);
-        ClassifierLearner { template, layout, device, sample_shape, num_classes, dropout }
+        ClassifierLearner {
+            template,
+            layout,
+            device,
+            sample_shape,
+            num_classes,
+            dropout,
+        }
     }
 
     /// The arena as one flat tensor on the plain device, in the device's default float type.
@@ -56,9 +63,10 @@ impl<M: Classifier> ClassifierLearner<M> {
             )));
         }
         match arena {
-            Arena::Host(values) => {
-                Ok(Tensor::from_data(TensorData::new(values.clone(), [len]), &self.device))
-            }
+            Arena::Host(values) => Ok(Tensor::from_data(
+                TensorData::new(values.clone(), [len]),
+                &self.device,
+            )),
             Arena::Device(tensor) => {
                 let tensor = tensor.clone().inner();
                 let found = tensor.device();
@@ -140,7 +148,10 @@ impl<M: Classifier> ClassifierLearner<M> {
             right += f64::from(u8::from(is_right(scores, label as usize)));
         }
         let sums = [("loss".to_owned(), loss), ("accuracy".to_owned(), right)];
-        Ok(Metrics { num_samples: labels.len() as u64, sums: sums.into() })
+        Ok(Metrics {
+            num_samples: labels.len() as u64,
+            sums: sums.into(),
+        })
     }
 }
 
@@ -162,7 +173,9 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
     ) -> Result<Metrics, LearnerError> {
         self.check(batch)?;
         if batch.labels.is_empty() {
-            return Err(LearnerError("a shard without samples has no mean loss".to_owned()));
+            return Err(LearnerError(
+                "a shard without samples has no mean loss".to_owned(),
+            ));
         }
         if out.len() != self.layout.len() {
             return Err(LearnerError(format!(
@@ -175,13 +188,21 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         // Declared before every recorded tensor, hence dropped after all of them.
         let mut unfinished = Unfinished::new(&self.device);
         let module = views::load(&self.template, &flat, Recording::On);
-        let dropout = Dropout::On { rng, rate: self.dropout };
+        let dropout = Dropout::On {
+            rng,
+            rate: self.dropout,
+        };
         let logits = module.logits(self.samples(batch), dropout);
         let log_probabilities = activation::log_softmax(logits.clone(), 1);
-        let metrics =
-            self.metrics(logits.inner(), log_probabilities.clone().inner(), &batch.labels)?;
+        let metrics = self.metrics(
+            logits.inner(),
+            log_probabilities.clone().inner(),
+            &batch.labels,
+        )?;
         // Dimension by dimension: `sum()` over a whole tensor promises no bits (from 4 Mi on).
-        let loss = (log_probabilities * self.targets(&batch.labels)).sum_dim(1).sum_dim(0);
+        let loss = (log_probabilities * self.targets(&batch.labels))
+            .sum_dim(1)
+            .sum_dim(0);
         let mut gradients = loss.backward();
         unfinished.finished();
         views::gather(&module, &mut gradients, out)?;
@@ -193,7 +214,10 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         let flat = self.flat(arena)?;
         if batch.labels.is_empty() {
             let sums = [("loss".to_owned(), 0.0), ("accuracy".to_owned(), 0.0)];
-            return Ok(Metrics { num_samples: 0, sums: sums.into() });
+            return Ok(Metrics {
+                num_samples: 0,
+                sums: sums.into(),
+            });
         }
         let module = views::load(&self.template, &flat, Recording::Off);
         let logits = module.logits(self.samples(batch), Dropout::Off);
@@ -220,7 +244,10 @@ struct Unfinished<'a> {
 
 impl<'a> Unfinished<'a> {
     fn new(device: &'a Device) -> Unfinished<'a> {
-        Unfinished { device, is_finished: false }
+        Unfinished {
+            device,
+            is_finished: false,
+        }
     }
 
     fn finished(&mut self) {
@@ -232,7 +259,9 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         // While a panic unwinds, a second one would end the process without a word.
         if !self.is_finished && !std::thread::panicking() {
-            let one = Tensor::<1>::ones([1], self.device).autodiff().require_grad();
+            let one = Tensor::<1>::ones([1], self.device)
+                .autodiff()
+                .require_grad();
             let _gradients = (one.clone() * one).backward();
         }
     }

@@ -2,10 +2,10 @@
 //! [`Learner`](muster_trainer::Learner) comes out; ranks, steps and optimizers are not known here.
 //!
 //! 1. [`build()`]: the one place that knows which families there are.
-//! 2. [`mlp`], [`cnn`]: a family each: its modules and its forward pass, nothing else.
-//! 3. [`glue`]: makes a learner of a family: checks samples, runs forward and backward, counts.
-//! 4. [`views`]: parameters as slices of the arena, and the gradients back.
-//! 5. [`init`]: first values. [`dropout`]: masks. Both from Muster's own generator.
+//! 2. `mlp`, `cnn`: a family each: its modules and its forward pass, nothing else.
+//! 3. `glue`: makes a learner of a family: checks samples, runs forward and backward, counts.
+//! 4. `views`: parameters as slices of the arena, and the gradients back.
+//! 5. `init`: first values. `dropout`: masks. Both from Muster's own generator.
 //! 6. [`canary()`]: what this machine's arithmetic looks like, as a hash.
 //!
 //! To add a family: a file with a `derive(Module)` struct and its `Classifier`, and an arm in

@@ -15,7 +15,12 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     /// A template: it has shapes, and no values until it is loaded.
-    pub(crate) fn template(features: usize, hidden: &[usize], classes: usize, device: &Device) -> Mlp {
+    pub(crate) fn template(
+        features: usize,
+        hidden: &[usize],
+        classes: usize,
+        device: &Device,
+    ) -> Mlp {
         let inputs = std::iter::once(&features).chain(hidden);
         let outputs = hidden.iter().chain(std::iter::once(&classes));
         let fc = inputs
@@ -28,11 +33,17 @@ impl Mlp {
 
 impl Classifier for Mlp {
     fn logits(&self, samples: Tensor<2>, dropout: Dropout<'_>) -> Tensor<2> {
-        let (last, hidden) = self.fc.split_last().expect("invariant: there is an output layer");
-        let hidden = hidden.iter().enumerate().fold(samples, |activations, (i, layer)| {
-            let activations = activation::relu(layer.forward(activations));
-            dropout.apply(&format!("dropout{}", i + 1), activations)
-        });
+        let (last, hidden) = self
+            .fc
+            .split_last()
+            .expect("invariant: there is an output layer");
+        let hidden = hidden
+            .iter()
+            .enumerate()
+            .fold(samples, |activations, (i, layer)| {
+                let activations = activation::relu(layer.forward(activations));
+                dropout.apply(&format!("dropout{}", i + 1), activations)
+            });
         last.forward(hidden)
     }
 }

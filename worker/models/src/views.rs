@@ -34,7 +34,11 @@ pub(crate) fn layout<M: Module>(template: &M) -> Layout {
 /// `flat` has the length of the template's layout and is on the plain device. The template's own
 /// parameters are lazy and stay so: no value of theirs is ever drawn or stored.
 pub(crate) fn load<M: Module>(template: &M, flat: &Tensor<1>, recording: Recording) -> M {
-    template.clone().map(&mut Load { flat, recording, offset: 0 })
+    template.clone().map(&mut Load {
+        flat,
+        recording,
+        offset: 0,
+    })
 }
 
 /// Writes the gradients of `module`'s parameters into `out`, in the order of the layout; zeros
@@ -47,7 +51,11 @@ pub(crate) fn gather<M: Module>(
     gradients: &mut Gradients,
     out: &mut [f32],
 ) -> Result<(), LearnerError> {
-    let mut visitor = Gather { gradients, rest: out, error: None };
+    let mut visitor = Gather {
+        gradients,
+        rest: out,
+        error: None,
+    };
     module.visit(&mut visitor);
     visitor.error.map_or(Ok(()), Err)
 }
@@ -57,7 +65,9 @@ pub(crate) fn gather<M: Module>(
 /// # Errors
 /// When the device could not be read.
 pub(crate) fn read_f64<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>, LearnerError> {
-    tensor.try_into_vec_as::<f64>().map_err(|error| unreadable(&error))
+    tensor
+        .try_into_vec_as::<f64>()
+        .map_err(|error| unreadable(&error))
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> LearnerError {
@@ -90,11 +100,14 @@ impl ModuleVisitor for ReadLayout {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.iter().fold(String::new(), |name, part| match part {
-            Part::Element(index) => format!("{name}{}", index + 1),
-            Part::Field(part) if name.is_empty() => part.clone(),
-            Part::Field(part) => format!("{name}.{part}"),
-        });
+        let name = self
+            .path
+            .iter()
+            .fold(String::new(), |name, part| match part {
+                Part::Element(index) => format!("{name}{}", index + 1),
+                Part::Field(part) if name.is_empty() => part.clone(),
+                Part::Field(part) => format!("{name}.{part}"),
+            });
         let group = if D >= 2 { Group::Weight } else { Group::Bias };
         self.layout.push(name, param.lazy_shape().to_vec(), group);
     }
@@ -110,7 +123,7 @@ impl ModuleMapper for Load<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let shape = param.lazy_shape();
         let end = self.offset + shape.num_elements();
-        let view = self.flat.clone().slice([self.offset..end]).reshape(shape);
+        let view = self.flat.clone().slice(self.offset..end).reshape(shape);
         self.offset = end;
         let view = match self.recording {
             Recording::On => view.autodiff().require_grad(),
@@ -129,7 +142,8 @@ struct Gather<'a> {
 impl ModuleVisitor for Gather<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let value = param.val();
-        let (here, rest) = std::mem::take(&mut self.rest).split_at_mut(value.shape().num_elements());
+        let (here, rest) =
+            std::mem::take(&mut self.rest).split_at_mut(value.shape().num_elements());
         self.rest = rest;
         let Some(gradient) = value.grad_remove(self.gradients) else {
             here.fill(0.0);

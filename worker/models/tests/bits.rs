@@ -10,7 +10,7 @@ mod common;
 use std::process::Command;
 
 use burn::tensor::module::{conv2d, linear, max_pool2d};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use common::{batch, cnn, hash, learner, mlp};
 use muster_trainer::rng::{ParamRng, ShardRng};
@@ -34,7 +34,11 @@ fn operations() -> Vec<(&'static str, [usize; 4], Vec<usize>, Operation)> {
     fn linear_to(x: Tensor<4>, p: &[Tensor<1>]) -> Tensor<2> {
         let [_, inputs] = flat(x.clone()).dims();
         let outputs = p[1].dims()[0];
-        linear(flat(x), p[0].clone().reshape([inputs, outputs]), Some(p[1].clone()))
+        linear(
+            flat(x),
+            p[0].clone().reshape([inputs, outputs]),
+            Some(p[1].clone()),
+        )
     }
     fn conv(x: Tensor<4>, p: &[Tensor<1>]) -> Tensor<2> {
         let (inputs, outputs) = (x.dims()[1], p[1].dims()[0]);
@@ -43,7 +47,7 @@ fn operations() -> Vec<(&'static str, [usize; 4], Vec<usize>, Operation)> {
         flat(conv2d(x, kernels, Some(p[1].clone()), options))
     }
     fn pool(x: Tensor<4>, _: &[Tensor<1>]) -> Tensor<2> {
-        flat(max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], false))
+        flat(max_pool2d(x, MaxPoolOptions::new([2, 2])))
     }
     fn relu(x: Tensor<4>, _: &[Tensor<1>]) -> Tensor<2> {
         activation::relu(flat(x))
@@ -62,10 +66,25 @@ fn operations() -> Vec<(&'static str, [usize; 4], Vec<usize>, Operation)> {
     }
     vec![
         ("linear, digits", [8, 1, 8, 8], vec![64 * 16, 16], linear_to),
-        ("linear, large", [64, 1, 28, 28], vec![784 * 512, 512], linear_to),
+        (
+            "linear, large",
+            [64, 1, 28, 28],
+            vec![784 * 512, 512],
+            linear_to,
+        ),
         ("conv2d, digits", [8, 1, 8, 8], vec![16 * 9, 16], conv),
-        ("conv2d, digits, second", [8, 16, 4, 4], vec![32 * 16 * 9, 32], conv),
-        ("conv2d, large", [16, 16, 28, 28], vec![32 * 16 * 9, 32], conv),
+        (
+            "conv2d, digits, second",
+            [8, 16, 4, 4],
+            vec![32 * 16 * 9, 32],
+            conv,
+        ),
+        (
+            "conv2d, large",
+            [16, 16, 28, 28],
+            vec![32 * 16 * 9, 32],
+            conv,
+        ),
         ("max_pool2d, digits", [8, 16, 8, 8], vec![], pool),
         ("max_pool2d, large", [32, 32, 28, 28], vec![], pool),
         ("relu, digits", [8, 16, 8, 8], vec![], relu),
@@ -74,8 +93,18 @@ fn operations() -> Vec<(&'static str, [usize; 4], Vec<usize>, Operation)> {
         ("log_softmax, large", [512, 1, 1, 1000], vec![], log_softmax),
         ("mask, digits", [8, 1, 8, 8], vec![8 * 64], mask),
         ("mask, large", [64, 16, 16, 16], vec![64 * 4096], mask),
-        ("cross entropy, digits", [8, 1, 1, 10], vec![8 * 10], cross_entropy),
-        ("cross entropy, large", [512, 1, 1, 1000], vec![512 * 1000], cross_entropy),
+        (
+            "cross entropy, digits",
+            [8, 1, 1, 10],
+            vec![8 * 10],
+            cross_entropy,
+        ),
+        (
+            "cross entropy, large",
+            [512, 1, 1, 1000],
+            vec![512 * 1000],
+            cross_entropy,
+        ),
     ]
 }
 
@@ -102,7 +131,7 @@ fn operation_hash(
     let parameters: Vec<Tensor<1>> = lengths
         .iter()
         .map(|&len| {
-            let view = flat.clone().slice([start..start + len]);
+            let view = flat.clone().slice(start..start + len);
             start += len;
             view.autodiff().require_grad()
         })
@@ -113,14 +142,22 @@ fn operation_hash(
         .require_grad();
 
     let result = operation(samples.clone(), &parameters);
-    let mut bits = result.clone().inner().try_into_vec_as::<f32>().expect("readable");
+    let mut bits = result
+        .clone()
+        .inner()
+        .try_into_vec_as::<f32>()
+        .expect("readable");
     let weights = numbers("weights", bits.len());
     let weights = Tensor::<2>::from_data(TensorData::new(weights, result.dims()), &device);
     let mut gradients = (result * weights).sum_dim(1).sum_dim(0).backward();
-    let gradient = samples.grad_remove(&mut gradients).expect("the samples take part");
+    let gradient = samples
+        .grad_remove(&mut gradients)
+        .expect("the samples take part");
     bits.extend(gradient.try_into_vec_as::<f32>().expect("readable"));
     for parameter in parameters {
-        let gradient = parameter.grad_remove(&mut gradients).expect("parameters take part");
+        let gradient = parameter
+            .grad_remove(&mut gradients)
+            .expect("parameters take part");
         bits.extend(gradient.try_into_vec_as::<f32>().expect("readable"));
     }
     hash(&bits)
@@ -132,7 +169,9 @@ fn contribution_hash(learner: &mut dyn Learner, arena: &Arena, shard: u64) -> St
     let mut out = vec![f32::NAN; layout.len()];
     let batch = batch(&format!("shard {shard}"), 8, &[1, 8, 8], 10);
     let rng = ShardRng::new(1, 2, shard as u32);
-    let metrics = learner.contribute(arena, &batch, &rng, &mut out).expect("a good batch");
+    let metrics = learner
+        .contribute(arena, &batch, &rng, &mut out)
+        .expect("a good batch");
     format!("{} {:016x}", hash(&out), metrics.sums["loss"].to_bits())
 }
 
@@ -148,13 +187,20 @@ fn report() -> String {
     let mut lines = vec![format!("canary {}", muster_models::canary_hex())];
     for operation in operations() {
         for offset in OFFSETS {
-            lines.push(format!("{} at {offset}: {}", operation.0, operation_hash(&operation, offset)));
+            lines.push(format!(
+                "{} at {offset}: {}",
+                operation.0,
+                operation_hash(&operation, offset)
+            ));
         }
     }
     for (name, mut learner) in learners() {
         let arena = Arena::Host(learner.init(7));
         for shard in 0..3 {
-            lines.push(format!("{name} {shard}: {}", contribution_hash(&mut *learner, &arena, shard)));
+            lines.push(format!(
+                "{name} {shard}: {}",
+                contribution_hash(&mut *learner, &arena, shard)
+            ));
         }
     }
     lines.join("\n")
@@ -174,21 +220,42 @@ fn other_work() {
 fn child_report(threads: usize, other_work_first: bool) -> String {
     let program = std::env::current_exe().expect("a path");
     let output = Command::new(program)
-        .args(["--exact", "child_prints_its_hashes", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "child_prints_its_hashes",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env("RAYON_NUM_THREADS", threads.to_string())
-        .env(CHILD, if other_work_first { "after other work" } else { "at once" })
+        .env(
+            CHILD,
+            if other_work_first {
+                "after other work"
+            } else {
+                "at once"
+            },
+        )
         .output()
         .expect("the test binary starts again");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).expect("text");
     let (_, rest) = text.split_once("BEGIN\n").expect("a report");
-    rest.split_once("\nEND").expect("a whole report").0.to_owned()
+    rest.split_once("\nEND")
+        .expect("a whole report")
+        .0
+        .to_owned()
 }
 
 /// The body of the children; an ordinary run of it does nothing.
 #[test]
 fn child_prints_its_hashes() {
-    let Ok(mode) = std::env::var(CHILD) else { return };
+    let Ok(mode) = std::env::var(CHILD) else {
+        return;
+    };
     if mode == "after other work" {
         other_work();
     }
@@ -202,7 +269,10 @@ fn bits_do_not_depend_on_threads_or_earlier_work() {
     for (threads, other_work_first) in [(2, false), (4, false), (4, true)] {
         let found = child_report(threads, other_work_first);
         for (expected, found) in reference.lines().zip(found.lines()) {
-            assert_eq!(expected, found, "{threads} threads, other work first: {other_work_first}");
+            assert_eq!(
+                expected, found,
+                "{threads} threads, other work first: {other_work_first}"
+            );
         }
         assert_eq!(reference.lines().count(), found.lines().count());
     }
@@ -213,10 +283,18 @@ fn bits_do_not_depend_on_the_arena_offset() {
     let mut seen = std::collections::BTreeSet::new();
     for operation in operations() {
         let hashes = OFFSETS.map(|offset| operation_hash(&operation, offset));
-        assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{}: {hashes:?}", operation.0);
+        assert!(
+            hashes.iter().all(|hash| *hash == hashes[0]),
+            "{}: {hashes:?}",
+            operation.0
+        );
         seen.insert(hashes[0].clone());
     }
-    assert_eq!(seen.len(), operations().len(), "the hash tells operations apart");
+    assert_eq!(
+        seen.len(),
+        operations().len(),
+        "the hash tells operations apart"
+    );
 }
 
 #[test]
@@ -224,14 +302,27 @@ fn contribution_repeats_after_other_shards_and_evaluations() {
     for (name, mut learner) in learners() {
         let arena = Arena::Host(learner.init(7));
         let first = contribution_hash(&mut *learner, &arena, 0);
-        assert_ne!(first, contribution_hash(&mut *learner, &arena, 1), "{name}: shards differ");
+        assert_ne!(
+            first,
+            contribution_hash(&mut *learner, &arena, 1),
+            "{name}: shards differ"
+        );
         let other = Arena::Host(learner.init(8));
-        assert_ne!(first, contribution_hash(&mut *learner, &other, 0), "{name}: arenas differ");
-        learner.evaluate(&other, &batch("evaluation", 33, &[1, 8, 8], 10)).expect("a good batch");
+        assert_ne!(
+            first,
+            contribution_hash(&mut *learner, &other, 0),
+            "{name}: arenas differ"
+        );
+        learner
+            .evaluate(&other, &batch("evaluation", 33, &[1, 8, 8], 10))
+            .expect("a good batch");
         other_work();
         assert_eq!(first, contribution_hash(&mut *learner, &arena, 0), "{name}");
         // A learner that was just built agrees with one that has worked.
-        let (_, mut fresh) = learners().into_iter().find(|(other, _)| *other == name).expect("built");
+        let (_, mut fresh) = learners()
+            .into_iter()
+            .find(|(other, _)| *other == name)
+            .expect("built");
         assert_eq!(first, contribution_hash(&mut *fresh, &arena, 0), "{name}");
     }
 }

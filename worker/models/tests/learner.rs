@@ -9,9 +9,16 @@ use muster_trainer::rng::ShardRng;
 use muster_trainer::spec::{DeviceSpec, ModelSpec};
 use muster_trainer::{Arena, Batch, Group, Learner};
 
-fn contribution(learner: &mut dyn Learner, arena: &Arena, batch: &Batch, rng: &ShardRng) -> Vec<f32> {
+fn contribution(
+    learner: &mut dyn Learner,
+    arena: &Arena,
+    batch: &Batch,
+    rng: &ShardRng,
+) -> Vec<f32> {
     let mut out = vec![f32::NAN; learner.layout().len()];
-    learner.contribute(arena, batch, rng, &mut out).expect("a good batch");
+    learner
+        .contribute(arena, batch, rng, &mut out)
+        .expect("a good batch");
     out
 }
 
@@ -39,7 +46,11 @@ fn layout_has_the_names_and_groups_of_pytorch() {
     ];
     assert_eq!(found, expected);
     let layout = learner(&mlp(&[5], 0.0), &[3], 2).layout();
-    let names: Vec<_> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+    let names: Vec<_> = layout
+        .entries()
+        .iter()
+        .map(|entry| entry.name.as_str())
+        .collect();
     assert_eq!(names, ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]);
 }
 
@@ -60,15 +71,27 @@ fn first_values_follow_from_the_seed_alone() {
 fn first_values_fill_the_range_of_their_layer() {
     let learner = digits_cnn(0.0);
     let (layout, values) = (learner.layout(), learner.init(7));
-    for (layer, fan_in) in [("conv1", 9.0_f32), ("conv2", 36.0), ("fc1", 32.0), ("fc2", 16.0)] {
+    for (layer, fan_in) in [
+        ("conv1", 9.0_f32),
+        ("conv2", 36.0),
+        ("fc1", 32.0),
+        ("fc2", 16.0),
+    ] {
         let bound = 1.0 / fan_in.sqrt();
         for part in ["weight", "bias"] {
-            let entry = layout.entry(&format!("{layer}.{part}")).expect("in the layout");
-            let largest = values[entry.range()].iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+            let entry = layout
+                .entry(&format!("{layer}.{part}"))
+                .expect("in the layout");
+            let largest = values[entry.range()]
+                .iter()
+                .fold(0.0_f32, |max, value| max.max(value.abs()));
             assert!(largest <= bound, "{layer}.{part}: {largest} of {bound}");
             // Of n uniform draws the largest is under 0.3 of the bound with probability 0.3^n:
             // less than 1 % for the 4 biases of conv1.
-            assert!(largest > 0.3 * bound, "{layer}.{part}: {largest} of {bound}");
+            assert!(
+                largest > 0.3 * bound,
+                "{layer}.{part}: {largest} of {bound}"
+            );
         }
     }
 }
@@ -81,11 +104,24 @@ fn dropout_follows_seed_step_and_shard_and_spares_evaluation() {
     let rng = ShardRng::new(1, 2, 3);
     let dropped = hash(&contribution(&mut *with, &arena, &batch, &rng));
     Device::flex().seed(5);
-    assert_eq!(dropped, hash(&contribution(&mut *with, &arena, &batch, &rng)));
-    for other in [ShardRng::new(9, 2, 3), ShardRng::new(1, 9, 3), ShardRng::new(1, 2, 9)] {
-        assert_ne!(dropped, hash(&contribution(&mut *with, &arena, &batch, &other)));
+    assert_eq!(
+        dropped,
+        hash(&contribution(&mut *with, &arena, &batch, &rng))
+    );
+    for other in [
+        ShardRng::new(9, 2, 3),
+        ShardRng::new(1, 9, 3),
+        ShardRng::new(1, 2, 9),
+    ] {
+        assert_ne!(
+            dropped,
+            hash(&contribution(&mut *with, &arena, &batch, &other))
+        );
     }
-    assert_ne!(dropped, hash(&contribution(&mut *without, &arena, &batch, &rng)));
+    assert_ne!(
+        dropped,
+        hash(&contribution(&mut *without, &arena, &batch, &rng))
+    );
     assert_eq!(
         with.evaluate(&arena, &batch).expect("a good batch"),
         without.evaluate(&arena, &batch).expect("a good batch")
@@ -105,7 +141,10 @@ fn arena_on_the_device_gives_the_bits_of_one_on_the_host() {
         hash(&contribution(&mut *learner, &on_device, &batch, &rng)),
         hash(&contribution(&mut *learner, &on_host, &batch, &rng))
     );
-    assert_eq!(learner.evaluate(&on_device, &batch), learner.evaluate(&on_host, &batch));
+    assert_eq!(
+        learner.evaluate(&on_device, &batch),
+        learner.evaluate(&on_host, &batch)
+    );
 }
 
 #[test]
@@ -124,13 +163,20 @@ fn contribution_without_dropout_reports_the_metrics_of_evaluation() {
 fn equal_scores_count_for_the_lowest_class() {
     let mut learner = learner(&mlp(&[3], 0.0), &[4], 5);
     let arena = Arena::Host(vec![0.0; learner.layout().len()]);
-    let metrics = learner.evaluate(&arena, &batch("ties", 10, &[4], 5)).expect("a good batch");
+    let metrics = learner
+        .evaluate(&arena, &batch("ties", 10, &[4], 5))
+        .expect("a good batch");
     assert_eq!(metrics.num_samples, 10);
     assert_eq!(metrics.sums["accuracy"], 2.0);
     // Ten losses of f32's precision.
     assert!((metrics.sums["loss"] - 10.0 * 5.0_f64.ln()).abs() < 10.0 * 2e-7);
-    let none = Batch { shape: vec![4], ..Batch::default() };
-    let nothing = learner.evaluate(&arena, &none).expect("an empty share of the samples");
+    let none = Batch {
+        shape: vec![4],
+        ..Batch::default()
+    };
+    let nothing = learner
+        .evaluate(&arena, &none)
+        .expect("an empty share of the samples");
     assert_eq!((nothing.num_samples, nothing.sums["loss"]), (0, 0.0));
 }
 
@@ -138,7 +184,9 @@ fn equal_scores_count_for_the_lowest_class() {
 fn parameters_that_are_not_numbers_are_never_right() {
     let mut learner = learner(&mlp(&[3], 0.0), &[4], 5);
     let arena = Arena::Host(vec![f32::NAN; learner.layout().len()]);
-    let metrics = learner.evaluate(&arena, &batch("nan", 10, &[4], 5)).expect("a good batch");
+    let metrics = learner
+        .evaluate(&arena, &batch("nan", 10, &[4], 5))
+        .expect("a good batch");
     assert_eq!(metrics.sums["accuracy"], 0.0);
     assert!(metrics.sums["loss"].is_nan());
 }
@@ -152,15 +200,30 @@ fn samples_that_do_not_fit_are_refused_by_name() {
     let mut message = |arena: &Arena, batch: &Batch, len: usize| {
         let mut out = vec![0.0; len];
         let rng = ShardRng::new(1, 2, 3);
-        learner.contribute(arena, batch, &rng, &mut out).expect_err("does not fit").to_string()
+        learner
+            .contribute(arena, batch, &rng, &mut out)
+            .expect_err("does not fit")
+            .to_string()
     };
-    let label = Batch { labels: vec![0, 5, 1, 2], ..good.clone() };
+    let label = Batch {
+        labels: vec![0, 5, 1, 2],
+        ..good.clone()
+    };
     assert!(message(&arena, &label, len).contains("sample 1 of the batch has label 5"));
-    let shape = Batch { shape: vec![2, 2], ..good.clone() };
+    let shape = Batch {
+        shape: vec![2, 2],
+        ..good.clone()
+    };
     assert!(message(&arena, &shape, len).contains("shape [2, 2]; the model expects [4]"));
-    let short = Batch { features: vec![0.0; 15], ..good.clone() };
+    let short = Batch {
+        features: vec![0.0; 15],
+        ..good.clone()
+    };
     assert!(message(&arena, &short, len).contains("15 feature values for 4 samples"));
-    let none = Batch { shape: vec![4], ..Batch::default() };
+    let none = Batch {
+        shape: vec![4],
+        ..Batch::default()
+    };
     assert!(message(&arena, &none, len).contains("without samples"));
     assert!(message(&Arena::Host(vec![0.0; 3]), &good, len).contains("the arena has 3 elements"));
     assert!(message(&arena, &good, 3).contains("room for 3 elements"));

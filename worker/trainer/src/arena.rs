@@ -58,8 +58,19 @@ pub struct Layout {
 
 impl Layout {
     /// Appends an entry behind the others; returns its offset.
-    pub fn push(&mut self, name: impl Into<String>, shape: impl Into<Vec<usize>>, group: Group) -> usize {
-        let entry = Entry { name: name.into(), shape: shape.into(), offset: self.len, group, part: 0 };
+    pub fn push(
+        &mut self,
+        name: impl Into<String>,
+        shape: impl Into<Vec<usize>>,
+        group: Group,
+    ) -> usize {
+        let entry = Entry {
+            name: name.into(),
+            shape: shape.into(),
+            offset: self.len,
+            group,
+            part: 0,
+        };
         self.len += entry.len();
         let offset = entry.offset;
         self.entries.push(entry);
@@ -93,6 +104,10 @@ impl Layout {
 
 /// The parameters and buffers of a model.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process holds one arena, and no list of them"
+)]
 pub enum Arena {
     /// In the memory of the host.
     Host(Vec<f32>),

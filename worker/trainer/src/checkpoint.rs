@@ -1,5 +1,5 @@
 //! The files of a checkpoint: what is in them ([`format`]) and how they reach and leave a folder
-//! ([`files`]).
+//! (`files`).
 //!
 //! A checkpoint is two files, each named by what it holds and not by the rank that wrote it:
 //! `params`, the arena, and `optimizer`, the optimizer's state. Both are safetensors files, which
@@ -61,7 +61,9 @@ pub enum CheckpointError {
         found: String,
     },
     /// A name that no checkpoint file has.
-    #[error("{name:?} is no name of a checkpoint file; expected step-<number>-<params or optimizer>-<16 hex digits>.safetensors")]
+    #[error(
+        "{name:?} is no name of a checkpoint file; expected step-<number>-<params or optimizer>-<16 hex digits>.safetensors"
+    )]
     BadName {
         /// The name.
         name: String,
@@ -75,7 +77,9 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A checkpoint file of something else.
-    #[error("the {file} file does not belong to this state: {what} is {found}, expected {expected}")]
+    #[error(
+        "the {file} file does not belong to this state: {what} is {found}, expected {expected}"
+    )]
     Mismatch {
         /// The logical name.
         file: &'static str,

@@ -16,9 +16,17 @@ const EPSILON: f64 = 1e-6;
 /// When `gradient` is not as long as the layout.
 #[must_use]
 pub fn global_norm(layout: &Layout, gradient: &[f32]) -> f64 {
-    assert_eq!(gradient.len(), layout.len(), "a gradient is as long as its layout");
+    assert_eq!(
+        gradient.len(),
+        layout.len(),
+        "a gradient is as long as its layout"
+    );
     let mut blocks = vec![0.0_f64; gradient.len().div_ceil(BLOCK)];
-    for entry in layout.entries().iter().filter(|entry| entry.group != Group::Buffer) {
+    for entry in layout
+        .entries()
+        .iter()
+        .filter(|entry| entry.group != Group::Buffer)
+    {
         let mut start = entry.offset;
         while start < entry.range().end {
             let block = start / BLOCK;
@@ -39,8 +47,14 @@ pub fn clip(layout: &Layout, gradient: &mut [f32], norm: f64, max_norm: f64) {
         return;
     }
     let scale = scale as f32;
-    for entry in layout.entries().iter().filter(|entry| entry.group != Group::Buffer) {
-        gradient[entry.range()].iter_mut().for_each(|value| *value *= scale);
+    for entry in layout
+        .entries()
+        .iter()
+        .filter(|entry| entry.group != Group::Buffer)
+    {
+        gradient[entry.range()]
+            .iter_mut()
+            .for_each(|value| *value *= scale);
     }
 }
 
@@ -59,17 +73,26 @@ mod tests {
     #[test]
     fn norm_sums_squares_block_by_block_without_buffers() {
         let layout = layout();
-        let gradient: Vec<f32> = (0..layout.len()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
+        let gradient: Vec<f32> = (0..layout.len())
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0)
+            .collect();
         let mut expected = 0.0_f64;
         for (number, block) in gradient.chunks(BLOCK).enumerate() {
             let mut sum = 0.0_f64;
             for (i, &value) in block.iter().enumerate() {
                 let at = number * BLOCK + i;
-                sum += if (120_000..120_007).contains(&at) { 0.0 } else { f64::from(value).powi(2) };
+                sum += if (120_000..120_007).contains(&at) {
+                    0.0
+                } else {
+                    f64::from(value).powi(2)
+                };
             }
             expected += sum;
         }
-        assert_eq!(global_norm(&layout, &gradient).to_bits(), expected.sqrt().to_bits());
+        assert_eq!(
+            global_norm(&layout, &gradient).to_bits(),
+            expected.sqrt().to_bits()
+        );
     }
 
     #[test]
@@ -81,7 +104,9 @@ mod tests {
         assert_eq!(norm, 35_000.0_f64.sqrt());
         clip(&layout, &mut gradient, norm, 2.0);
         // One rounding of the scale and one of each product: 2^-23 of the value.
-        assert!((global_norm(&layout, &gradient) - 2.0 * norm / (norm + 1e-6)).abs() < 2.0 * 1.2e-7);
+        assert!(
+            (global_norm(&layout, &gradient) - 2.0 * norm / (norm + 1e-6)).abs() < 2.0 * 1.2e-7
+        );
         assert_eq!(gradient[120_003], 0.5, "a buffer is no gradient");
         assert!(gradient[0] < 0.5 && gradient[139_000] < 0.5);
     }

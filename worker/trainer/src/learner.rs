@@ -8,7 +8,7 @@ use crate::arena::{Arena, Layout};
 ///
 /// A learner holds no state that outlives a call: the arena, the samples and the random numbers
 /// decide its results, to the bit, whatever ran before.
-pub trait Learner {
+pub trait Learner: Send {
     /// The names, shapes and groups of the arena, always the same for one job.
     fn layout(&self) -> Layout;
 
@@ -78,6 +78,9 @@ impl Metrics {
             return BTreeMap::new();
         }
         let count = self.num_samples as f64;
-        self.sums.iter().map(|(name, sum)| (name.clone(), sum / count)).collect()
+        self.sums
+            .iter()
+            .map(|(name, sum)| (name.clone(), sum / count))
+            .collect()
     }
 }

@@ -3,20 +3,33 @@
 //! 1. [`learner`]: the trait that a model implements.
 //! 2. [`arena`]: all parameters of a model as one flat vector, and the layout that names its parts.
 //! 3. [`trainer`]: the state of a job, and the step that moves it.
-//! 4. [`optimizer`] and [`clip`]: how the parameters follow a gradient.
-//! 5. [`notes`]: what travels beside a contribution.
-//! 6. [`checkpoint`]: the state as files.
+//! 4. [`data`]: the samples; [`permutation`]: in which order they are read.
+//! 5. [`optimizer`], [`clip`] and [`schedule`]: how the parameters follow a gradient.
+//! 6. [`rng`]: random numbers that depend on nothing but their place.
+//! 7. [`notes`]: what travels beside a contribution.
+//! 8. [`checkpoint`]: the state as files.
+//!
+//! What of the vocabulary its functions speak is given on, a job's specification above all, so
+//! that an author of models needs this crate alone.
 
 pub mod arena;
 pub mod checkpoint;
 pub mod clip;
+pub mod data;
 pub mod learner;
 pub mod notes;
 pub mod optimizer;
+pub mod permutation;
+pub mod rng;
+pub mod schedule;
 pub mod trainer;
 
+pub use muster_cluster::job::{self, spec};
+pub use muster_cluster::{History, JobName, ShardId, Step, tree};
+
 pub use arena::{Arena, Entry, Group, Layout};
-pub use learner::{Batch, Learner, Metrics};
+pub use data::{DataError, Dataset};
+pub use learner::{Batch, Learner, LearnerError, Metrics};
 pub use notes::{NoteError, ShardNote};
 pub use optimizer::Optimizer;
 pub use trainer::{Error, Snapshot, StepReport, Trainer};

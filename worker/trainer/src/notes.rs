@@ -71,7 +71,11 @@ impl ShardNote {
     pub fn decode(bytes: &mut &[u8]) -> Result<Self, NoteError> {
         let shard = ShardId(u32::from_le_bytes(take(bytes, "the shard")?));
         let digest = take(bytes, "the digest")?;
-        Ok(Self { shard, metrics: Metrics::decode(bytes)?, digest })
+        Ok(Self {
+            shard,
+            metrics: Metrics::decode(bytes)?,
+            digest,
+        })
     }
 }
 
@@ -83,11 +87,17 @@ impl Metrics {
     /// constants.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let count = u32::try_from(self.sums.len()).unwrap_or(u32::MAX);
-        assert!(count <= MAX_QUANTITIES, "a learner has at most {MAX_QUANTITIES} quantities");
+        assert!(
+            count <= MAX_QUANTITIES,
+            "a learner has at most {MAX_QUANTITIES} quantities"
+        );
         out.extend(self.num_samples.to_le_bytes());
         out.extend(count.to_le_bytes());
         for (name, sum) in &self.sums {
-            assert!(name.len() <= MAX_NAME, "a quantity's name has at most {MAX_NAME} bytes");
+            assert!(
+                name.len() <= MAX_NAME,
+                "a quantity's name has at most {MAX_NAME} bytes"
+            );
             out.extend((name.len() as u16).to_le_bytes());
             out.extend(name.as_bytes());
             out.extend(sum.to_le_bytes());
@@ -110,7 +120,10 @@ impl Metrics {
                 return Err(NoteError::Truncated { what: "a name" });
             };
             let name = std::str::from_utf8(name).map_err(|_| NoteError::BadName)?;
-            if sums.last_key_value().is_some_and(|(last, _): (&String, &f64)| last.as_str() >= name) {
+            if sums
+                .last_key_value()
+                .is_some_and(|(last, _): (&String, &f64)| last.as_str() >= name)
+            {
                 return Err(NoteError::BadName);
             }
             *bytes = rest;
@@ -121,11 +134,17 @@ impl Metrics {
 }
 
 fn bounded(what: &'static str, found: u64, most: u64) -> Result<(), NoteError> {
-    if found > most { Err(NoteError::TooMany { what, found, most }) } else { Ok(()) }
+    if found > most {
+        Err(NoteError::TooMany { what, found, most })
+    } else {
+        Ok(())
+    }
 }
 
 fn take<const N: usize>(bytes: &mut &[u8], what: &'static str) -> Result<[u8; N], NoteError> {
-    let (first, rest) = bytes.split_first_chunk().ok_or(NoteError::Truncated { what })?;
+    let (first, rest) = bytes
+        .split_first_chunk()
+        .ok_or(NoteError::Truncated { what })?;
     *bytes = rest;
     Ok(*first)
 }
@@ -136,14 +155,25 @@ mod tests {
 
     fn note() -> ShardNote {
         let sums = BTreeMap::from([("accuracy".to_owned(), 3.0), ("loss".to_owned(), 0.1)]);
-        ShardNote { shard: ShardId(5), metrics: Metrics { num_samples: 8, sums }, digest: [7; 32] }
+        ShardNote {
+            shard: ShardId(5),
+            metrics: Metrics {
+                num_samples: 8,
+                sums,
+            },
+            digest: [7; 32],
+        }
     }
 
     #[test]
     fn notes_are_read_back_one_behind_another() {
         let mut bytes = Vec::new();
         note().encode(&mut bytes);
-        let other = ShardNote { shard: ShardId(6), metrics: Metrics::default(), digest: [1; 32] };
+        let other = ShardNote {
+            shard: ShardId(6),
+            metrics: Metrics::default(),
+            digest: [1; 32],
+        };
         other.encode(&mut bytes);
         let mut rest = &bytes[..];
         assert_eq!(ShardNote::decode(&mut rest), Ok(note()));
@@ -157,7 +187,10 @@ mod tests {
         note().encode(&mut bytes);
         for length in 0..bytes.len() {
             let refusal = ShardNote::decode(&mut &bytes[..length]);
-            assert!(matches!(refusal, Err(NoteError::Truncated { .. })), "{length} bytes: {refusal:?}");
+            assert!(
+                matches!(refusal, Err(NoteError::Truncated { .. })),
+                "{length} bytes: {refusal:?}"
+            );
         }
     }
 
@@ -168,11 +201,26 @@ mod tests {
         let mut absurd = bytes.clone();
         absurd[8..12].fill(0xff);
         let refusal = Metrics::decode(&mut &absurd[..]);
-        assert!(matches!(refusal, Err(NoteError::TooMany { what: "quantities", .. })), "{refusal:?}");
+        assert!(
+            matches!(
+                refusal,
+                Err(NoteError::TooMany {
+                    what: "quantities",
+                    ..
+                })
+            ),
+            "{refusal:?}"
+        );
         let mut disordered = bytes.clone();
         disordered[14] = b'z';
-        assert_eq!(Metrics::decode(&mut &disordered[..]), Err(NoteError::BadName));
+        assert_eq!(
+            Metrics::decode(&mut &disordered[..]),
+            Err(NoteError::BadName)
+        );
         disordered[14] = 0xff;
-        assert_eq!(Metrics::decode(&mut &disordered[..]), Err(NoteError::BadName));
+        assert_eq!(
+            Metrics::decode(&mut &disordered[..]),
+            Err(NoteError::BadName)
+        );
     }
 }

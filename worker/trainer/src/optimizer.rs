@@ -34,11 +34,14 @@ impl Optimizer {
     #[must_use]
     pub fn new(spec: &OptimizerSpec, layout: &Layout) -> Self {
         let names: &[&'static str] = match spec.kind {
-            OptimizerKind::Sgd { momentum } if momentum == 0.0 => &[],
+            OptimizerKind::Sgd { momentum: 0.0 } => &[],
             OptimizerKind::Sgd { .. } => &["momentum"],
             OptimizerKind::Adam { .. } | OptimizerKind::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
         };
-        let zeros = |&name| StateVector { name, values: vec![0.0; layout.len()] };
+        let zeros = |&name| StateVector {
+            name,
+            values: vec![0.0; layout.len()],
+        };
         Self {
             kind: spec.kind,
             weight_decay: spec.weight_decay,
@@ -67,7 +70,10 @@ impl Optimizer {
     /// # Panics
     /// When a slice is not as long as the layout, or `t` is 0.
     pub fn step(&mut self, arena: &mut [f32], gradient: &[f32], learning_rate: f64, t: u64) {
-        assert!(arena.len() == self.len && gradient.len() == self.len, "both are as long as the layout");
+        assert!(
+            arena.len() == self.len && gradient.len() == self.len,
+            "both are as long as the layout"
+        );
         assert!(t > 0, "updates are counted from 1");
         for entry in &self.entries {
             let range = entry.range();
@@ -84,21 +90,37 @@ impl Optimizer {
                 OptimizerKind::Sgd { momentum } => {
                     let scalars = Sgd::new(momentum, learning_rate, decay);
                     match &mut self.state[..] {
-                        [velocity] => scalars.with_momentum(parameters, gradient, &mut velocity.values[range]),
+                        [velocity] => {
+                            scalars.with_momentum(
+                                parameters,
+                                gradient,
+                                &mut velocity.values[range],
+                            );
+                        }
                         _ => scalars.plain(parameters, gradient),
                     }
                 }
-                OptimizerKind::Adam { beta1, beta2, epsilon } => {
+                OptimizerKind::Adam {
+                    beta1,
+                    beta2,
+                    epsilon,
+                } => {
                     let scalars = Adam::new([beta1, beta2, epsilon], learning_rate, t);
                     let [first, second] = moments(&mut self.state, range);
                     scalars.update(parameters, gradient, first, second, decay as f32);
                 }
-                OptimizerKind::AdamW { beta1, beta2, epsilon } => {
+                OptimizerKind::AdamW {
+                    beta1,
+                    beta2,
+                    epsilon,
+                } => {
                     let scalars = Adam::new([beta1, beta2, epsilon], learning_rate, t);
                     let [first, second] = moments(&mut self.state, range);
                     if decay != 0.0 {
                         let keep = (1.0 - learning_rate * decay) as f32;
-                        parameters.iter_mut().for_each(|parameter| *parameter *= keep);
+                        parameters
+                            .iter_mut()
+                            .for_each(|parameter| *parameter *= keep);
                     }
                     scalars.update(parameters, gradient, first, second, 0.0);
                 }
@@ -108,7 +130,9 @@ impl Optimizer {
 }
 
 fn moments(state: &mut [StateVector], range: std::ops::Range<usize>) -> [&mut [f32]; 2] {
-    let [first, second] = state else { unreachable!("adam and adamw have two state vectors") };
+    let [first, second] = state else {
+        unreachable!("adam and adamw have two state vectors")
+    };
     [&mut first.values[range.clone()], &mut second.values[range]]
 }
 
@@ -121,7 +145,11 @@ struct Sgd {
 
 impl Sgd {
     fn new(momentum: f64, learning_rate: f64, decay: f64) -> Self {
-        Self { momentum: momentum as f32, step_size: -learning_rate as f32, decay: decay as f32 }
+        Self {
+            momentum: momentum as f32,
+            step_size: -learning_rate as f32,
+            decay: decay as f32,
+        }
     }
 
     /// `g += decay*p; p -= lr*g`
@@ -133,7 +161,8 @@ impl Sgd {
 
     /// `g += decay*p; v = momentum*v + g; p -= lr*v`
     fn with_momentum(&self, parameters: &mut [f32], gradient: &[f32], velocity: &mut [f32]) {
-        for ((parameter, &gradient), velocity) in parameters.iter_mut().zip(gradient).zip(velocity) {
+        for ((parameter, &gradient), velocity) in parameters.iter_mut().zip(gradient).zip(velocity)
+        {
             *velocity = self.momentum * *velocity + (gradient + self.decay * *parameter);
             *parameter += self.step_size * *velocity;
         }

@@ -12,7 +12,7 @@
 mod error;
 mod snapshot;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_cluster::job::spec::{ScheduleSpec, StopSpec};
 use muster_cluster::job::{Identity, JobSpec};
@@ -20,7 +20,7 @@ use muster_cluster::{ShardId, Step};
 
 pub use self::error::Error;
 pub use self::snapshot::Snapshot;
-use crate::arena::{Arena, Layout};
+use crate::arena::{Arena, Entry, Layout};
 use crate::checkpoint::{self, CheckpointError};
 use crate::clip;
 use crate::data::Dataset;
@@ -94,24 +94,43 @@ impl Trainer {
                 dataset.heldout_len()
             )));
         }
-        let total_steps = permutation::total_steps(train.stop, num_samples, train.global_batch_size)
-            .ok_or_else(|| {
-                let epochs = match train.stop {
-                    StopSpec::Epochs(number) | StopSpec::Steps(number) => number,
-                };
-                Error::Unfit(format!("train.epochs = {epochs} is more steps than can be counted"))
-            })?;
+        let total_steps =
+            permutation::total_steps(train.stop, num_samples, train.global_batch_size).ok_or_else(
+                || {
+                    let epochs = match train.stop {
+                        StopSpec::Epochs(number) | StopSpec::Steps(number) => number,
+                    };
+                    Error::Unfit(format!(
+                        "train.epochs = {epochs} is more steps than can be counted"
+                    ))
+                },
+            )?;
         let layout = learner.layout();
         let values = learner.init(train.seed);
         if values.len() != layout.len() {
-            return Err(Error::WrongInit { expected: layout.len(), found: values.len() });
+            return Err(Error::WrongInit {
+                expected: layout.len(),
+                found: values.len(),
+            });
+        }
+        check_names(&layout)?;
+        if let Some((entry, element)) = first_not_finite(&layout, &values) {
+            return Err(Error::Unfit(format!(
+                "the model's initial values are not finite: element {element} of {}",
+                entry.name
+            )));
         }
         let identity = Identity::of(spec).digest();
         let mut trace = blake3::Hasher::new();
         trace.update(b"muster trace 1");
         Ok(Self {
             optimizer: Optimizer::new(&spec.optimizer, &layout),
-            order: SampleOrder::new(train.seed, num_samples, train.global_batch_size, train.logical_shards),
+            order: SampleOrder::new(
+                train.seed,
+                num_samples,
+                train.global_batch_size,
+                train.logical_shards,
+            ),
             schedule: spec.schedule,
             learning_rate: spec.optimizer.learning_rate,
             clip_norm: train.clip_norm,
@@ -153,10 +172,13 @@ impl Trainer {
     /// samples.
     pub fn contribute(&mut self, shard: ShardId, out: &mut [f32]) -> Result<ShardNote, Error> {
         if shard.0 >= self.num_shards {
-            return Err(Error::NoSuchShard { shard, num_shards: self.num_shards });
+            return Err(Error::NoSuchShard {
+                shard,
+                num_shards: self.num_shards,
+            });
         }
         self.check_len(out.len())?;
-        let ids = self.order.ids(self.step.0, shard.0);
+        let ids = self.order.ids(self.step.0, shard);
         let batch = self.dataset.batch(&ids);
         let mut digest = blake3::Hasher::new();
         for &id in &ids {
@@ -166,8 +188,16 @@ impl Trainer {
         let metrics = self
             .learner
             .contribute(&self.arena, &batch, &rng, out)
-            .map_err(|source| Error::Learner { step: self.step, shard, source })?;
-        Ok(ShardNote { shard, metrics, digest: digest.finalize().into() })
+            .map_err(|source| Error::Learner {
+                step: self.step,
+                shard,
+                source,
+            })?;
+        Ok(ShardNote {
+            shard,
+            metrics,
+            digest: digest.finalize().into(),
+        })
     }
 
     /// Makes the next update from the sum of all shards' contributions and their notes, which are
@@ -180,8 +210,9 @@ impl Trainer {
         self.check_len(reduced.len())?;
         self.check_notes(notes)?;
         self.check_finite(reduced)?;
-        let share = (1.0 / f64::from(self.num_shards)) as f32;
-        let mut gradient: Vec<f32> = reduced.iter().map(|value| value * share).collect();
+        // Divided, not multiplied by a rounded 1/L: each mean has one rounding.
+        let num_shards = self.num_shards as f32;
+        let mut gradient: Vec<f32> = reduced.iter().map(|value| value / num_shards).collect();
         let grad_norm = clip::global_norm(&self.layout, &gradient);
         if let Some(max_norm) = self.clip_norm {
             clip::clip(&self.layout, &mut gradient, grad_norm, max_norm);
@@ -189,7 +220,8 @@ impl Trainer {
         let learning_rate =
             self.learning_rate * schedule::factor(&self.schedule, self.total_steps, self.step.0);
         let next = self.step.next();
-        self.optimizer.step(host_mut(&mut self.arena), &gradient, learning_rate, next.0);
+        self.optimizer
+            .step(host_mut(&mut self.arena), &gradient, learning_rate, next.0);
         let mut trace = blake3::Hasher::new();
         trace.update(&self.trace);
         trace.update(&self.step.0.to_le_bytes());
@@ -200,13 +232,19 @@ impl Trainer {
         }
         self.trace = trace.finalize().into();
         self.step = next;
-        Ok(StepReport { step: next, means: metrics.means(), grad_norm, learning_rate })
+        Ok(StepReport {
+            step: next,
+            means: metrics.means(),
+            grad_norm,
+            learning_rate,
+        })
     }
 
     /// The number of chunks that the held-out samples are evaluated in, for any number of ranks.
     #[must_use]
     pub fn num_eval_chunks(&self) -> u32 {
-        u32::try_from(self.dataset.heldout_len().div_ceil(SAMPLES_PER_EVAL_CHUNK)).unwrap_or(u32::MAX)
+        u32::try_from(self.dataset.heldout_len().div_ceil(SAMPLES_PER_EVAL_CHUNK))
+            .unwrap_or(u32::MAX)
     }
 
     /// The metrics of one chunk of the held-out samples with the parameters as they are.
@@ -223,7 +261,11 @@ impl Trainer {
         let batch = self.dataset.heldout_batch(start..end);
         self.learner
             .evaluate(&self.arena, &batch)
-            .map_err(|source| Error::Evaluation { step: self.step, chunk, source })
+            .map_err(|source| Error::Evaluation {
+                step: self.step,
+                chunk,
+                source,
+            })
     }
 
     /// BLAKE3 of the parameters and buffers, in hex.
@@ -268,12 +310,22 @@ impl Trainer {
     /// # Errors
     /// When a file is not one of ours, or not of this job, model, optimizer, or not of the same
     /// step as the other; nothing was changed then.
-    pub fn restore(&mut self, params: &[u8], optimizer: &[u8], identity: &str) -> Result<(), CheckpointError> {
+    pub fn restore(
+        &mut self,
+        params: &[u8],
+        optimizer: &[u8],
+        identity: &str,
+    ) -> Result<(), CheckpointError> {
         let names = self.optimizer.state().iter().map(|vector| vector.name);
         let names: Vec<_> = names.collect();
         let restored = checkpoint::decode(params, optimizer, &self.layout, &names, identity)?;
         *host_mut(&mut self.arena) = restored.arena;
-        for (vector, values) in self.optimizer.state_mut().iter_mut().zip(restored.optimizer) {
+        for (vector, values) in self
+            .optimizer
+            .state_mut()
+            .iter_mut()
+            .zip(restored.optimizer)
+        {
             vector.values = values;
         }
         self.step = restored.step;
@@ -283,7 +335,15 @@ impl Trainer {
 
     fn check_len(&self, found: usize) -> Result<(), Error> {
         let expected = self.layout.len();
-        if found == expected { Ok(()) } else { Err(Error::WrongLength { step: self.step, expected, found }) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Error::WrongLength {
+                step: self.step,
+                expected,
+                found,
+            })
+        }
     }
 
     fn check_notes(&self, notes: &[ShardNote]) -> Result<(), Error> {
@@ -291,27 +351,68 @@ impl Trainer {
             return Ok(());
         }
         let found: Vec<_> = notes.iter().map(|note| note.shard.to_string()).collect();
-        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
-        Err(Error::WrongNotes { step: self.step, last: self.num_shards.saturating_sub(1), found })
+        let found = if found.is_empty() {
+            "none".to_owned()
+        } else {
+            found.join(", ")
+        };
+        Err(Error::WrongNotes {
+            step: self.step,
+            last: self.num_shards.saturating_sub(1),
+            found,
+        })
     }
 
     fn check_finite(&self, reduced: &[f32]) -> Result<(), Error> {
-        let Some(at) = reduced.iter().position(|value| !value.is_finite()) else {
+        let Some((entry, element)) = first_not_finite(&self.layout, reduced) else {
             return Ok(());
         };
-        let entry = self.layout.entries().iter().find(|entry| entry.range().contains(&at));
-        let (entry, element) = entry.map_or((String::new(), at), |entry| (entry.name.clone(), at - entry.offset));
-        Err(Error::NotFinite { step: self.step, entry, element, value: reduced[at] })
+        let value = reduced[entry.offset + element];
+        Err(Error::NotFinite {
+            step: self.step,
+            entry: entry.name.clone(),
+            element,
+            value,
+        })
     }
 }
 
+/// The first value that is NaN or infinite: its entry, and its place in it.
+fn first_not_finite<'a>(layout: &'a Layout, values: &[f32]) -> Option<(&'a Entry, usize)> {
+    layout.entries().iter().find_map(|entry| {
+        let element = values[entry.range()]
+            .iter()
+            .position(|value| !value.is_finite())?;
+        Some((entry, element))
+    })
+}
+
+/// An entry's name is the name of its tensor in checkpoint files.
+fn check_names(layout: &Layout) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    let bad = layout.entries().iter().find(|entry| {
+        let name = entry.name.as_str();
+        name.is_empty() || name == "__metadata__" || !seen.insert(name)
+    });
+    bad.map_or(Ok(()), |entry| {
+        Err(Error::Unfit(format!(
+            "the model's layout has a second entry {:?}, or it is no name; each needs its own",
+            entry.name
+        )))
+    })
+}
+
 fn host(arena: &Arena) -> &[f32] {
-    let Arena::Host(values) = arena else { unreachable!("this trainer keeps its arena on the host") };
+    let Arena::Host(values) = arena else {
+        unreachable!("this trainer keeps its arena on the host")
+    };
     values
 }
 
 fn host_mut(arena: &mut Arena) -> &mut Vec<f32> {
-    let Arena::Host(values) = arena else { unreachable!("this trainer keeps its arena on the host") };
+    let Arena::Host(values) = arena else {
+        unreachable!("this trainer keeps its arena on the host")
+    };
     values
 }
 

@@ -36,11 +36,22 @@ pub fn publish(
     logical_name: &str,
     bytes: &[u8],
 ) -> Result<FileRef, CheckpointError> {
-    assert!(FILES.contains(&logical_name), "{logical_name} is not one of {FILES:?}");
+    assert!(
+        FILES.contains(&logical_name),
+        "{logical_name} is not one of {FILES:?}"
+    );
     let hash = blake3::hash(bytes).to_hex().to_string();
-    let name = format!("step-{:08}-{logical_name}-{}{SUFFIX}", step.0, &hash[..HEX_DIGITS]);
-    let file = FileRef { name, bytes: bytes.len() as u64, hash };
-    fs::create_dir_all(folder).map_err(io_error("create folder", folder))?;
+    let name = format!(
+        "step-{:08}-{logical_name}-{}{SUFFIX}",
+        step.0,
+        &hash[..HEX_DIGITS]
+    );
+    let file = FileRef {
+        name,
+        bytes: bytes.len() as u64,
+        hash,
+    };
+    create_durably(folder)?;
     let path = folder.join(&file.name);
     let (temporary, opened) = create_temporary(folder, &file.name)?;
     let linked = write_durably(opened, bytes)
@@ -56,8 +67,34 @@ pub fn publish(
         return Err(io_error("remove", &temporary)(error));
     }
     // The name must survive a power loss as well, not only the content.
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync folder", folder))?;
+    sync_folder(folder)?;
     Ok(file)
+}
+
+/// Makes a folder, and those above it, so that a power loss does not take them away again.
+fn create_durably(folder: &Path) -> Result<(), CheckpointError> {
+    let missing: Vec<&Path> = folder
+        .ancestors()
+        .take_while(|path| !path.exists())
+        .collect();
+    fs::create_dir_all(folder).map_err(io_error("create folder", folder))?;
+    missing
+        .into_iter()
+        .filter_map(Path::parent)
+        .try_for_each(sync_folder)
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
+    // The parent of a relative name is the empty path.
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io_error("sync folder", folder))
 }
 
 /// A new file beside `name`. A process that had our number and was killed may have left its own,
@@ -94,12 +131,18 @@ fn link(from: &Path, to: &Path) -> Result<bool, CheckpointError> {
 pub fn read_verified(folder: &Path, file: &FileRef) -> Result<Vec<u8>, CheckpointError> {
     // The name came over a socket: only one of ours is joined to the folder.
     if step_of(&file.name).is_none() {
-        return Err(CheckpointError::BadName { name: file.name.clone() });
+        return Err(CheckpointError::BadName {
+            name: file.name.clone(),
+        });
     }
     let path = folder.join(&file.name);
     let read = io_error("read checkpoint file", &path);
     let metadata = fs::metadata(&path).map_err(&read)?;
-    let wrong_size = |found| CheckpointError::WrongSize { path: path.clone(), expected: file.bytes, found };
+    let wrong_size = |found| CheckpointError::WrongSize {
+        path: path.clone(),
+        expected: file.bytes,
+        found,
+    };
     if !metadata.is_file() {
         return Err(read(io::Error::other("not a regular file")));
     }
@@ -109,13 +152,20 @@ pub fn read_verified(folder: &Path, file: &FileRef) -> Result<Vec<u8>, Checkpoin
     let opened = File::open(&path).map_err(&read)?;
     let mut bytes = Vec::new();
     // One byte more than expected is enough to see that the file grows.
-    opened.take(file.bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(&read)?;
+    opened
+        .take(file.bytes.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(&read)?;
     if bytes.len() as u64 != file.bytes {
         return Err(wrong_size(bytes.len() as u64));
     }
     let found = blake3::hash(&bytes).to_hex().to_string();
     if found != file.hash {
-        return Err(CheckpointError::WrongHash { path, expected: file.hash.clone(), found });
+        return Err(CheckpointError::WrongHash {
+            path,
+            expected: file.hash.clone(),
+            found,
+        });
     }
     Ok(bytes)
 }
@@ -128,17 +178,23 @@ pub fn read_verified(folder: &Path, file: &FileRef) -> Result<Vec<u8>, Checkpoin
 pub fn check_writable(folder: &Path) -> Result<(), CheckpointError> {
     let mut existing = folder;
     while !existing.as_os_str().is_empty()
-        && fs::symlink_metadata(existing).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        && fs::symlink_metadata(existing)
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         && let Some(above) = existing.parent()
     {
         existing = above;
     }
-    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    let existing = if existing.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        existing
+    };
     let refused = io_error("write checkpoints into", folder);
-    let (probe, _file) = create_temporary(existing, "muster-probe").map_err(|error| match error {
-        CheckpointError::Io { source, .. } => refused(source),
-        other => other,
-    })?;
+    let (probe, _file) =
+        create_temporary(existing, "muster-probe").map_err(|error| match error {
+            CheckpointError::Io { source, .. } => refused(source),
+            other => other,
+        })?;
     fs::remove_file(&probe).map_err(refused)
 }
 
@@ -158,7 +214,8 @@ pub fn remove_retired(folder: &Path, keep: &[String]) -> Result<Vec<String>, Che
         let name = entry.map_err(io_error("list", folder))?.file_name();
         // A name that is not UTF-8 is none of ours.
         let Some(name) = name.to_str() else { continue };
-        let is_file = step_of(name).is_some_and(|step| step <= newest) && !keep.iter().any(|kept| kept == name);
+        let is_file = step_of(name).is_some_and(|step| step <= newest)
+            && !keep.iter().any(|kept| kept == name);
         let is_left_over = step_of_temporary(name).is_some_and(|step| step < newest);
         if is_file || is_left_over {
             retired.insert(name.to_owned());
@@ -187,13 +244,18 @@ fn step_of(name: &str) -> Option<u64> {
         && step.bytes().all(|byte| byte.is_ascii_digit())
         && FILES.contains(&logical)
         && hash.len() == HEX_DIGITS
-        && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        && hash
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if is_ours { step.parse().ok() } else { None }
 }
 
 /// The step of a temporary file, where the name is one of [`temporary_name`].
 fn step_of_temporary(name: &str) -> Option<u64> {
-    let (name, _process) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    let (name, _process) = name
+        .strip_prefix('.')?
+        .strip_suffix(".tmp")?
+        .rsplit_once('.')?;
     step_of(name)
 }
 
@@ -202,7 +264,11 @@ fn temporary_name(name: &str) -> String {
     format!(".{name}.{}-{number}.tmp", std::process::id())
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> CheckpointError {
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> CheckpointError + use<> {
     let path: PathBuf = path.to_owned();
-    move |source| CheckpointError::Io { action, path: path.clone(), source }
+    move |source| CheckpointError::Io {
+        action,
+        path: path.clone(),
+        source,
+    }
 }

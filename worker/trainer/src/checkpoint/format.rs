@@ -18,6 +18,8 @@ use crate::arena::{Entry, Group, Layout};
 use crate::trainer::Snapshot;
 
 const VERSION: u32 = 1;
+/// No job gets there; beyond it, the next step's number would have an end.
+const MAX_STEP: u64 = 1 << 62;
 const METADATA_KEY: &str = "muster";
 
 /// Whose checkpoint it is.
@@ -59,10 +61,15 @@ pub(crate) struct Restored {
 /// When `logical_name` is not one of [`FILES`].
 #[must_use]
 pub fn encode(snapshot: &Snapshot, logical_name: &str, meta: &Meta) -> Vec<u8> {
-    assert!(FILES.contains(&logical_name), "{logical_name} is not one of {FILES:?}");
+    assert!(
+        FILES.contains(&logical_name),
+        "{logical_name} is not one of {FILES:?}"
+    );
     let tensors: Vec<(String, TensorView<'_>)> = if logical_name == FILES[0] {
         let entries = snapshot.entries.iter();
-        entries.map(|entry| (entry.name.clone(), view(entry, &snapshot.arena))).collect()
+        entries
+            .map(|entry| (entry.name.clone(), view(entry, &snapshot.arena)))
+            .collect()
     } else {
         let vectors = snapshot.optimizer.iter();
         let named = vectors.flat_map(|vector| {
@@ -95,7 +102,8 @@ fn state_name(vector: &str, entry: &Entry) -> String {
 
 fn view<'a>(entry: &Entry, values: &'a [f32]) -> TensorView<'a> {
     let bytes = bytemuck::cast_slice(&values[entry.range()]);
-    TensorView::new(Dtype::F32, entry.shape.clone(), bytes).expect("an entry has its shape's length")
+    TensorView::new(Dtype::F32, entry.shape.clone(), bytes)
+        .expect("an entry has its shape's length")
 }
 
 /// Reads the files of a checkpoint for an arena of that layout and an optimizer with these state
@@ -116,11 +124,26 @@ pub(crate) fn decode(
     let (first, second) = (&params.header, &optimizer.header);
     optimizer.expect("the identity", &first.identity, &second.identity)?;
     optimizer.expect("the job", &first.job, &second.job)?;
-    optimizer.expect("the history", &first.history.to_string(), &second.history.to_string())?;
-    optimizer.expect("the step", &first.step.to_string(), &second.step.to_string())?;
+    optimizer.expect(
+        "the history",
+        &first.history.to_string(),
+        &second.history.to_string(),
+    )?;
+    optimizer.expect(
+        "the step",
+        &first.step.to_string(),
+        &second.step.to_string(),
+    )?;
     optimizer.expect("the trace", &first.trace, &second.trace)?;
-    let trace = blake3::Hash::from_hex(&first.trace)
-        .map_err(|_| params.malformed(format!("the trace {:?} is not 64 hex digits", first.trace)))?;
+    if first.step > MAX_STEP {
+        return Err(params.malformed(format!(
+            "its step is {}, at most {MAX_STEP} is possible",
+            first.step
+        )));
+    }
+    let trace = blake3::Hash::from_hex(&first.trace).map_err(|_| {
+        params.malformed(format!("the trace {:?} is not 64 hex digits", first.trace))
+    })?;
 
     let mut arena = vec![0.0; layout.len()];
     params.expect_count(layout.entries().len())?;
@@ -132,11 +155,20 @@ pub(crate) fn decode(
     for vector in vectors {
         let mut values = vec![0.0; layout.len()];
         for entry in with_state(layout.entries()) {
-            optimizer.read(&state_name(vector, entry), &entry.shape, &mut values[entry.range()])?;
+            optimizer.read(
+                &state_name(vector, entry),
+                &entry.shape,
+                &mut values[entry.range()],
+            )?;
         }
         state.push(values);
     }
-    Ok(Restored { step: Step(first.step), trace: trace.into(), arena, optimizer: state })
+    Ok(Restored {
+        step: Step(first.step),
+        trace: trace.into(),
+        arena,
+        optimizer: state,
+    })
 }
 
 /// One file, its structure checked and its tensors not yet.
@@ -151,8 +183,12 @@ impl<'a> Parsed<'a> {
         let malformed = |reason: String| CheckpointError::Malformed { file, reason };
         let (_, metadata) =
             SafeTensors::read_metadata(bytes).map_err(|error| malformed(format!("{error:?}")))?;
-        let text = metadata.metadata().as_ref().and_then(|metadata| metadata.get(METADATA_KEY));
-        let text = text.ok_or_else(|| malformed(format!("its metadata has no key {METADATA_KEY:?}")))?;
+        let text = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get(METADATA_KEY));
+        let text =
+            text.ok_or_else(|| malformed(format!("its metadata has no key {METADATA_KEY:?}")))?;
         // The version first: another version may have other keys.
         #[derive(Deserialize)]
         struct Versioned {
@@ -169,12 +205,20 @@ impl<'a> Parsed<'a> {
             });
         }
         let header = serde_json::from_str(text).map_err(json)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| malformed(format!("{error:?}")))?;
-        Ok(Self { file, header, tensors: tensors.tensors().into_iter().collect() })
+        let tensors =
+            SafeTensors::deserialize(bytes).map_err(|error| malformed(format!("{error:?}")))?;
+        Ok(Self {
+            file,
+            header,
+            tensors: tensors.tensors().into_iter().collect(),
+        })
     }
 
     fn malformed(&self, reason: String) -> CheckpointError {
-        CheckpointError::Malformed { file: self.file, reason }
+        CheckpointError::Malformed {
+            file: self.file,
+            reason,
+        }
     }
 
     fn expect(&self, what: &str, expected: &str, found: &str) -> Result<(), CheckpointError> {
@@ -182,21 +226,43 @@ impl<'a> Parsed<'a> {
             return Ok(());
         }
         let [what, expected, found] = [what, expected, found].map(str::to_owned);
-        Err(CheckpointError::Mismatch { file: self.file, what, expected, found })
+        Err(CheckpointError::Mismatch {
+            file: self.file,
+            what,
+            expected,
+            found,
+        })
     }
 
     fn expect_count(&self, expected: usize) -> Result<(), CheckpointError> {
-        self.expect("the number of tensors", &expected.to_string(), &self.tensors.len().to_string())
+        self.expect(
+            "the number of tensors",
+            &expected.to_string(),
+            &self.tensors.len().to_string(),
+        )
     }
 
     fn read(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), CheckpointError> {
-        let tensor = self.tensors.get(name).ok_or_else(|| self.malformed(format!("it has no tensor {name:?}")))?;
-        self.expect(&format!("the type of {name}"), "F32", &format!("{:?}", tensor.dtype()))?;
-        self.expect(&format!("the shape of {name}"), &format!("{shape:?}"), &format!("{:?}", tensor.shape()))?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.malformed(format!("it has no tensor {name:?}")))?;
+        self.expect(
+            &format!("the type of {name}"),
+            "F32",
+            &format!("{:?}", tensor.dtype()),
+        )?;
+        self.expect(
+            &format!("the shape of {name}"),
+            &format!("{shape:?}"),
+            &format!("{:?}", tensor.shape()),
+        )?;
         // The file's tensors need not lie on addresses that an f32 may have.
         let (values, rest) = tensor.data().as_chunks();
         if values.len() != out.len() || !rest.is_empty() {
-            return Err(self.malformed(format!("tensor {name:?} has {} bytes", tensor.data().len())));
+            return Err(
+                self.malformed(format!("tensor {name:?} has {} bytes", tensor.data().len()))
+            );
         }
         for (out, value) in out.iter_mut().zip(values) {
             *out = f32::from_le_bytes(*value);

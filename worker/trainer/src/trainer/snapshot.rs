@@ -53,7 +53,9 @@ pub(crate) fn hex(bytes: [u8; 32]) -> String {
 
 /// BLAKE3 over the little-endian values of an arena, in hex.
 pub(crate) fn arena_hash(values: &[f32]) -> String {
-    blake3::hash(bytemuck::cast_slice(values)).to_hex().to_string()
+    blake3::hash(bytemuck::cast_slice(values))
+        .to_hex()
+        .to_string()
 }
 
 /// BLAKE3 over the state vectors in order, each behind its name and both behind their lengths.

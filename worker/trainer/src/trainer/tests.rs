@@ -6,9 +6,10 @@ use std::path::Path;
 use muster_cluster::JobName;
 use muster_cluster::ids::History;
 use muster_cluster::job::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec, ScheduleKind, TrainSpec,
-    WorkersSpec,
+    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec, ScheduleKind,
+    TrainSpec, WorkersSpec,
 };
+use muster_cluster::tree::{self, Run};
 
 use super::*;
 use crate::arena::Group;
@@ -42,7 +43,9 @@ impl Learner for Regression {
         _rng: &ShardRng,
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError> {
-        let Arena::Host(arena) = arena else { return Err(LearnerError("expected a host's arena".to_owned())) };
+        let Arena::Host(arena) = arena else {
+            return Err(LearnerError("expected a host's arena".to_owned()));
+        };
         let (n, count) = (self.num_features, batch.labels.len() as f32);
         out.fill(0.0);
         let mut loss = 0.0_f64;
@@ -57,7 +60,10 @@ impl Learner for Regression {
             loss += f64::from(error) * f64::from(error);
         }
         let sums = BTreeMap::from([("loss".to_owned(), loss)]);
-        Ok(Metrics { num_samples: batch.labels.len() as u64, sums })
+        Ok(Metrics {
+            num_samples: batch.labels.len() as u64,
+            sums,
+        })
     }
 
     fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {
@@ -72,13 +78,24 @@ const NUM_ROWS: u64 = 50;
 /// Writes rows `a,b,label` into `folder`, and a job over them.
 pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
     let source = folder.join("rows.csv");
-    let rows = (0..NUM_ROWS).map(|i| format!("{},{},{}\n", i % 8, i * 5 % 13, (i % 8 + i * 5 % 13) / 3));
+    let rows =
+        (0..NUM_ROWS).map(|i| format!("{},{},{}\n", i % 8, i * 5 % 13, (i % 8 + i * 5 % 13) / 3));
     std::fs::write(&source, rows.collect::<String>()).expect("a writable folder");
     let digest = Dataset::digest_file(&source).expect("a readable file");
     JobSpec {
         name: JobName::new("rows").expect("a name"),
-        model: ModelSpec::Mlp { hidden: vec![], dropout: 0.0 },
-        data: DataSpec { source, shape: vec![2], num_classes: 10, scale: 10.0, holdout: 0.2, digest },
+        model: ModelSpec::Mlp {
+            hidden: vec![],
+            dropout: 0.0,
+        },
+        data: DataSpec {
+            source,
+            shape: vec![2],
+            num_classes: 10,
+            scale: 10.0,
+            holdout: 0.2,
+            digest,
+        },
         train: TrainSpec {
             seed: 3,
             global_batch_size: 16,
@@ -87,17 +104,36 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             clip_norm: Some(1.0),
             evaluate_every_steps: None,
         },
-        optimizer: OptimizerSpec { kind, learning_rate: 0.05, weight_decay: 0.01 },
+        optimizer: OptimizerSpec {
+            kind,
+            learning_rate: 0.05,
+            weight_decay: 0.01,
+        },
         schedule: ScheduleSpec {
             warmup_steps: 3,
-            kind: ScheduleKind::Cosine { decay_steps: None, final_factor: 0.1 },
+            kind: ScheduleKind::Cosine {
+                decay_steps: None,
+                final_factor: 0.1,
+            },
         },
-        workers: WorkersSpec { min: 1, max: 4, device: DeviceSpec::Cpu },
-        checkpoint: CheckpointSpec { folder: None, every_steps: 5, keep: 2 },
+        workers: WorkersSpec {
+            min: 1,
+            max: 4,
+            device: DeviceSpec::Cpu,
+        },
+        checkpoint: CheckpointSpec {
+            folder: None,
+            every_steps: 5,
+            keep: 2,
+        },
     }
 }
 
-pub(crate) const ADAMW: OptimizerKind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+pub(crate) const ADAMW: OptimizerKind = OptimizerKind::AdamW {
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+};
 
 pub(crate) fn trainer(spec: &JobSpec) -> Trainer {
     let dataset = Dataset::load(&spec.data).expect("good rows");
@@ -109,8 +145,14 @@ fn reduced(trainer: &mut Trainer) -> (Vec<f32>, Vec<ShardNote>) {
     let mut notes = Vec::new();
     for shard in 0..NUM_SHARDS {
         let mut out = vec![f32::NAN; sum.len()];
-        notes.push(trainer.contribute(ShardId(shard), &mut out).expect("a shard of the job"));
-        sum.iter_mut().zip(&out).for_each(|(sum, value)| *sum += value);
+        notes.push(
+            trainer
+                .contribute(ShardId(shard), &mut out)
+                .expect("a shard of the job"),
+        );
+        sum.iter_mut()
+            .zip(&out)
+            .for_each(|(sum, value)| *sum += value);
     }
     (sum, notes)
 }
@@ -124,13 +166,91 @@ pub(crate) fn run(trainer: &mut Trainer, num_steps: u64) -> Vec<StepReport> {
 }
 
 fn state(trainer: &Trainer) -> (Step, String, String, String) {
-    (trainer.step(), trainer.arena_hash(), trainer.optimizer_hash(), trainer.trace())
+    (
+        trainer.step(),
+        trainer.arena_hash(),
+        trainer.optimizer_hash(),
+        trainer.trace(),
+    )
 }
 
 fn files(trainer: &Trainer) -> [Vec<u8>; 2] {
     let job = JobName::new("rows").expect("a name");
-    let meta = Meta { job, identity: trainer.identity().to_owned(), history: History(1) };
+    let meta = Meta {
+        job,
+        identity: trainer.identity().to_owned(),
+        history: History(1),
+    };
     FILES.map(|file| checkpoint::encode(&trainer.snapshot(), file, &meta))
+}
+
+/// Each rank sums the subtrees of its run, and the sums of all ranks are folded along the tree.
+fn reduced_over_ranks(trainer: &mut Trainer, num_ranks: u32) -> (Vec<f32>, Vec<ShardNote>) {
+    let mut add = |mut left: Vec<f32>, right: Vec<f32>| {
+        left.iter_mut()
+            .zip(&right)
+            .for_each(|(left, right)| *left += right);
+        left
+    };
+    let mut notes = Vec::new();
+    let mut held = BTreeMap::new();
+    for run in tree::runs(NUM_SHARDS, num_ranks).expect("no more ranks than shards") {
+        for subtree in tree::subtrees(NUM_SHARDS, run) {
+            let mut single = |node: Run| {
+                (node.num_shards() == 1).then(|| {
+                    let mut out = vec![f32::NAN; trainer.num_elements()];
+                    let note = trainer.contribute(ShardId(node.start), &mut out);
+                    notes.push(note.expect("a shard of the job"));
+                    out
+                })
+            };
+            held.insert(
+                subtree,
+                tree::fold(subtree, &mut single, &mut add).expect("whole"),
+            );
+        }
+    }
+    let all = Run::new(0, NUM_SHARDS);
+    let sum = tree::fold(all, &mut |node| held.remove(&node), &mut add).expect("all are held");
+    (sum, notes)
+}
+
+#[test]
+fn any_split_of_the_shards_over_ranks_ends_in_the_same_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Neither Adam's quotient nor clipping, which hide the last bits of a gradient.
+    let mut spec = job(folder.path(), OptimizerKind::Sgd { momentum: 0.9 });
+    spec.train.clip_norm = None;
+    let mut ends = Vec::new();
+    for num_ranks in [1, 2, 3, 4] {
+        let mut trainer = trainer(&spec);
+        let mut reports = Vec::new();
+        for _ in 0..20 {
+            let (sum, notes) = reduced_over_ranks(&mut trainer, num_ranks);
+            reports.push(trainer.apply(&sum, &notes).expect("a whole step"));
+        }
+        ends.push((state(&trainer), reports));
+    }
+    assert!(ends.iter().all(|end| *end == ends[0]));
+
+    // The order of additions matters here: one after another gives other sums.
+    let mut trainer = trainer(&spec);
+    let mut num_other = 0;
+    for _ in 0..20 {
+        let (chain, notes) = reduced(&mut trainer);
+        num_other += u32::from(chain != reduced_over_ranks(&mut trainer, 1).0);
+        trainer.apply(&chain, &notes).expect("a whole step");
+    }
+    assert!(num_other > 5, "{num_other} of 20");
+}
+
+/// A rank computes on a thread of its own.
+#[test]
+fn trainer_goes_to_another_thread() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut trainer = trainer(&job(folder.path(), ADAMW));
+    let moved = std::thread::spawn(move || run(&mut trainer, 1)[0].step);
+    assert_eq!(moved.join().expect("no panic"), Step(1));
 }
 
 #[test]
@@ -138,22 +258,36 @@ fn steps_lower_the_loss_and_move_everything() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut trainer = trainer(&job(folder.path(), ADAMW));
     let before = state(&trainer);
-    assert_eq!(trainer.total_steps(), 25, "ten times 40 rows in batches of 16");
+    assert_eq!(
+        trainer.total_steps(),
+        25,
+        "ten times 40 rows in batches of 16"
+    );
     let reports = run(&mut trainer, 25);
     let after = state(&trainer);
     assert_eq!(after.0, Step(25));
     assert!(before.1 != after.1 && before.2 != after.2 && before.3 != after.3);
-    assert!(reports[24].means["loss"] < 0.7 * reports[0].means["loss"], "{reports:?}");
+    assert!(
+        reports[24].means["loss"] < 0.7 * reports[0].means["loss"],
+        "{reports:?}"
+    );
     assert_eq!(reports[0].step, Step(1));
     // Warm-up over 3 steps rises from 1/4.
-    assert_eq!(reports[0].learning_rate, 0.05 * schedule::factor(&trainer.schedule, 25, 0));
+    assert_eq!(
+        reports[0].learning_rate,
+        0.05 * schedule::factor(&trainer.schedule, 25, 0)
+    );
     assert!(reports[1].learning_rate > reports[0].learning_rate);
 }
 
 #[test]
 fn restored_state_goes_on_with_the_bits_of_an_undisturbed_run() {
     let folder = tempfile::tempdir().expect("a folder");
-    let kinds = [ADAMW, OptimizerKind::Sgd { momentum: 0.9 }, OptimizerKind::Sgd { momentum: 0.0 }];
+    let kinds = [
+        ADAMW,
+        OptimizerKind::Sgd { momentum: 0.9 },
+        OptimizerKind::Sgd { momentum: 0.0 },
+    ];
     for kind in kinds {
         let spec = job(folder.path(), kind);
         let mut undisturbed = trainer(&spec);
@@ -166,7 +300,9 @@ fn restored_state_goes_on_with_the_bits_of_an_undisturbed_run() {
         run(&mut stopped, 3);
         let mut resumed = trainer(&spec);
         let identity = resumed.identity().to_owned();
-        resumed.restore(&params, &optimizer, &identity).expect("a whole checkpoint");
+        resumed
+            .restore(&params, &optimizer, &identity)
+            .expect("a whole checkpoint");
         assert_eq!(state(&resumed), at_8);
         run(&mut resumed, 12);
         assert_eq!(state(&resumed), state(&undisturbed), "{kind:?}");
@@ -180,7 +316,12 @@ fn snapshot_has_the_hashes_of_the_state_it_was_taken_of() {
     run(&mut trainer, 2);
     let (snapshot, expected) = (trainer.snapshot(), state(&trainer));
     run(&mut trainer, 1);
-    let found = (snapshot.step(), snapshot.arena_hash(), snapshot.optimizer_hash(), snapshot.trace());
+    let found = (
+        snapshot.step(),
+        snapshot.arena_hash(),
+        snapshot.optimizer_hash(),
+        snapshot.trace(),
+    );
     assert_eq!(found, expected);
 }
 
@@ -222,11 +363,18 @@ fn infinities_and_nan_are_refused_and_nothing_is_applied() {
         bad[at] = value;
         let refusal = trainer.apply(&bad, &notes).expect_err("not finite");
         let entry = ["weight, element 0", "weight, element 1", "bias, element 0"][at];
-        assert!(refusal.to_string().starts_with("step 2: the gradient is not finite"), "{refusal}");
+        assert!(
+            refusal
+                .to_string()
+                .starts_with("step 2: the gradient is not finite"),
+            "{refusal}"
+        );
         assert!(refusal.to_string().contains(entry), "{refusal}");
         assert_eq!(state(&trainer), before);
     }
-    trainer.apply(&sum, &notes).expect("the good vector still fits");
+    trainer
+        .apply(&sum, &notes)
+        .expect("the good vector still fits");
 }
 
 #[test]
@@ -235,13 +383,25 @@ fn notes_out_of_order_or_missing_are_refused() {
     let mut trainer = trainer(&job(folder.path(), ADAMW));
     let before = state(&trainer);
     let (sum, notes) = reduced(&mut trainer);
-    let swapped: Vec<_> = [0, 2, 1, 3].iter().map(|&i: &usize| notes[i].clone()).collect();
+    let swapped: Vec<_> = [0, 2, 1, 3]
+        .iter()
+        .map(|&i: &usize| notes[i].clone())
+        .collect();
     for bad in [&notes[..3], &swapped[..], &[]] {
-        let refusal = trainer.apply(&sum, bad).expect_err("not the shards in order");
+        let refusal = trainer
+            .apply(&sum, bad)
+            .expect_err("not the shards in order");
         assert!(matches!(refusal, Error::WrongNotes { .. }), "{refusal}");
     }
     let refusal = trainer.apply(&sum[1..], &notes).expect_err("too short");
-    assert_eq!(refusal, Error::WrongLength { step: Step(0), expected: 4, found: 3 });
+    assert_eq!(
+        refusal,
+        Error::WrongLength {
+            step: Step(0),
+            expected: 4,
+            found: 3
+        }
+    );
     assert_eq!(state(&trainer), before);
 }
 
@@ -250,12 +410,26 @@ fn shards_and_chunks_beyond_the_last_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut trainer = trainer(&job(folder.path(), ADAMW));
     let mut out = vec![0.0; 4];
-    let refusal = trainer.contribute(ShardId(4), &mut out).expect_err("shards 0 to 3");
-    assert_eq!(refusal, Error::NoSuchShard { shard: ShardId(4), num_shards: 4 });
+    let refusal = trainer
+        .contribute(ShardId(4), &mut out)
+        .expect_err("shards 0 to 3");
+    assert_eq!(
+        refusal,
+        Error::NoSuchShard {
+            shard: ShardId(4),
+            num_shards: 4
+        }
+    );
     assert_eq!(trainer.num_eval_chunks(), 1);
     assert_eq!(trainer.evaluate_chunk(0).expect("a chunk").num_samples, 10);
     let refusal = trainer.evaluate_chunk(1).expect_err("one chunk");
-    assert_eq!(refusal, Error::NoSuchChunk { chunk: 1, num_chunks: 1 });
+    assert_eq!(
+        refusal,
+        Error::NoSuchChunk {
+            chunk: 1,
+            num_chunks: 1
+        }
+    );
 }
 
 #[test]
@@ -264,9 +438,95 @@ fn notes_of_a_step_name_every_row_that_was_read() {
     let mut trainer = trainer(&job(folder.path(), ADAMW));
     let (_, notes) = reduced(&mut trainer);
     for (shard, note) in (0..).zip(&notes) {
-        let rows = trainer.order.ids(0, shard).into_iter().map(|id| trainer.dataset.row(id));
+        let rows = trainer
+            .order
+            .ids(0, ShardId(shard))
+            .into_iter()
+            .map(|id| trainer.dataset.row(id));
         let bytes: Vec<u8> = rows.flat_map(u64::to_le_bytes).collect();
         assert_eq!(bytes.len(), 4 * 8);
         assert_eq!(note.digest, *blake3::hash(&bytes).as_bytes());
     }
+}
+
+/// A learner of that layout and those first values, which is never asked for more.
+struct Fixed(Layout, Vec<f32>);
+
+impl Learner for Fixed {
+    fn layout(&self) -> Layout {
+        self.0.clone()
+    }
+
+    fn init(&self, _seed: u64) -> Vec<f32> {
+        self.1.clone()
+    }
+
+    fn contribute(
+        &mut self,
+        _arena: &Arena,
+        _batch: &Batch,
+        _rng: &ShardRng,
+        _out: &mut [f32],
+    ) -> Result<Metrics, LearnerError> {
+        Err(LearnerError("nothing is learnt here".to_owned()))
+    }
+
+    fn evaluate(&mut self, _arena: &Arena, _batch: &Batch) -> Result<Metrics, LearnerError> {
+        Err(LearnerError("nothing is learnt here".to_owned()))
+    }
+}
+
+#[test]
+fn models_and_data_that_cannot_be_trained_are_refused_before_the_first_step() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let spec = job(folder.path(), ADAMW);
+    let refusal = |spec: &JobSpec, names: &[&str], values: &[f32]| {
+        let mut layout = Layout::default();
+        names.iter().for_each(|&name| {
+            layout.push(name, [1], Group::Weight);
+        });
+        let dataset = Dataset::load(&spec.data).expect("good rows");
+        let made = Trainer::new(spec, Box::new(Fixed(layout, values.to_vec())), dataset);
+        made.map(|_| String::new())
+            .unwrap_or_else(|error| error.to_string())
+    };
+    assert_eq!(refusal(&spec, &["a", "b"], &[0.0, 1.0]), "");
+    assert!(
+        refusal(&spec, &["a", "b"], &[0.0])
+            .contains("has 2 elements and its initial values have 1")
+    );
+    assert!(refusal(&spec, &["a", "a"], &[0.0, 1.0]).contains("second entry \"a\""));
+    assert!(refusal(&spec, &["a", "b"], &[0.0, f32::NAN]).contains("element 0 of b"));
+    let mut little = spec.clone();
+    little.data.holdout = 0.001;
+    assert!(
+        refusal(&little, &["a"], &[0.0]).contains("leaves 50 samples to train and 0 to evaluate")
+    );
+    let mut endless = spec;
+    endless.train.stop = StopSpec::Epochs(u64::MAX);
+    assert!(refusal(&endless, &["a"], &[0.0]).contains("more steps than can be counted"));
+}
+
+#[test]
+fn error_of_the_learner_names_step_and_shard() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let spec = job(folder.path(), ADAMW);
+    let mut layout = Layout::default();
+    layout.push("a", [1], Group::Weight);
+    let dataset = Dataset::load(&spec.data).expect("good rows");
+    let mut trainer =
+        Trainer::new(&spec, Box::new(Fixed(layout, vec![0.0])), dataset).expect("it fits");
+    let refusal = trainer
+        .contribute(ShardId(2), &mut [0.0])
+        .expect_err("it refuses all");
+    assert_eq!(
+        refusal.to_string(),
+        "step 0, shard 2: the model refused the samples"
+    );
+    let refusal = trainer.evaluate_chunk(0).expect_err("it refuses all");
+    assert!(
+        refusal
+            .to_string()
+            .starts_with("evaluation after step 0, chunk 0")
+    );
 }

@@ -1,0 +1,341 @@
+//! Reads and plays scenarios: text files of what happens to a cluster and what the leader says.
+//!
+//! A block holds what happens, a line each, and behind `----` what came of it: the answer to each
+//! command, then what the planner decides. Decisions are applied at once, and a second look at the
+//! state must find nothing more to decide. The interpreter stands for the leader's observation: it
+//! notes who is silent, and since when a job could have a world.
+//!
+//! ```text
+//! at 500                              the leader's clock says 500 ms
+//! worker w1 devices=2 build=b2        w1 registers, in a new life, and connects
+//! silent w1 | back w1                 its stream breaks | comes back, in the same life
+//! late tick                           the leader itself was late: all get a new full timeout
+//! submit j1 workers.min=2 [fresh]     overrides of a small job file
+//! stop j1                             the user cancels it
+//! gone j1 rank=0 signal 9             a worker saw a rank exit
+//! missed j1 rank=0 connection reset   a rank misses a peer
+//! broken j1 the files are damaged     a world says that it cannot go on
+//! progress j1                         the world applied a step
+//! commit j1 step=100 [history=1]      a checkpoint is durable
+//! damaged j1 step=100 [history=1]     a checkpoint turned out not to be whole
+//! end j1 step=1000                    the world ran to the job's end
+//! ```
+
+use std::fmt::Write as _;
+
+use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
+use crate::ids::{History, Incarnation, RankId, Step};
+use crate::plan::{Observed, Patience, Watch, plan};
+use crate::state::{ClusterState, Phase, World};
+use crate::testing::{job, manifest, node, outcome, submission, worker};
+
+/// Plays a scenario; the result is the same text with what really came of each block.
+pub(super) fn play(text: &str) -> String {
+    let mut scene = Scene::default();
+    let mut out = String::new();
+    for block in text.split("\n\n") {
+        let (happens, _) = block.split_once("\n----").unwrap_or((block, ""));
+        let happens = happens.trim_end();
+        out += happens;
+        out += "\n";
+        let lines = happens.lines().filter(|line| !line.starts_with('#'));
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+        if !lines.is_empty() {
+            out += "----\n";
+            for line in lines {
+                scene.happens(line, &mut out);
+            }
+            scene.decide(&mut out);
+        }
+        out += "\n";
+    }
+    out.truncate(out.trim_end().len());
+    out + "\n"
+}
+
+#[derive(Default)]
+struct Scene {
+    state: ClusterState,
+    observed: Observed,
+    now_ms: u64,
+}
+
+/// The words of a line behind the first: plain ones, and those of the form `key=value`.
+struct Line<'a> {
+    text: &'a str,
+    words: Vec<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    fn find(&self, key: &str) -> Option<&'a str> {
+        let mut values = self
+            .words
+            .iter()
+            .filter_map(|word| word.split_once('=').filter(|(name, _)| *name == key));
+        values.next().map(|(_, value)| value)
+    }
+
+    fn number(&self, key: &str) -> Option<u64> {
+        let value = self.find(key)?;
+        Some(
+            value
+                .parse()
+                .unwrap_or_else(|_| panic!("{:?}: {key} is no number", self.text)),
+        )
+    }
+
+    fn need(&self, key: &str) -> u64 {
+        self.number(key)
+            .unwrap_or_else(|| panic!("{:?}: {key}= is missing", self.text))
+    }
+
+    fn rank(&self) -> RankId {
+        RankId(self.need("rank").try_into().unwrap())
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.words.contains(&flag)
+    }
+
+    /// What is said behind the first word and the settings.
+    fn rest(&self) -> String {
+        let plain = self.words[1..].iter().filter(|word| !word.contains('='));
+        plain.copied().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Scene {
+    fn happens(&mut self, text: &str, out: &mut String) {
+        let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let line = Line {
+            text,
+            words: rest.split_whitespace().collect(),
+        };
+        let name = line.words.first().copied().unwrap_or_default();
+        let now_ms = self.now_ms;
+        match verb {
+            "at" => self.now_ms = name.parse().unwrap(),
+            "worker" => {
+                let last = self
+                    .state
+                    .nodes
+                    .get(&worker(name))
+                    .map_or(0, |node| node.incarnation.0);
+                let devices = line
+                    .number("devices")
+                    .map_or(1, |devices| devices.try_into().unwrap());
+                let node = node(last + 1, devices, line.find("build").unwrap_or("b1"));
+                self.connect(name, node.incarnation);
+                self.command(
+                    Command::RegisterWorker {
+                        worker: worker(name),
+                        node,
+                    },
+                    out,
+                );
+            }
+            "silent" => {
+                self.observed.connected.remove(&worker(name)).unwrap();
+                self.observed.silent_since_ms.insert(worker(name), now_ms);
+            }
+            "back" => self.connect(name, self.state.nodes[&worker(name)].incarnation),
+            "late" => self.forgive(),
+            "submit" => {
+                let set: Vec<&str> = line
+                    .words
+                    .iter()
+                    .filter(|word| word.contains('='))
+                    .copied()
+                    .collect();
+                let mut submission = submission(name, &set);
+                submission.fresh = line.has("fresh");
+                self.command(Command::Submit(submission), out);
+            }
+            "stop" => self.command(
+                Command::Stop {
+                    job: job(name),
+                    why: StopWhy::Cancelled,
+                },
+                out,
+            ),
+            "gone" => {
+                let rank = line.rank();
+                self.watch(name).gone.insert(rank, line.rest());
+            }
+            "missed" => {
+                let rank = line.rank();
+                self.watch(name).missed.insert(rank, (now_ms, line.rest()));
+            }
+            "broken" => self.watch(name).broken = Some(line.rest()),
+            "progress" => self.watch(name).progressed = true,
+            "commit" => {
+                let known = &self.state.jobs[&job(name)];
+                let history = line.number("history").map_or(known.history, History);
+                let manifest = manifest(history, known.generation, line.need("step"));
+                self.command(
+                    Command::CommitManifest {
+                        job: job(name),
+                        manifest,
+                    },
+                    out,
+                );
+            }
+            "damaged" => {
+                let step = Step(line.need("step"));
+                let known = self.state.jobs[&job(name)]
+                    .manifests
+                    .iter()
+                    .find(|known| known.step == step);
+                let history = line
+                    .number("history")
+                    .map_or(known.unwrap().history, History);
+                let reason = "a file's hash is wrong".to_owned();
+                self.command(
+                    Command::RejectManifest {
+                        job: job(name),
+                        history,
+                        step,
+                        reason,
+                    },
+                    out,
+                );
+            }
+            "end" => {
+                let generation = self.state.jobs[&job(name)].generation;
+                let outcome = outcome(OutcomeKind::Completed, line.need("step"));
+                self.command(
+                    Command::Finish {
+                        job: job(name),
+                        generation,
+                        outcome,
+                    },
+                    out,
+                );
+            }
+            _ => panic!("{text:?}: no such line; the head of scenario.rs lists them"),
+        }
+    }
+
+    fn connect(&mut self, name: &str, incarnation: Incarnation) {
+        self.observed.silent_since_ms.remove(&worker(name));
+        self.observed.connected.insert(worker(name), incarnation);
+    }
+
+    /// A leader whose own clock jumped cannot tell who was silent meanwhile.
+    fn forgive(&mut self) {
+        let now_ms = self.now_ms;
+        self.observed
+            .silent_since_ms
+            .values_mut()
+            .for_each(|since| *since = now_ms);
+        let watches = self.observed.worlds.values_mut();
+        watches
+            .flat_map(|watch| watch.missed.values_mut())
+            .for_each(|missed| missed.0 = now_ms);
+    }
+
+    fn watch(&mut self, name: &str) -> &mut Watch {
+        self.observed.worlds.get_mut(&job(name)).unwrap()
+    }
+
+    fn apply(&mut self, command: Command) -> crate::apply::Answer {
+        self.state.apply(Stamped {
+            stamp_ms: self.now_ms,
+            request: None,
+            command,
+        })
+    }
+
+    fn command(&mut self, command: Command, out: &mut String) {
+        use crate::apply::Effect;
+        let text = match self.apply(command) {
+            Ok(Effect::Registered) => return,
+            Ok(Effect::Queued { job, from }) => format!("{job} is queued, from step {from}"),
+            Ok(Effect::AlreadyFinished { job, step }) => {
+                format!("{job} has finished already, at step {step}")
+            }
+            Ok(Effect::AlreadyRunning { job }) => format!("{job} runs already"),
+            Ok(Effect::Stopping { job, at_rest: true }) => format!("{job} rests at once"),
+            Ok(Effect::Stopping { job, .. }) => format!("{job} stops at the next step boundary"),
+            Ok(Effect::ManifestCommitted { job, step }) => {
+                format!("{job} has a checkpoint of step {step}")
+            }
+            Ok(Effect::ManifestRejected { job, step }) => {
+                format!("{job} drops its checkpoint of step {step}")
+            }
+            Ok(Effect::Finished { job }) => format!("{job} has ended"),
+            Ok(Effect::WorldStarted { job }) => panic!("only the planner starts a world: {job}"),
+            Err(refusal) => format!("refused: {refusal}"),
+        };
+        writeln!(out, "{text}").unwrap();
+    }
+
+    /// Carries decisions out until there is nothing to decide: what one job gives back may serve
+    /// another one in the next round.
+    fn decide(&mut self, out: &mut String) {
+        const MAX_ROUNDS: usize = 8;
+        for _ in 0..MAX_ROUNDS {
+            let now_ms = self.now_ms;
+            let decided = plan(&self.state, &self.observed, Patience::default(), now_ms);
+            if decided.commands.is_empty() {
+                for (job, reason) in decided.waits {
+                    writeln!(out, "{job} {reason}").unwrap();
+                    let watch = self.observed.worlds.entry(job).or_default();
+                    watch.wanting_since_ms.get_or_insert(now_ms);
+                }
+                self.assert_phases();
+                return;
+            }
+            for command in decided.commands {
+                self.carry_out(command, out);
+            }
+        }
+        panic!("the planner does not come to rest");
+    }
+
+    fn carry_out(&mut self, command: Command, out: &mut String) {
+        match &command {
+            Command::StartWorld {
+                job, world, reason, ..
+            } => {
+                writeln!(out, "{job} {}    ({reason})", describe(world)).unwrap();
+                let generation = world.generation;
+                let watch = Watch {
+                    generation,
+                    ..Watch::default()
+                };
+                self.observed.worlds.insert(job.clone(), watch);
+            }
+            Command::Finish { job, outcome, .. } => {
+                let (kind, step, why) = (outcome.kind.as_str(), outcome.step, &outcome.reason);
+                writeln!(out, "{job} ends {kind} at step {step}    ({why})").unwrap();
+            }
+            other => panic!("no decision of the planner's: {other:?}"),
+        }
+        self.apply(command)
+            .expect("a decision fits the state that it was made from");
+    }
+
+    fn assert_phases(&self) {
+        for (name, known) in &self.state.jobs {
+            let runs = matches!(known.phase, Phase::Running | Phase::Stopping(_));
+            assert_eq!(runs, known.has_world(), "{name} has a world while it runs");
+        }
+    }
+}
+
+fn describe(world: &World) -> String {
+    let World {
+        history,
+        generation,
+        first_step,
+        ranks,
+    } = world;
+    let ranks = ranks
+        .iter()
+        .map(|rank| format!("  {} {}", rank.worker, rank.shards));
+    format!(
+        "{generation} {history} from {first_step}:{}",
+        ranks.collect::<String>()
+    )
+}

@@ -1,0 +1,254 @@
+//! The log and the hard state of one coordinator on disk, in sled.
+//!
+//! Only this module imports sled. What a value's bytes are is in [`format`], what makes them durable
+//! in [`durable`], how a loss is noticed in [`watermark`], who may open it in [`lock`], and the
+//! thread that shares one sync among waiting batches in [`thread`]. What an entry means, and whether
+//! the log makes sense, is consensus's business.
+
+mod durable;
+mod error;
+mod format;
+mod lock;
+pub mod thread;
+mod watermark;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use muster_coordinator_core::consensus::{Entry, HardState, Recovered};
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+use sled::{Transactional as _, Tree};
+
+pub use error::StoreError;
+use watermark::Watermark;
+
+/// An open store; nobody else opens its folder meanwhile.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    db: sled::Db,
+    log: Tree,
+    meta: Tree,
+    files: durable::Files,
+    watermark: Watermark,
+    last_index: u64,
+    /// How many batches were ever appended; the number of the last one.
+    num_batches: u64,
+    num_syncs: Arc<AtomicU64>,
+    /// Let go of last.
+    _lock: lock::Lock,
+}
+
+/// What a store says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Drawn by chance when the store was made.
+    pub cluster_id: [u8; 16],
+}
+
+impl Store {
+    /// Opens the store of a folder, or makes one there, and reads all of it. What it gives back is
+    /// each value as it was written; whether they are a log is for consensus to say.
+    ///
+    /// # Errors
+    /// When another process has it open, when it was written by another version, when a value is
+    /// damaged, or when the disk fails.
+    pub fn open(folder: &Path) -> Result<(Self, Recovered, Meta), StoreError> {
+        let io_error = |source| StoreError::Io { folder: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(io_error)?;
+        durable::sync_parent(folder).map_err(io_error)?;
+        let lock = lock::Lock::take(folder).map_err(io_error)?;
+        let lock = lock.ok_or_else(|| StoreError::InUse { folder: folder.to_owned() })?;
+        let (db, log, meta) = open_sled(folder)?;
+        let files = durable::Files::open(folder).map_err(io_error)?;
+        let has_version = check_version(folder, &meta)?;
+        let num_batches = read_num_batches(folder, &meta)?;
+        let watermark = Watermark::open(folder, num_batches).map_err(io_error)?;
+        let watermark = watermark.map_err(|reason| damaged(folder, "store", reason))?;
+        let mut store = Self {
+            folder: folder.to_owned(),
+            db,
+            log,
+            meta,
+            files,
+            watermark,
+            last_index: 0,
+            num_batches,
+            num_syncs: Arc::new(AtomicU64::new(0)),
+            _lock: lock,
+        };
+        if !has_version {
+            store.begin()?;
+        }
+        let recovered = Recovered { hard_state: store.read_hard_state()?, entries: store.read_log()? };
+        store.last_index = recovered.entries.last().map_or(0, |entry| entry.index);
+        let cluster_id = store.read_cluster_id()?;
+        Ok((store, recovered, Meta { cluster_id }))
+    }
+
+    /// Writes one batch, all of it or nothing. The log then ends with the last of the entries: what
+    /// stood at their places or behind is gone. It is durable after [`Store::sync`], not before.
+    ///
+    /// # Errors
+    /// When the entries are not neighbours or leave a gap behind the log, or when sled fails.
+    pub fn append(&mut self, entries: &[Entry], hard_state: Option<HardState>) -> Result<(), StoreError> {
+        let first = entries.first().map_or(self.last_index + 1, |entry| entry.index);
+        let mut expected = first.clamp(1, self.last_index + 1);
+        for entry in entries {
+            if entry.index != expected {
+                return Err(StoreError::Gap { folder: self.folder.clone(), expected, found: entry.index });
+            }
+            expected += 1;
+        }
+        let last = if entries.is_empty() { self.last_index } else { expected - 1 };
+        let num_batches = self.num_batches + 1;
+        let overtaken = last + 1..self.last_index + 1;
+        guard(&self.folder, || {
+            let both = (&self.log, &self.meta);
+            let written = both.transaction(|(log, meta)| {
+                for index in overtaken.clone() {
+                    log.remove(&index.to_be_bytes())?;
+                }
+                for entry in entries {
+                    log.insert(&entry.index.to_be_bytes(), format::encode_entry(entry))?;
+                }
+                if let Some(hard_state) = &hard_state {
+                    meta.insert(format::KEY_HARD_STATE, format::encode_hard_state(hard_state))?;
+                }
+                meta.insert(format::KEY_NUM_BATCHES, format::encode_num_batches(num_batches))?;
+                Ok::<(), ConflictableTransactionError<()>>(())
+            });
+            written.map_err(|error| match error {
+                TransactionError::Storage(error) => error,
+                TransactionError::Abort(()) => unreachable!("nothing above aborts"),
+            })
+        })?;
+        self.last_index = last;
+        self.num_batches = num_batches;
+        Ok(())
+    }
+
+    /// Returns when all that was appended survives a loss of power.
+    ///
+    /// # Errors
+    /// When the disk fails. What is on it then is unknown: open the store anew.
+    pub fn sync(&mut self) -> Result<(), StoreError> {
+        guard(&self.folder, || self.db.flush())?;
+        let durable = self.files.sync().and_then(|()| self.watermark.raise(self.num_batches));
+        durable.map_err(|source| StoreError::Io { folder: self.folder.clone(), source })?;
+        self.num_syncs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// How often [`Store::sync`] was done since the store was opened.
+    #[must_use]
+    pub fn num_syncs(&self) -> u64 {
+        self.num_syncs.load(Ordering::SeqCst)
+    }
+
+    /// Writes what a store has from its first day.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        if guard(&self.folder, || Ok(!self.log.is_empty() || !self.meta.is_empty()))? {
+            return Err(self.damaged("format version", "it is missing, but there is content".to_owned()));
+        }
+        let mut cluster_id = [0; 16];
+        File::open("/dev/urandom")
+            .and_then(|mut source| source.read_exact(&mut cluster_id))
+            .map_err(|source| StoreError::Io { folder: "/dev/urandom".into(), source })?;
+        guard(&self.folder, || {
+            // The first batch: from here on, an empty store is one that was lost.
+            let mut batch = sled::Batch::default();
+            batch.insert(format::KEY_NUM_BATCHES, format::encode_num_batches(1));
+            batch.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes());
+            batch.insert(format::KEY_CLUSTER_ID, format::encode_cluster_id(&cluster_id));
+            self.meta.apply_batch(batch)
+        })?;
+        self.num_batches = 1;
+        self.sync()
+    }
+
+    fn read_hard_state(&self) -> Result<HardState, StoreError> {
+        match guard(&self.folder, || self.meta.get(format::KEY_HARD_STATE))? {
+            Some(value) => format::decode_hard_state(&value).map_err(|reason| self.damaged("hard state", reason)),
+            None => Ok(HardState::default()),
+        }
+    }
+
+    fn read_cluster_id(&self) -> Result<[u8; 16], StoreError> {
+        let value = guard(&self.folder, || self.meta.get(format::KEY_CLUSTER_ID))?;
+        let value = value.ok_or_else(|| self.damaged("cluster id", "it is missing".to_owned()))?;
+        format::decode_cluster_id(&value).map_err(|reason| self.damaged("cluster id", reason))
+    }
+
+    fn read_log(&self) -> Result<Vec<Entry>, StoreError> {
+        let found = guard(&self.folder, || self.log.iter().collect::<Result<Vec<_>, _>>())?;
+        let entry = |(key, value): (sled::IVec, sled::IVec)| {
+            let key = key.as_ref().try_into();
+            let index = key.map_err(|_| self.damaged("log", "a key is not 8 bytes".to_owned()))?;
+            let index = u64::from_be_bytes(index);
+            format::decode_entry(index, &value).map_err(|reason| self.damaged(&format!("entry {index}"), reason))
+        };
+        found.into_iter().map(entry).collect()
+    }
+
+    fn damaged(&self, what: &str, reason: String) -> StoreError {
+        damaged(&self.folder, what, reason)
+    }
+}
+
+fn open_sled(folder: &Path) -> Result<(sled::Db, Tree, Tree), StoreError> {
+    // No flushes by time: this module says when, and nothing is acknowledged in between.
+    let config = sled::Config::new().path(folder).flush_every_ms(None);
+    guard(folder, || {
+        let db = lock::wait_for_sled(|| config.open())?;
+        let (log, meta) = (db.open_tree("log")?, db.open_tree("meta")?);
+        Ok((db, log, meta))
+    })
+}
+
+/// Refuses a store of another version; false if it has none yet.
+fn check_version(folder: &Path, meta: &Tree) -> Result<bool, StoreError> {
+    let Some(value) = guard(folder, || meta.get(format::KEY_FORMAT))? else { return Ok(false) };
+    let version = value.as_ref().try_into();
+    let version = version.map_err(|_| damaged(folder, "format version", "it is not 4 bytes".to_owned()))?;
+    match u32::from_le_bytes(version) {
+        format::VERSION => Ok(true),
+        found => Err(StoreError::Version { folder: folder.to_owned(), found, expected: format::VERSION }),
+    }
+}
+
+fn read_num_batches(folder: &Path, meta: &Tree) -> Result<u64, StoreError> {
+    match guard(folder, || meta.get(format::KEY_NUM_BATCHES))? {
+        Some(value) => format::decode_num_batches(&value).map_err(|reason| damaged(folder, "number of batches", reason)),
+        None => Ok(0),
+    }
+}
+
+fn damaged(folder: &Path, what: &str, reason: String) -> StoreError {
+    StoreError::Damaged { folder: folder.to_owned(), what: what.to_owned(), reason }
+}
+
+/// Calls sled. It panics on some damaged files; here that becomes an error like any other.
+fn guard<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+    let folder = || folder.to_owned();
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) if lock::is_held(&error) => Err(StoreError::InUse { folder: folder() }),
+        Ok(Err(sled::Error::Io(source))) => Err(StoreError::Io { folder: folder(), source }),
+        Ok(Err(source)) => Err(StoreError::Sled { folder: folder(), source }),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(StoreError::Panicked { folder: folder(), text: text.to_owned() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! The bytes of the store's values, version 1. Where they lie is in `store`.
+//!
+//! Numbers are little-endian; only the keys of the log are big-endian, so that their order is the
+//! order of the entries. Every value begins with a CRC-32 (IEEE) of all that follows it, and of its
+//! place before that, so that a value at the wrong place is noticed too:
+//!
+//! ```text
+//! log   [index: u64 big-endian]  -> crc32(index, rest)  version: u8  kind: u8  term: u64  data
+//! meta  "hard_state"             -> crc32(key, rest)    term: u64  vote: u64  commit: u64
+//! meta  "cluster_id"             -> crc32(key, rest)    16 bytes
+//! meta  "num_batches"            -> crc32(key, rest)    u64
+//! meta  "format"                 -> version: u32
+//! ```
+
+use muster_coordinator_core::consensus::{Entry, EntryKind, HardState};
+
+/// The version of all of it.
+pub(super) const VERSION: u32 = 1;
+
+pub(super) const KEY_FORMAT: &[u8] = b"format";
+pub(super) const KEY_HARD_STATE: &[u8] = b"hard_state";
+pub(super) const KEY_NUM_BATCHES: &[u8] = b"num_batches";
+pub(super) const KEY_CLUSTER_ID: &[u8] = b"cluster_id";
+
+/// Puts the checksum before a value for its key.
+fn seal(key: &[u8], rest: &[u8]) -> Vec<u8> {
+    let mut value = checksum(key, rest).to_le_bytes().to_vec();
+    value.extend_from_slice(rest);
+    value
+}
+
+/// What stands behind the checksum, if it is right.
+fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], String> {
+    let (crc, rest) = value.split_first_chunk().ok_or("it is too short for a checksum")?;
+    let (stored, computed) = (u32::from_le_bytes(*crc), checksum(key, rest));
+    if stored != computed {
+        return Err(format!("its checksum is {stored:08x}, its bytes have {computed:08x}"));
+    }
+    Ok(rest)
+}
+
+fn checksum(key: &[u8], rest: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key);
+    hasher.update(rest);
+    hasher.finalize()
+}
+
+pub(super) fn encode_entry(entry: &Entry) -> Vec<u8> {
+    let kind = match entry.kind {
+        EntryKind::Normal => 0,
+        EntryKind::Config => 1,
+    };
+    let mut rest = vec![VERSION as u8, kind];
+    rest.extend_from_slice(&entry.term.to_le_bytes());
+    rest.extend_from_slice(&entry.data);
+    seal(&entry.index.to_be_bytes(), &rest)
+}
+
+pub(super) fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, String> {
+    let rest = unseal(&index.to_be_bytes(), value)?;
+    let ([version, kind], rest) = rest.split_first_chunk().ok_or("it is too short for an entry")?;
+    if u32::from(*version) != VERSION {
+        return Err(format!("it has version {version}, this program reads {VERSION}"));
+    }
+    let kind = match kind {
+        0 => EntryKind::Normal,
+        1 => EntryKind::Config,
+        other => return Err(format!("its kind is {other}, which is none")),
+    };
+    let (term, data) = rest.split_first_chunk().ok_or("it is too short for an entry")?;
+    Ok(Entry { index, term: u64::from_le_bytes(*term), kind, data: data.to_vec() })
+}
+
+pub(super) fn encode_hard_state(hard_state: &HardState) -> Vec<u8> {
+    let numbers = [hard_state.term, hard_state.vote, hard_state.commit];
+    seal(KEY_HARD_STATE, &numbers.map(u64::to_le_bytes).concat())
+}
+
+pub(super) fn decode_hard_state(value: &[u8]) -> Result<HardState, String> {
+    let rest = unseal(KEY_HARD_STATE, value)?;
+    let (numbers, []) = rest.as_chunks() else { return Err("it is not three numbers".to_owned()) };
+    let [term, vote, commit] = numbers else { return Err("it is not three numbers".to_owned()) };
+    let number = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+    Ok(HardState { term: number(term), vote: number(vote), commit: number(commit) })
+}
+
+pub(super) fn encode_cluster_id(cluster_id: &[u8; 16]) -> Vec<u8> {
+    seal(KEY_CLUSTER_ID, cluster_id)
+}
+
+pub(super) fn decode_cluster_id(value: &[u8]) -> Result<[u8; 16], String> {
+    unseal(KEY_CLUSTER_ID, value)?.try_into().map_err(|_| "it is not 16 bytes".to_owned())
+}
+
+pub(super) fn encode_num_batches(num_batches: u64) -> Vec<u8> {
+    seal(KEY_NUM_BATCHES, &num_batches.to_le_bytes())
+}
+
+pub(super) fn decode_num_batches(value: &[u8]) -> Result<u64, String> {
+    let number = unseal(KEY_NUM_BATCHES, value)?.try_into();
+    number.map(u64::from_le_bytes).map_err(|_| "it is not a number".to_owned())
+}

@@ -1,0 +1,304 @@
+//! One `muster train --json`: started, listened to, signalled and ended. What its events mean is
+//! the tests' business.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::Signal;
+use crate::sandbox::{Sandbox, processes_of};
+use crate::wait::eventually;
+
+/// How long [`Train::finish`] waits.
+const FINISH: Duration = Duration::from_secs(120);
+
+/// How long output may stay open behind the end of the process that was started.
+const OUTPUT: Duration = Duration::from_secs(20);
+
+/// `muster train <job> --json` before it is started.
+#[derive(Debug)]
+pub struct TrainCommand<'a> {
+    sandbox: &'a Sandbox,
+    command: Command,
+}
+
+impl<'a> TrainCommand<'a> {
+    pub(crate) fn new(sandbox: &'a Sandbox, job: &str) -> Self {
+        let mut command = sandbox.muster();
+        command.args(["train", job, "--json"]);
+        Self { sandbox, command }
+    }
+
+    /// Adds `--workers`.
+    #[must_use]
+    pub fn workers(self, num_workers: u32) -> Self {
+        self.arg("--workers").arg(&num_workers.to_string())
+    }
+
+    /// Adds `--set key=value`.
+    #[must_use]
+    pub fn set(self, key_value: &str) -> Self {
+        self.arg("--set").arg(key_value)
+    }
+
+    /// Adds any other argument.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Adds an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(mut self) -> Train<'a> {
+        use std::os::unix::process::CommandExt;
+        // A group of its own: what it sends to its group must not reach the test.
+        self.command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {:?}: {error}", self.command));
+        let said = Arc::new(Said::default());
+        let (stdout, stderr) = (
+            child.stdout.take().expect("it is piped"),
+            child.stderr.take().expect("it is piped"),
+        );
+        let (to_events, to_stderr) = (Arc::clone(&said), Arc::clone(&said));
+        // The readers end with the pipes; nobody joins them, since a stray process may hold one.
+        thread::spawn(move || to_events.read_events(stdout));
+        thread::spawn(move || to_stderr.read_stderr(stderr));
+        Train {
+            sandbox: self.sandbox,
+            child,
+            said,
+            is_finished: false,
+        }
+    }
+}
+
+/// What the program said so far.
+#[derive(Debug, Default)]
+struct Said {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: Vec<Value>,
+    /// A line of standard output that is no JSON, should there be one.
+    malformed: Option<String>,
+    stderr: String,
+    events_ended: bool,
+    stderr_ended: bool,
+}
+
+impl Said {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn read_events(&self, stdout: impl Read) {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            self.change(|said| match serde_json::from_slice(&line) {
+                Ok(event) => said.events.push(event),
+                Err(_) => drop(
+                    said.malformed
+                        .get_or_insert(String::from_utf8_lossy(&line).into_owned()),
+                ),
+            });
+        }
+        self.change(|said| said.events_ended = true);
+    }
+
+    fn read_stderr(&self, stderr: impl Read) {
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            self.change(|said| {
+                said.stderr += &String::from_utf8_lossy(&line);
+                said.stderr.push('\n');
+            });
+        }
+        self.change(|said| said.stderr_ended = true);
+    }
+}
+
+/// A running `muster train --json`. Dropping it kills every process of its sandbox, unless
+/// [`finish`](Train::finish) saw its end.
+#[derive(Debug)]
+pub struct Train<'a> {
+    sandbox: &'a Sandbox,
+    child: Child,
+    said: Arc<Said>,
+    is_finished: bool,
+}
+
+/// The end of a `muster train --json`, and everything that it said.
+#[derive(Debug)]
+pub struct Finished {
+    /// How the process that was started ended.
+    pub status: ExitStatus,
+    /// Every line of its standard output.
+    pub events: Vec<Value>,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Train<'_> {
+    /// The process that was started; the root of its tree.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The events so far.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        self.said.lock().events.clone()
+    }
+
+    /// Waits for the first event, from the start of the run, that `is_it` accepts.
+    ///
+    /// # Panics
+    /// When there was none before the deadline or the end of the output, with all that was said.
+    #[track_caller]
+    pub fn wait_for(&self, is_it: impl Fn(&Value) -> bool, deadline: Duration) -> Value {
+        let start = Instant::now();
+        let mut said = self.said.lock();
+        loop {
+            if let Some(event) = said.events.iter().find(|event| is_it(event)) {
+                return event.clone();
+            }
+            if let Some(line) = &said.malformed {
+                panic!("a line of the output is no JSON: {line:?}\n{}", tell(&said));
+            }
+            assert!(
+                !said.events_ended,
+                "the output ended before the event came\n{}",
+                tell(&said)
+            );
+            let left = deadline.saturating_sub(start.elapsed());
+            assert!(
+                !left.is_zero(),
+                "the event did not come within {deadline:?}\n{}",
+                tell(&said)
+            );
+            let waited = self.said.changed.wait_timeout(said, left);
+            said = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Sends a signal to a process of the sandbox.
+    ///
+    /// # Panics
+    /// When the process is none of the sandbox's.
+    #[track_caller]
+    pub fn kill(&self, pid: u32, signal: Signal) {
+        self.sandbox.kill(pid, signal);
+    }
+
+    /// What Ctrl-C does to the process that was started.
+    ///
+    /// # Panics
+    /// When it has ended already.
+    #[track_caller]
+    pub fn interrupt(&self) {
+        self.kill(self.pid(), Signal::INT);
+    }
+
+    /// Waits for the end, at most two minutes. Processes that outlive it are left for
+    /// [`processes_of`] to be seen.
+    ///
+    /// # Panics
+    /// When it goes on, or its output holds a line that is no JSON.
+    #[track_caller]
+    pub fn finish(self) -> Finished {
+        self.finish_within(FINISH)
+    }
+
+    /// [`finish`](Train::finish), with a deadline.
+    ///
+    /// # Panics
+    /// When it goes on, or its output holds a line that is no JSON.
+    #[track_caller]
+    pub fn finish_within(mut self, deadline: Duration) -> Finished {
+        let start = Instant::now();
+        let status = loop {
+            match self.child.try_wait().expect("wait for the program") {
+                Some(status) => break status,
+                None if start.elapsed() < deadline => thread::sleep(Duration::from_millis(10)),
+                None => panic!(
+                    "the program goes on after {deadline:?}\n{}",
+                    tell(&self.said.lock())
+                ),
+            }
+        };
+        let what = "the end of the program's output behind its own end";
+        eventually(
+            OUTPUT,
+            &format!(
+                "{what}; processes that may hold it: {:?}",
+                processes_of(self.sandbox)
+            ),
+            || {
+                let said = self.said.lock();
+                (said.events_ended && said.stderr_ended).then_some(())
+            },
+        );
+        self.is_finished = true;
+        let said = self.said.lock();
+        assert!(
+            said.malformed.is_none(),
+            "a line of the output is no JSON: {:?}\n{}",
+            said.malformed,
+            tell(&said)
+        );
+        Finished {
+            status,
+            events: said.events.clone(),
+            stderr: said.stderr.clone(),
+        }
+    }
+}
+
+impl Drop for Train<'_> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.sandbox.kill_all();
+            // Without this the killed child stays a zombie until the test process ends.
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// All that was said, for the message of a failure.
+fn tell(said: &Inner) -> String {
+    let events: String = said
+        .events
+        .iter()
+        .map(|event| format!("{event}\n"))
+        .collect();
+    format!("-- events:\n{events}-- standard error:\n{}", said.stderr)
+}
