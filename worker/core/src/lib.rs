@@ -1,1 +1,4 @@
-//! Empty.
+//! What a worker and its ranks do, without IO.
+
+pub mod agent;
+pub mod rank;

@@ -1,0 +1,1 @@
+//! A worker as a machine: what it runs, reports and is told.

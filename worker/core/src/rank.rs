@@ -1,0 +1,1 @@
+//! A rank as a machine: what it does next at each point of its life.
