@@ -39,7 +39,7 @@ pub struct Watch {
     pub broken: Option<String>,
     /// Whether the world applied a step.
     pub progressed: bool,
-    /// Since when the job could have a world, were there enough workers; for gathering.
+    /// Since when there are enough workers for the job; for gathering.
     pub wanting_since_ms: Option<u64>,
 }
 
@@ -69,8 +69,23 @@ impl Default for Patience {
 pub struct Plan {
     /// What to propose.
     pub commands: Vec<Command>,
-    /// Why each job that waits does so, in one sentence.
-    pub waits: BTreeMap<JobName, String>,
+    /// Why each job that waits does so.
+    pub waits: BTreeMap<JobName, Wait>,
+}
+
+/// Why a job has no world yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Whether there are enough workers, and it only hopes for more.
+    pub gathers: bool,
+    /// In one sentence.
+    pub why: String,
+}
+
+impl std::fmt::Display for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
 }
 
 /// Decides for every job.

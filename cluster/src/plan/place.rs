@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Devices, Patience, Watch};
+use super::{Devices, Patience, Wait, Watch};
 use crate::command::{Command, NumericsClass};
 use crate::ids::{JobName, WorkerName};
 use crate::state::{ClusterState, Job, Placement, World};
@@ -16,7 +16,7 @@ pub(super) struct Wanting<'a> {
     pub(super) job: &'a Job,
     /// Why it wants one.
     pub(super) why: String,
-    /// Since when it could have one, were there enough workers.
+    /// Since when there are enough workers.
     pub(super) since: Option<u64>,
     /// What the leader saw of its last world.
     pub(super) watch: Option<&'a Watch>,
@@ -45,7 +45,7 @@ pub(super) fn place(
     wanting: Wanting<'_>,
     patience: Patience,
     now_ms: u64,
-) -> Result<Command, String> {
+) -> Result<Command, Wait> {
     let Wanting {
         name,
         job,
@@ -62,20 +62,25 @@ pub(super) fn place(
         class: Reverse(offer.class),
     });
     let Some(best) = best else {
-        return Err(format!("waits for workers: 0 free, {min} needed"));
+        let why = format!("waits for workers: 0 free, {min} needed");
+        return Err(Wait {
+            gathers: false,
+            why,
+        });
     };
     let found = best.count;
     if found < min {
         let others = left_out(&all, best.class);
-        return Err(format!(
-            "waits for workers: {found} free, {min} needed{others}"
-        ));
+        let why = format!("waits for workers: {found} free, {min} needed{others}");
+        return Err(Wait {
+            gathers: false,
+            why,
+        });
     }
     if found < max && now_ms.saturating_sub(since.unwrap_or(now_ms)) < patience.gather_ms {
         let others = left_out(&all, best.class);
-        return Err(format!(
-            "gathers workers: {found} of at most {max} are there{others}"
-        ));
+        let why = format!("gathers workers: {found} of at most {max} are there{others}");
+        return Err(Wait { gathers: true, why });
     }
 
     let is_fallback = job.has_world();

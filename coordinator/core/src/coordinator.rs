@@ -3,24 +3,29 @@
 //! input the leader compares state and observation and sends what is missing, so that a new leader
 //! or a reconnected worker needs no special case.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use muster_cluster::apply::{Answer, Effect, Refusal};
-use muster_cluster::command::{Command, Outcome, OutcomeKind, RequestId, Stamped, StopWhy};
-use muster_cluster::ids::{Generation, History, JobName, RankId, Step, WorkerName};
-use muster_cluster::plan::{self, Observed, Patience};
-use muster_cluster::state::{ClusterState, Phase, World};
+use muster_cluster::apply::Answer;
+use muster_cluster::command::{Command, RequestId, Stamped};
+use muster_cluster::ids::{JobName, WorkerName};
+use muster_cluster::plan::{Observed, Patience, Wait};
+use muster_cluster::state::ClusterState;
 use muster_consensus::{Entry, HardState, Recovered, Replica, ReplicaId};
-use muster_proto::event::{Event, What};
+use muster_proto::event::Event;
 use muster_proto::{convert, v1};
 
+use crate::links::{Link, Session};
 use crate::ranks::WorldWatch;
 
 mod account;
 mod duties;
+mod orders;
 mod reports;
+mod stories;
 
 use account::Account;
+pub(crate) use account::Progress;
+use duties::Duty;
 
 /// The time, as the shell's clocks say it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,10 +35,6 @@ pub struct Now {
     /// Milliseconds since the epoch; for stamps.
     pub wall_ms: u64,
 }
-
-/// One control stream of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Session(pub u64);
 
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,8 +75,6 @@ pub enum Input {
     },
     /// Rank 0 of some world recorded a step.
     Record(v1::StepRecord),
-    /// An event that was durable before this process began, in order.
-    Past(Event),
     /// These writes are durable.
     Persisted {
         /// The batch that [`Output::Persist`] named.
@@ -141,15 +140,6 @@ pub const TICK_MS: u64 = 50;
 /// How often a worker shows that it is there, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 250;
 
-/// One stream of a worker, as seen.
-#[derive(Debug)]
-struct Link {
-    worker: WorkerName,
-    last_seen_ms: u64,
-    /// Ranks that were assigned over this stream, or that it said it runs.
-    assigned: BTreeSet<(JobName, Generation, RankId)>,
-}
-
 /// One coordinator.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -159,21 +149,26 @@ pub struct Coordinator {
     checkpoints: String,
     patience: Patience,
     is_leader: bool,
+    /// What came in before the state was fit to decide from.
+    early: Vec<Input>,
+    last_tick_ms: Option<u64>,
     observed: Observed,
     links: BTreeMap<Session, Link>,
     worlds: BTreeMap<JobName, WorldWatch>,
     accounts: BTreeMap<JobName, Account>,
-    waits: BTreeMap<JobName, String>,
+    waits: BTreeMap<JobName, Wait>,
     /// Who waits for which proposal.
     replies: BTreeMap<u64, ReplyTo>,
     next_proposal: u64,
-    /// Jobs with a decision of the planner's on its way through the log.
-    deciding: BTreeSet<JobName>,
+    /// The leader's own proposals that are on their way through the log.
+    in_flight: BTreeMap<Duty, u64>,
+    num_stale_reports: u64,
 }
 
 impl Coordinator {
     /// A coordinator of a group of one, from what its store gave back. `checkpoints` is the folder
-    /// of jobs that name none.
+    /// of jobs that name none; `past` are the events that are durable already, in order, with the
+    /// indexes that their [`Output::Event`] had.
     ///
     /// # Errors
     /// When the recovered log is not one; the text says where.
@@ -181,6 +176,7 @@ impl Coordinator {
         recovered: Recovered,
         cluster_id: [u8; 16],
         checkpoints: String,
+        past: Vec<(Option<u64>, Event)>,
         outputs: &mut Vec<Output>,
     ) -> Result<Self, String> {
         let id = ReplicaId(1);
@@ -192,7 +188,8 @@ impl Coordinator {
             heartbeat_ticks: 2,
         };
         let mut from_replica = Vec::new();
-        let replica = Replica::new(options, recovered, &mut from_replica).map_err(|error| error.to_string())?;
+        let replica = Replica::new(options, recovered, &mut from_replica)
+            .map_err(|error| error.to_string())?;
         let mut coordinator = Self {
             replica,
             state: ClusterState::default(),
@@ -200,6 +197,8 @@ impl Coordinator {
             checkpoints,
             patience: Patience::default(),
             is_leader: false,
+            early: Vec::new(),
+            last_tick_ms: None,
             observed: Observed::default(),
             links: BTreeMap::new(),
             worlds: BTreeMap::new(),
@@ -207,9 +206,13 @@ impl Coordinator {
             waits: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_proposal: 1,
-            deciding: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            num_stale_reports: 0,
         };
-        coordinator.take_replica_outputs(from_replica, Now::default(), outputs);
+        for (index, event) in past {
+            coordinator.account_for(index, &event);
+        }
+        coordinator.take_replica_outputs(from_replica, outputs);
         Ok(coordinator)
     }
 
@@ -219,68 +222,162 @@ impl Coordinator {
         &self.state
     }
 
+    /// How many events the stream of a job has.
+    #[must_use]
+    pub fn num_events(&self, job: &str) -> u64 {
+        JobName::new(job)
+            .ok()
+            .and_then(|job| self.accounts.get(&job))
+            .map_or(0, |account| account.num_events)
+    }
+
+    pub(crate) fn link_of(&self, worker: &WorkerName) -> Option<&Link> {
+        self.links.values().find(|link| link.worker == *worker)
+    }
+
+    pub(crate) fn silent_since_ms(&self, worker: &WorkerName) -> Option<u64> {
+        self.observed.silent_since_ms.get(worker).copied()
+    }
+
+    pub(crate) fn world_watch(&self, job: &JobName) -> Option<&WorldWatch> {
+        self.worlds.get(job)
+    }
+
+    pub(crate) fn wait_of(&self, job: &JobName) -> Option<String> {
+        self.waits.get(job).map(|wait| wait.why.clone())
+    }
+
+    pub(crate) fn progress(&self, job: &JobName) -> Progress {
+        self.accounts
+            .get(job)
+            .map(Account::progress)
+            .unwrap_or_default()
+    }
+
+    /// How many reports came from ranks of worlds that are no longer.
+    #[must_use]
+    pub fn num_stale_reports(&self) -> u64 {
+        self.num_stale_reports
+    }
+
     /// Takes one input.
     pub fn handle(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
         match input {
-            Input::Tick => self.step_replica(muster_consensus::Input::Tick, now, outputs),
-            Input::Persisted { batch } => {
-                self.step_replica(muster_consensus::Input::Persisted { batch }, now, outputs);
+            Input::Tick => {
+                self.forgive_a_late_tick(now);
+                self.step_replica(muster_consensus::Input::Tick, outputs);
             }
-            Input::Request { reply_to, request, command } => {
+            Input::Persisted { batch } => {
+                self.step_replica(muster_consensus::Input::Persisted { batch }, outputs);
+            }
+            input if self.is_leader => self.take(input, now, outputs),
+            // A group of one leads as soon as its log is replayed; until then nobody is answered.
+            input => self.early.push(input),
+        }
+        if self.is_leader {
+            for input in std::mem::take(&mut self.early) {
+                self.take(input, now, outputs);
+            }
+            self.decide(now, outputs);
+            self.drive(outputs);
+        }
+    }
+
+    fn take(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
+        match input {
+            Input::Request {
+                reply_to,
+                request,
+                command,
+            } => {
                 if let Some(answer) = request.and_then(|request| self.state.answer_to(request)) {
-                    outputs.push(Output::Reply { reply_to, reply: Reply::Applied(answer.clone()) });
+                    outputs.push(Output::Reply {
+                        reply_to,
+                        reply: Reply::Applied(answer.clone()),
+                    });
                 } else {
-                    self.propose(Some(reply_to), request, command, now, outputs);
+                    let proposal = self.next_proposal();
+                    self.replies.insert(proposal, reply_to);
+                    self.propose(proposal, request, command, now, outputs);
                 }
             }
             Input::Hello { session, hello } => self.welcome(session, hello, now, outputs),
             Input::FromWorker { session, message } => self.heard(session, message, now, outputs),
-            Input::WorkerGone { session } => self.forget(session, now),
+            Input::WorkerGone { session } => {
+                self.links.remove(&session);
+            }
             Input::Record(record) => self.record(record, outputs),
-            Input::Past(event) => self.account_for(&event),
+            Input::Tick | Input::Persisted { .. } => {}
         }
-        if self.is_leader {
-            self.decide(now, outputs);
-            self.drive(now, outputs);
-        }
+    }
+
+    fn next_proposal(&mut self) -> u64 {
+        self.next_proposal += 1;
+        self.next_proposal
     }
 
     fn propose(
         &mut self,
-        reply_to: Option<ReplyTo>,
+        proposal: u64,
         request: Option<RequestId>,
         command: Command,
         now: Now,
         outputs: &mut Vec<Output>,
     ) {
-        let proposal = self.next_proposal;
-        self.next_proposal += 1;
-        if let Some(reply_to) = reply_to {
-            self.replies.insert(proposal, reply_to);
-        }
-        let data = convert::encode(&Stamped { stamp_ms: now.wall_ms, request, command });
-        self.step_replica(muster_consensus::Input::Propose { request: proposal, data }, now, outputs);
+        let data = convert::encode(&Stamped {
+            stamp_ms: now.wall_ms,
+            request,
+            command,
+        });
+        self.step_replica(
+            muster_consensus::Input::Propose {
+                request: proposal,
+                data,
+            },
+            outputs,
+        );
     }
 
-    fn step_replica(&mut self, input: muster_consensus::Input, now: Now, outputs: &mut Vec<Output>) {
+    fn step_replica(&mut self, input: muster_consensus::Input, outputs: &mut Vec<Output>) {
         let mut from_replica = Vec::new();
         self.replica.handle(input, &mut from_replica);
-        self.take_replica_outputs(from_replica, now, outputs);
+        self.take_replica_outputs(from_replica, outputs);
     }
 
-    fn take_replica_outputs(&mut self, from_replica: Vec<muster_consensus::Output>, now: Now, outputs: &mut Vec<Output>) {
+    fn take_replica_outputs(
+        &mut self,
+        from_replica: Vec<muster_consensus::Output>,
+        outputs: &mut Vec<Output>,
+    ) {
         use muster_consensus::Output as From;
         for output in from_replica {
             match output {
-                From::Persist { batch, entries, hard_state } => {
-                    outputs.push(Output::Persist { batch, entries, hard_state });
+                From::Persist {
+                    batch,
+                    entries,
+                    hard_state,
+                } => {
+                    outputs.push(Output::Persist {
+                        batch,
+                        entries,
+                        hard_state,
+                    });
                 }
                 // A group of one has nobody to send to.
                 From::Send { .. } => {}
-                From::Apply { index, data, request, .. } => self.apply(index, &data, request, now, outputs),
+                From::Apply {
+                    index,
+                    data,
+                    request,
+                    ..
+                } => self.apply(index, &data, request, outputs),
                 From::Dropped { request, reason } => {
+                    self.in_flight.retain(|_, proposal| *proposal != request);
                     if let Some(reply_to) = self.replies.remove(&request) {
-                        outputs.push(Output::Reply { reply_to, reply: Reply::Unavailable(reason) });
+                        outputs.push(Output::Reply {
+                            reply_to,
+                            reply: Reply::Unavailable(reason),
+                        });
                     }
                 }
                 From::Leader { is_me, .. } => self.is_leader = is_me,
@@ -289,28 +386,27 @@ impl Coordinator {
         }
     }
 
-    fn apply(&mut self, index: u64, data: &[u8], request: Option<u64>, now: Now, outputs: &mut Vec<Output>) {
+    fn apply(&mut self, index: u64, data: &[u8], request: Option<u64>, outputs: &mut Vec<Output>) {
         let stamped = match convert::decode(data) {
             Ok(stamped) => stamped,
             Err(error) => {
-                let reason = format!("entry {index} of the log was written by another version: {error}");
+                let reason =
+                    format!("entry {index} of the log was written by another version: {error}");
                 outputs.push(Output::Broken { reason });
                 return;
             }
         };
         let command = stamped.command.clone();
         let answer = self.state.apply(stamped);
-        self.applied(index, &command, &answer, now, outputs);
+        self.tell(index, &command, &answer, outputs);
+        if let Some(proposal) = request {
+            self.settle(proposal, &answer, outputs);
+        }
         if let Some(reply_to) = request.and_then(|request| self.replies.remove(&request)) {
-            outputs.push(Output::Reply { reply_to, reply: Reply::Applied(answer) });
+            outputs.push(Output::Reply {
+                reply_to,
+                reply: Reply::Applied(answer),
+            });
         }
     }
-}
-
-fn key(job: &JobName, world: &World, rank: u32) -> v1::RankKey {
-    v1::RankKey { job: job.to_string(), history: world.history.0, generation: world.generation.0, rank }
-}
-
-fn rank_order(key: v1::RankKey, order: v1::rank_order::Order) -> v1::to_worker::Message {
-    v1::to_worker::Message::Order(v1::RankOrder { key: Some(key), order: Some(order) })
 }

@@ -1,14 +1,17 @@
 //! The control plane without IO: consensus, state and the leader's duties.
 //!
 //! 1. [`coordinator`]: the one machine; inputs in, outputs out.
-//! 2. [`ranks`]: what the leader saw of each world, and when a world can begin or is over.
-//! 3. [`view`]: what people are shown.
+//! 2. [`links`]: the workers' streams, and what was sent over each.
+//! 3. [`ranks`]: what the leader saw of each world, and when a world can begin or is over.
+//! 4. [`view`]: what people are shown.
 //!
 //! There is no clock, socket, disk or thread here: the shell (`muster-coordinator`) has them all.
 
 pub mod coordinator;
+pub mod links;
 pub mod ranks;
 pub mod view;
 
-pub use coordinator::{Coordinator, Input, Now, Output, Reply, ReplyTo, Session};
+pub use coordinator::{Coordinator, Input, Now, Output, Reply, ReplyTo};
+pub use links::Session;
 pub use muster_consensus as consensus;

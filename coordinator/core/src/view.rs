@@ -1,1 +1,132 @@
-//! What people are shown of jobs and nodes.
+//! What people are shown of jobs and nodes: the replicated truth with what the leader observed.
+
+use muster_cluster::ids::{JobName, RankId};
+use muster_cluster::state::{Job, LedgerEntry, Phase};
+use muster_proto::{convert, v1};
+
+use crate::coordinator::{Coordinator, Now};
+use crate::links::Link;
+
+impl Coordinator {
+    /// Every job, by name.
+    #[must_use]
+    pub fn job_views(&self) -> Vec<v1::JobView> {
+        self.state()
+            .jobs
+            .iter()
+            .map(|(name, job)| self.view(name, job))
+            .collect()
+    }
+
+    /// One job, or `None` where no job has this name.
+    #[must_use]
+    pub fn job_view(&self, name: &str) -> Option<v1::JobView> {
+        let name = JobName::new(name).ok()?;
+        self.state()
+            .jobs
+            .get(&name)
+            .map(|job| self.view(&name, job))
+    }
+
+    /// Every worker that ever registered, by name.
+    #[must_use]
+    pub fn node_views(&self, now: Now) -> Vec<v1::NodeView> {
+        let nodes = self.state().nodes.iter();
+        nodes
+            .map(|(worker, node)| {
+                let link: Option<&Link> = self.link_of(worker);
+                let last_seen_ms = link
+                    .map(|link| link.last_seen_ms)
+                    .or_else(|| self.silent_since_ms(worker));
+                v1::NodeView {
+                    worker: worker.to_string(),
+                    connected: link.is_some() && self.silent_since_ms(worker).is_none(),
+                    num_devices: node.num_devices,
+                    num_busy: self.state().num_busy_devices(worker),
+                    host: node.host.clone(),
+                    class: Some((&node.class).into()),
+                    incarnation: node.incarnation.0,
+                    last_seen_ms_ago: last_seen_ms
+                        .map_or(0, |seen| now.monotonic_ms.saturating_sub(seen)),
+                }
+            })
+            .collect()
+    }
+
+    fn view(&self, name: &JobName, job: &Job) -> v1::JobView {
+        let progress = self.progress(name);
+        let reason = match &job.phase {
+            Phase::Ended(outcome) => outcome.reason.clone(),
+            _ => self.wait_of(name).unwrap_or_default(),
+        };
+        let outcome = match &job.phase {
+            Phase::Ended(outcome) => Some(convert::finish(name, job.generation, outcome)),
+            _ => None,
+        };
+        let step = match &job.phase {
+            Phase::Ended(outcome) => outcome.step.0,
+            _ => progress.step.max(job.committed_step().0),
+        };
+        v1::JobView {
+            job: name.to_string(),
+            state: job.phase.as_str().to_owned(),
+            reason,
+            history: job.history.0,
+            generation: job.generation.0,
+            step,
+            total_steps: progress.total_steps,
+            world_size: job
+                .world
+                .as_ref()
+                .map_or(0, |world| size(world.ranks.len())),
+            workers_min: job.spec.workers.min,
+            workers_max: job.spec.workers.max,
+            submitted_ms: job.submitted_ms,
+            loss: progress.loss,
+            identity: job.identity.digest(),
+            ranks: self.ranks(name, job),
+            manifests: job.manifests.iter().map(Into::into).collect(),
+            ledger: job.ledger.iter().map(ledger).collect(),
+            outcome,
+            draft: job.submission.draft.clone(),
+        }
+    }
+
+    fn ranks(&self, name: &JobName, job: &Job) -> Vec<v1::RankView> {
+        let watch = self
+            .world_watch(name)
+            .filter(|watch| watch.watch.generation == job.generation);
+        let placements = job.world.iter().flat_map(|world| &world.ranks);
+        (0u32..)
+            .zip(placements)
+            .map(|(rank, placement)| v1::RankView {
+                rank,
+                worker: placement.worker.to_string(),
+                pid: watch
+                    .and_then(|watch| watch.pids.get(&RankId(rank)))
+                    .copied()
+                    .unwrap_or_default(),
+                state: watch
+                    .map_or("assigned", |watch| watch.state_of(RankId(rank)))
+                    .to_owned(),
+                shards_start: placement.shards.start,
+                shards_end: placement.shards.end,
+            })
+            .collect()
+    }
+}
+
+fn ledger(entry: &LedgerEntry) -> v1::LedgerView {
+    v1::LedgerView {
+        history: entry.history.0,
+        generation: entry.generation.0,
+        first_step: entry.first_step.0,
+        world_size: size(entry.ranks.len()),
+        reason: entry.reason.clone(),
+        stamp_ms: entry.stamp_ms,
+    }
+}
+
+fn size(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

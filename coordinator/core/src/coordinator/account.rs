@@ -1,10 +1,10 @@
 //! How a submission spends its time: steps run, and steps that count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_proto::event::{Event, What};
 
-use super::{Coordinator, JobName};
+use super::{Coordinator, JobName, Output};
 
 /// What a job did since it was last submitted.
 #[derive(Clone, Debug, Default)]
@@ -14,20 +14,46 @@ pub(super) struct Account {
     /// Milliseconds of each applied step above the last checkpoint that was fallen back to.
     useful_ms: BTreeMap<u64, f64>,
     /// The newest step event: what is not above it, in its history, was told before.
-    pub(super) history: u64,
-    pub(super) step: u64,
-    pub(super) loss: f64,
-    pub(super) total_steps: u64,
+    history: u64,
+    step: u64,
+    loss: f64,
+    total_steps: u64,
+    /// The history and step of the newest evaluation.
+    evaluated: (u64, u64),
+    /// Rank processes of the newest world that were told of.
+    ranks: BTreeSet<(u32, u32)>,
+    /// The newest entry of the log that an event tells of.
+    index: u64,
     /// How many events the job's stream has.
     pub(super) num_events: u64,
 }
 
+/// How far a job is, as its step events tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) step: u64,
+    pub(crate) total_steps: u64,
+    pub(crate) loss: f64,
+}
+
 impl Account {
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            step: self.step,
+            total_steps: self.total_steps,
+            loss: self.loss,
+        }
+    }
+
     /// The share of the time since the submission that went into steps that count.
     pub(super) fn goodput(&self, now_s: f64) -> (f64, f64) {
         let wall_s = (now_s - self.submitted_s).max(0.0);
         let useful_s = self.useful_ms.values().sum::<f64>() / 1000.0;
-        let goodput = if wall_s > 0.0 { (useful_s / wall_s).min(1.0) } else { 0.0 };
+        let goodput = if wall_s > 0.0 {
+            (useful_s / wall_s).min(1.0)
+        } else {
+            0.0
+        };
         (goodput, wall_s)
     }
 
@@ -35,29 +61,74 @@ impl Account {
         self.num_events += 1;
         match &event.what {
             What::Submitted { .. } => {
-                let kept = Account { num_events: self.num_events, ..Account::default() };
-                *self = Account { submitted_s: event.time, total_steps: self.total_steps, loss: self.loss, ..kept };
+                *self = Account {
+                    submitted_s: event.time,
+                    steps_run: 0,
+                    useful_ms: BTreeMap::new(),
+                    ranks: BTreeSet::new(),
+                    ..std::mem::take(self)
+                };
             }
             What::Generation { from_step, .. } => {
                 self.useful_ms.split_off(&(from_step + 1));
+                self.ranks.clear();
                 self.history = event.history;
                 self.step = *from_step;
             }
-            What::Step { step, loss, wall_ms, total_steps, .. } => {
+            What::Step {
+                step,
+                loss,
+                wall_ms,
+                total_steps,
+                ..
+            } => {
                 self.steps_run += 1;
                 self.useful_ms.insert(*step, *wall_ms);
-                (self.history, self.step, self.loss, self.total_steps) = (event.history, *step, *loss, *total_steps);
+                (self.history, self.step, self.loss, self.total_steps) =
+                    (event.history, *step, *loss, *total_steps);
+            }
+            What::Evaluated { step, .. } => self.evaluated = (event.history, *step),
+            What::Rank { rank, pid, .. } => {
+                self.ranks.insert((*rank, *pid));
             }
             _ => {}
+        }
+    }
+
+    /// Whether the stream tells already what this event tells.
+    fn knows(&self, index: Option<u64>, event: &Event) -> bool {
+        if let Some(index) = index {
+            return index <= self.index;
+        }
+        match &event.what {
+            What::Step { step, .. } => (event.history, *step) <= (self.history, self.step),
+            What::Evaluated { step, .. } => (event.history, *step) <= self.evaluated,
+            What::Rank { rank, pid, .. } => self.ranks.contains(&(*rank, *pid)),
+            _ => false,
         }
     }
 }
 
 impl Coordinator {
-    /// Books an event that is, or is about to be, part of its job's stream.
-    pub(super) fn account_for(&mut self, event: &Event) {
+    /// Books an event that is part of its job's stream.
+    pub(super) fn account_for(&mut self, index: Option<u64>, event: &Event) {
         if let Ok(job) = JobName::new(&event.job) {
-            self.accounts.entry(job).or_default().take(event);
+            let account = self.accounts.entry(job).or_default();
+            account.index = index.unwrap_or(0).max(account.index);
+            account.take(event);
         }
+    }
+
+    /// Makes an event part of its job's stream, unless it is there already: a record that came
+    /// twice, or an entry of the log that was applied by the process before this one.
+    pub(super) fn publish(&mut self, index: Option<u64>, event: Event, outputs: &mut Vec<Output>) {
+        let account = JobName::new(&event.job)
+            .ok()
+            .and_then(|job| self.accounts.get(&job));
+        if account.is_some_and(|account| account.knows(index, &event)) {
+            return;
+        }
+        self.account_for(index, &event);
+        outputs.push(Output::Event { index, event });
     }
 }

@@ -1,0 +1,265 @@
+//! What the leader proposes: worlds, checkpoints, ends and registrations, each derived from state
+//! and observation and proposed once at a time. Which world a job gets is the planner's to say.
+
+use std::collections::BTreeMap;
+
+use muster_cluster::apply::Answer;
+use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
+use muster_cluster::ids::{Incarnation, JobName, WorkerName};
+use muster_cluster::plan;
+use muster_cluster::state::{Job, Phase};
+use muster_proto::v1;
+
+use super::{Coordinator, Now, Output, Session};
+use crate::ranks::WorldWatch;
+
+/// What a proposal of the leader's own is for; no two of the same are under way.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Duty {
+    /// What the planner decided for a job.
+    Plan(JobName),
+    /// A checkpoint is whole.
+    Commit(JobName),
+    /// A checkpoint is damaged.
+    Reject(JobName),
+    /// A job is over.
+    End(JobName),
+    /// A worker is there.
+    Register(Session),
+}
+
+impl Coordinator {
+    /// Proposes what the state lacks. A new round of planning begins when the last one is applied,
+    /// since one decision may take the devices of another.
+    pub(super) fn decide(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        self.observe(now);
+        self.register_workers(now, outputs);
+        self.settle_worlds(now, outputs);
+        if self
+            .in_flight
+            .keys()
+            .any(|duty| matches!(duty, Duty::Plan(_) | Duty::End(_)))
+        {
+            return;
+        }
+        let plan = plan::plan(&self.state, &self.observed, self.patience, now.monotonic_ms);
+        for name in self.state.jobs.keys() {
+            let gathers = plan.waits.get(name).is_some_and(|wait| wait.gathers);
+            if let Some(world) = self.worlds.get_mut(name) {
+                let since = &mut world.watch.wanting_since_ms;
+                *since = gathers.then(|| since.unwrap_or(now.monotonic_ms));
+            } else if gathers {
+                let mut world = WorldWatch::default();
+                world.watch.wanting_since_ms = Some(now.monotonic_ms);
+                self.worlds.insert(name.clone(), world);
+            }
+        }
+        self.waits = plan.waits;
+        for command in plan.commands {
+            if let Command::StartWorld { job, .. } | Command::Finish { job, .. } = &command {
+                self.propose_duty(Duty::Plan(job.clone()), command, now, outputs);
+            }
+        }
+    }
+
+    /// A proposal is applied: what it was for may be proposed again, if it is still needed.
+    pub(super) fn settle(&mut self, proposal: u64, answer: &Answer, outputs: &mut Vec<Output>) {
+        let duty = self
+            .in_flight
+            .iter()
+            .find(|(_, known)| **known == proposal)
+            .map(|(duty, _)| duty.clone());
+        let Some(duty) = duty else { return };
+        self.in_flight.remove(&duty);
+        let Err(refusal) = answer else { return };
+        match duty {
+            Duty::Register(session) => self.refuse(session, refusal.to_string(), outputs),
+            // A checkpoint that came too late must not be offered for ever.
+            Duty::Commit(job) => {
+                if let Some(world) = self.worlds.get_mut(&job) {
+                    world.parts.clear();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// When this process was held up itself, the silence of others proves nothing: everybody gets a
+    /// full timeout again.
+    pub(super) fn forgive_a_late_tick(&mut self, now: Now) {
+        let last = self.last_tick_ms.replace(now.monotonic_ms);
+        let late_ms = last.map_or(0, |last| now.monotonic_ms.saturating_sub(last));
+        if late_ms <= self.patience.detect_ms / 2 {
+            return;
+        }
+        for link in self.links.values_mut() {
+            link.last_seen_ms = now.monotonic_ms;
+        }
+        for since in self.observed.silent_since_ms.values_mut() {
+            *since = now.monotonic_ms;
+        }
+        for world in self.worlds.values_mut() {
+            for (since, _) in world.watch.missed.values_mut() {
+                *since = now.monotonic_ms;
+            }
+        }
+    }
+
+    /// Who is there, and what is known of the worlds, as the planner wants it.
+    fn observe(&mut self, now: Now) {
+        let is_heard = |last_seen_ms: u64| {
+            now.monotonic_ms.saturating_sub(last_seen_ms) <= self.patience.detect_ms
+        };
+        let heard = self
+            .links
+            .values()
+            .filter(|link| is_heard(link.last_seen_ms));
+        let connected: BTreeMap<WorkerName, Incarnation> = heard
+            .map(|link| (link.worker.clone(), link.node.incarnation))
+            .collect();
+        for worker in self.state.nodes.keys() {
+            if connected.contains_key(worker) {
+                self.observed.silent_since_ms.remove(worker);
+            } else {
+                let link = self.links.values().find(|link| link.worker == *worker);
+                let since = link.map_or(now.monotonic_ms, |link| link.last_seen_ms);
+                self.observed
+                    .silent_since_ms
+                    .entry(worker.clone())
+                    .or_insert(since);
+            }
+        }
+        self.observed.connected = connected;
+        self.observed.worlds = self
+            .worlds
+            .iter()
+            .map(|(job, world)| (job.clone(), world.watch.clone()))
+            .collect();
+    }
+
+    fn register_workers(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        let strangers: Vec<(Session, Command)> = self
+            .links
+            .iter()
+            .filter(|(_, link)| self.state.nodes.get(&link.worker) != Some(&link.node))
+            .map(|(session, link)| {
+                (
+                    *session,
+                    Command::RegisterWorker {
+                        worker: link.worker.clone(),
+                        node: link.node.clone(),
+                    },
+                )
+            })
+            .collect();
+        for (session, command) in strangers {
+            self.propose_duty(Duty::Register(session), command, now, outputs);
+        }
+    }
+
+    /// Proposes what the reports of the ranks amount to: a checkpoint, a damage, an end.
+    fn settle_worlds(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        let mut proposals = Vec::new();
+        for (name, job) in &self.state.jobs {
+            let Some(world) = job.world.as_ref() else {
+                continue;
+            };
+            let Some(watch) = self
+                .worlds
+                .get_mut(name)
+                .filter(|watch| watch.watch.generation == job.generation)
+            else {
+                continue;
+            };
+            let committed = job.latest_manifest().map(|manifest| manifest.step);
+            if let Some(manifest) = watch.manifest(job.history, committed) {
+                let command = Command::CommitManifest {
+                    job: name.clone(),
+                    manifest,
+                };
+                proposals.push((Duty::Commit(name.clone()), command));
+            }
+            if let Some((history, step, reason)) = &watch.damaged {
+                let is_known = job
+                    .manifests
+                    .iter()
+                    .any(|known| (known.history, known.step) == (*history, *step));
+                if is_known {
+                    let (history, step, reason) = (*history, *step, reason.clone());
+                    let command = Command::RejectManifest {
+                        job: name.clone(),
+                        history,
+                        step,
+                        reason,
+                    };
+                    proposals.push((Duty::Reject(name.clone()), command));
+                } else {
+                    watch.watch.broken = Some(format!("its checkpoint of step {step} is damaged"));
+                }
+            }
+            if let Some(outcome) = end_of(job, watch, world.ranks.len()) {
+                let command = Command::Finish {
+                    job: name.clone(),
+                    generation: job.generation,
+                    outcome,
+                };
+                proposals.push((Duty::End(name.clone()), command));
+            }
+        }
+        for (duty, command) in proposals {
+            self.propose_duty(duty, command, now, outputs);
+        }
+    }
+
+    fn propose_duty(&mut self, duty: Duty, command: Command, now: Now, outputs: &mut Vec<Output>) {
+        if self.in_flight.contains_key(&duty) {
+            return;
+        }
+        let proposal = self.next_proposal();
+        self.in_flight.insert(duty, proposal);
+        self.propose(proposal, None, command, now, outputs);
+    }
+}
+
+/// How a job ends by what its ranks report, or `None` while it goes on.
+fn end_of(job: &Job, watch: &WorldWatch, size: usize) -> Option<Outcome> {
+    let reason = match (&watch.failed, watch.end(size)) {
+        (Some(message), _) => message.clone(),
+        (None, Some(Err(disagreement))) => disagreement,
+        (None, Some(Ok(done))) => return Some(done_outcome(job, done)),
+        (None, None) => return None,
+    };
+    let manifest = job.latest_manifest();
+    Some(Outcome {
+        kind: OutcomeKind::Failed,
+        reason,
+        step: job.committed_step(),
+        arena_hash: manifest
+            .map(|manifest| manifest.arena_hash.clone())
+            .unwrap_or_default(),
+        optimizer_hash: manifest
+            .map(|manifest| manifest.optimizer_hash.clone())
+            .unwrap_or_default(),
+        trace: manifest
+            .map(|manifest| manifest.trace.clone())
+            .unwrap_or_default(),
+        metrics: BTreeMap::new(),
+    })
+}
+
+fn done_outcome(job: &Job, done: v1::Done) -> Outcome {
+    let kind = match (done.stopped, &job.phase) {
+        (false, _) => OutcomeKind::Completed,
+        (true, Phase::Stopping(StopWhy::Cancelled)) => OutcomeKind::Cancelled,
+        (true, _) => OutcomeKind::Interrupted,
+    };
+    Outcome {
+        kind,
+        reason: String::new(),
+        step: muster_cluster::ids::Step(done.step),
+        arena_hash: done.arena_hash,
+        optimizer_hash: done.optimizer_hash,
+        trace: done.trace,
+        metrics: done.metrics.into_iter().collect(),
+    }
+}

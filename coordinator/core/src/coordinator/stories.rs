@@ -1,0 +1,119 @@
+//! What applied commands mean to those who watch: the events of a job, and a fresh watch for each
+//! new world.
+
+use muster_cluster::apply::{Answer, Effect};
+use muster_cluster::command::{Command, Outcome};
+use muster_cluster::ids::JobName;
+use muster_cluster::state::{Job, Phase};
+use muster_proto::event::{Event, What};
+
+use super::{Coordinator, Output};
+use crate::ranks::WorldWatch;
+
+impl Coordinator {
+    /// Tells of a command that was applied as entry `index`. It says the same at every replay, but
+    /// for what a finished job took, which is known only to the process that saw it run.
+    pub(super) fn tell(
+        &mut self,
+        index: u64,
+        command: &Command,
+        answer: &Answer,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Ok(effect) = answer else { return };
+        let Some(name) = job_of(effect) else { return };
+        let Some(job) = self.state.jobs.get(name) else {
+            return;
+        };
+        let what = match (effect, command) {
+            (Effect::Queued { from, .. }, _) => {
+                self.worlds.remove(name);
+                What::Submitted {
+                    from_step: from.0,
+                    workers: Some(job.spec.workers.max),
+                }
+            }
+            (Effect::WorldStarted { .. }, Command::StartWorld { world, reason, .. }) => {
+                self.worlds
+                    .insert(name.clone(), WorldWatch::new(world.generation));
+                What::Generation {
+                    generation: world.generation.0,
+                    world_size: u32::try_from(world.ranks.len()).unwrap_or(u32::MAX),
+                    from_step: world.first_step.0,
+                    reason: reason.clone(),
+                }
+            }
+            (Effect::ManifestCommitted { .. }, Command::CommitManifest { manifest, .. }) => {
+                What::Checkpoint {
+                    step: manifest.step.0,
+                    path: manifest.folder.clone(),
+                    bytes: manifest.bytes(),
+                    manifest_hash: manifest.hash(),
+                }
+            }
+            (Effect::ManifestRejected { step, .. }, Command::RejectManifest { reason, .. }) => {
+                What::Damaged {
+                    step: step.0,
+                    reason: reason.clone(),
+                }
+            }
+            (Effect::Finished { .. }, _) | (Effect::Stopping { at_rest: true, .. }, _) => {
+                match &job.phase {
+                    Phase::Ended(outcome) => self.finished(name, job, outcome),
+                    _ => return,
+                }
+            }
+            _ => return,
+        };
+        let event = Event {
+            time: self.time_s(),
+            job: name.to_string(),
+            history: job.history.0,
+            what,
+        };
+        self.publish(Some(index), event, outputs);
+    }
+
+    /// The time of the newest entry, in seconds since the epoch.
+    fn time_s(&self) -> f64 {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "milliseconds since the epoch fit into 53 bits"
+        )]
+        let stamp_ms = self.state.stamp_ms as f64;
+        stamp_ms / 1000.0
+    }
+
+    fn finished(&self, name: &JobName, job: &Job, outcome: &Outcome) -> What {
+        let account = self.accounts.get(name).cloned().unwrap_or_default();
+        let (goodput, wall_s) = account.goodput(self.time_s());
+        What::Finished {
+            state: outcome.kind.as_str().to_owned(),
+            step: outcome.step.0,
+            steps_run: account.steps_run,
+            arena_hash: outcome.arena_hash.clone(),
+            optimizer_hash: outcome.optimizer_hash.clone(),
+            trace: outcome.trace.clone(),
+            metrics: outcome.metrics.clone(),
+            goodput,
+            wall_s,
+            reason: outcome.reason.clone(),
+            path: job
+                .latest_manifest()
+                .map(|manifest| manifest.folder.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn job_of(effect: &Effect) -> Option<&JobName> {
+    match effect {
+        Effect::Queued { job, .. }
+        | Effect::Stopping { job, .. }
+        | Effect::WorldStarted { job }
+        | Effect::ManifestCommitted { job, .. }
+        | Effect::ManifestRejected { job, .. }
+        | Effect::Finished { job } => Some(job),
+        Effect::AlreadyFinished { .. } | Effect::AlreadyRunning { .. } | Effect::Registered => None,
+    }
+}

@@ -1,0 +1,59 @@
+//! The workers' streams as the leader sees them: who is at the other end, when it last spoke, and
+//! which orders went over it. What ought to go over it is not decided here.
+
+use std::collections::BTreeMap;
+
+use muster_cluster::command::Node;
+use muster_cluster::ids::{Generation, JobName, RankId, Step, WorkerName};
+
+/// One control stream of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Session(pub u64);
+
+/// One rank of one world.
+pub(crate) type RankKey = (JobName, Generation, RankId);
+
+/// What a worker was told of one rank over this stream. A new stream starts from nothing, and so
+/// everything that still holds is said again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    /// Its assignment; or the worker said itself that it runs.
+    pub assigned: bool,
+    pub peers: bool,
+    pub stop: bool,
+    pub committed: Option<Step>,
+    pub dismissed: bool,
+    pub revoked: bool,
+}
+
+/// One stream.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub worker: WorkerName,
+    pub node: Node,
+    pub last_seen_ms: u64,
+    pub told: BTreeMap<RankKey, Told>,
+}
+
+impl Link {
+    pub(crate) fn new(worker: WorkerName, node: Node, now_ms: u64) -> Self {
+        Self {
+            worker,
+            node,
+            last_seen_ms: now_ms,
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// What was told of a rank, to be marked.
+    pub(crate) fn told(
+        &mut self,
+        job: &JobName,
+        generation: Generation,
+        rank: RankId,
+    ) -> &mut Told {
+        self.told
+            .entry((job.clone(), generation, rank))
+            .or_default()
+    }
+}
