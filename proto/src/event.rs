@@ -27,7 +27,7 @@ pub enum What {
     Submitted {
         /// The step it goes on from.
         from_step: u64,
-        /// How many steps it has in all, where that is known.
+        /// The most ranks it may have.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         workers: Option<u32>,
     },

@@ -41,7 +41,7 @@ impl Coordinator {
                     outputs.push(Output::ToWorker {
                         session: *session,
                         message,
-                    })
+                    });
                 };
                 let told = link.told(name, world.generation, RankId(rank));
                 let key = key(name, world, rank);
