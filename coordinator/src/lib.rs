@@ -1,3 +1,20 @@
-//! The coordinator's shell.
+//! The coordinator's shell: the network, the disk and the clock around the machine of
+//! `muster-coordinator-core`, which decides everything.
+//!
+//! 1. [`serve`]: the process, from its start to its end.
+//! 2. [`store`]: the replicated log on disk.
+//!
+//! Inside: the driver owns the machine, `records` the events' files, `logs` what ranks print, and
+//! `workers` and `clients` are the two services.
 
+mod clients;
+mod driver;
+mod logs;
+mod records;
+mod serve;
 pub mod store;
+mod workers;
+
+pub use driver::DriverError;
+pub use records::RecordsError;
+pub use serve::{Error, Options, serve};

@@ -58,11 +58,16 @@ impl Store {
     /// When another process has it open, when it was written by another version, when a value is
     /// damaged, or when the disk fails.
     pub fn open(folder: &Path) -> Result<(Self, Recovered, Meta), StoreError> {
-        let io_error = |source| StoreError::Io { folder: folder.to_owned(), source };
+        let io_error = |source| StoreError::Io {
+            folder: folder.to_owned(),
+            source,
+        };
         fs::create_dir_all(folder).map_err(io_error)?;
         durable::sync_parent(folder).map_err(io_error)?;
         let lock = lock::Lock::take(folder).map_err(io_error)?;
-        let lock = lock.ok_or_else(|| StoreError::InUse { folder: folder.to_owned() })?;
+        let lock = lock.ok_or_else(|| StoreError::InUse {
+            folder: folder.to_owned(),
+        })?;
         let (db, log, meta) = open_sled(folder)?;
         let files = durable::Files::open(folder).map_err(io_error)?;
         let has_version = check_version(folder, &meta)?;
@@ -84,7 +89,10 @@ impl Store {
         if !has_version {
             store.begin()?;
         }
-        let recovered = Recovered { hard_state: store.read_hard_state()?, entries: store.read_log()? };
+        let recovered = Recovered {
+            hard_state: store.read_hard_state()?,
+            entries: store.read_log()?,
+        };
         store.last_index = recovered.entries.last().map_or(0, |entry| entry.index);
         let cluster_id = store.read_cluster_id()?;
         Ok((store, recovered, Meta { cluster_id }))
@@ -95,16 +103,30 @@ impl Store {
     ///
     /// # Errors
     /// When the entries are not neighbours or leave a gap behind the log, or when sled fails.
-    pub fn append(&mut self, entries: &[Entry], hard_state: Option<HardState>) -> Result<(), StoreError> {
-        let first = entries.first().map_or(self.last_index + 1, |entry| entry.index);
+    pub fn append(
+        &mut self,
+        entries: &[Entry],
+        hard_state: Option<HardState>,
+    ) -> Result<(), StoreError> {
+        let first = entries
+            .first()
+            .map_or(self.last_index + 1, |entry| entry.index);
         let mut expected = first.clamp(1, self.last_index + 1);
         for entry in entries {
             if entry.index != expected {
-                return Err(StoreError::Gap { folder: self.folder.clone(), expected, found: entry.index });
+                return Err(StoreError::Gap {
+                    folder: self.folder.clone(),
+                    expected,
+                    found: entry.index,
+                });
             }
             expected += 1;
         }
-        let last = if entries.is_empty() { self.last_index } else { expected - 1 };
+        let last = if entries.is_empty() {
+            self.last_index
+        } else {
+            expected - 1
+        };
         let num_batches = self.num_batches + 1;
         let overtaken = last + 1..self.last_index + 1;
         guard(&self.folder, || {
@@ -117,9 +139,15 @@ impl Store {
                     log.insert(&entry.index.to_be_bytes(), format::encode_entry(entry))?;
                 }
                 if let Some(hard_state) = &hard_state {
-                    meta.insert(format::KEY_HARD_STATE, format::encode_hard_state(hard_state))?;
+                    meta.insert(
+                        format::KEY_HARD_STATE,
+                        format::encode_hard_state(hard_state),
+                    )?;
                 }
-                meta.insert(format::KEY_NUM_BATCHES, format::encode_num_batches(num_batches))?;
+                meta.insert(
+                    format::KEY_NUM_BATCHES,
+                    format::encode_num_batches(num_batches),
+                )?;
                 Ok::<(), ConflictableTransactionError<()>>(())
             });
             written.map_err(|error| match error {
@@ -138,8 +166,14 @@ impl Store {
     /// When the disk fails. What is on it then is unknown: open the store anew.
     pub fn sync(&mut self) -> Result<(), StoreError> {
         guard(&self.folder, || self.db.flush())?;
-        let durable = self.files.sync().and_then(|()| self.watermark.raise(self.num_batches));
-        durable.map_err(|source| StoreError::Io { folder: self.folder.clone(), source })?;
+        let durable = self
+            .files
+            .sync()
+            .and_then(|()| self.watermark.raise(self.num_batches));
+        durable.map_err(|source| StoreError::Io {
+            folder: self.folder.clone(),
+            source,
+        })?;
         self.num_syncs.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -152,19 +186,30 @@ impl Store {
 
     /// Writes what a store has from its first day.
     fn begin(&mut self) -> Result<(), StoreError> {
-        if guard(&self.folder, || Ok(!self.log.is_empty() || !self.meta.is_empty()))? {
-            return Err(self.damaged("format version", "it is missing, but there is content".to_owned()));
+        if guard(&self.folder, || {
+            Ok(!self.log.is_empty() || !self.meta.is_empty())
+        })? {
+            return Err(self.damaged(
+                "format version",
+                "it is missing, but there is content".to_owned(),
+            ));
         }
         let mut cluster_id = [0; 16];
         File::open("/dev/urandom")
             .and_then(|mut source| source.read_exact(&mut cluster_id))
-            .map_err(|source| StoreError::Io { folder: "/dev/urandom".into(), source })?;
+            .map_err(|source| StoreError::Io {
+                folder: "/dev/urandom".into(),
+                source,
+            })?;
         guard(&self.folder, || {
             // The first batch: from here on, an empty store is one that was lost.
             let mut batch = sled::Batch::default();
             batch.insert(format::KEY_NUM_BATCHES, format::encode_num_batches(1));
             batch.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes());
-            batch.insert(format::KEY_CLUSTER_ID, format::encode_cluster_id(&cluster_id));
+            batch.insert(
+                format::KEY_CLUSTER_ID,
+                format::encode_cluster_id(&cluster_id),
+            );
             self.meta.apply_batch(batch)
         })?;
         self.num_batches = 1;
@@ -173,7 +218,8 @@ impl Store {
 
     fn read_hard_state(&self) -> Result<HardState, StoreError> {
         match guard(&self.folder, || self.meta.get(format::KEY_HARD_STATE))? {
-            Some(value) => format::decode_hard_state(&value).map_err(|reason| self.damaged("hard state", reason)),
+            Some(value) => format::decode_hard_state(&value)
+                .map_err(|reason| self.damaged("hard state", reason)),
             None => Ok(HardState::default()),
         }
     }
@@ -185,12 +231,15 @@ impl Store {
     }
 
     fn read_log(&self) -> Result<Vec<Entry>, StoreError> {
-        let found = guard(&self.folder, || self.log.iter().collect::<Result<Vec<_>, _>>())?;
+        let found = guard(&self.folder, || {
+            self.log.iter().collect::<Result<Vec<_>, _>>()
+        })?;
         let entry = |(key, value): (sled::IVec, sled::IVec)| {
             let key = key.as_ref().try_into();
             let index = key.map_err(|_| self.damaged("log", "a key is not 8 bytes".to_owned()))?;
             let index = u64::from_be_bytes(index);
-            format::decode_entry(index, &value).map_err(|reason| self.damaged(&format!("entry {index}"), reason))
+            format::decode_entry(index, &value)
+                .map_err(|reason| self.damaged(&format!("entry {index}"), reason))
         };
         found.into_iter().map(entry).collect()
     }
@@ -212,24 +261,36 @@ fn open_sled(folder: &Path) -> Result<(sled::Db, Tree, Tree), StoreError> {
 
 /// Refuses a store of another version; false if it has none yet.
 fn check_version(folder: &Path, meta: &Tree) -> Result<bool, StoreError> {
-    let Some(value) = guard(folder, || meta.get(format::KEY_FORMAT))? else { return Ok(false) };
+    let Some(value) = guard(folder, || meta.get(format::KEY_FORMAT))? else {
+        return Ok(false);
+    };
     let version = value.as_ref().try_into();
-    let version = version.map_err(|_| damaged(folder, "format version", "it is not 4 bytes".to_owned()))?;
+    let version =
+        version.map_err(|_| damaged(folder, "format version", "it is not 4 bytes".to_owned()))?;
     match u32::from_le_bytes(version) {
         format::VERSION => Ok(true),
-        found => Err(StoreError::Version { folder: folder.to_owned(), found, expected: format::VERSION }),
+        found => Err(StoreError::Version {
+            folder: folder.to_owned(),
+            found,
+            expected: format::VERSION,
+        }),
     }
 }
 
 fn read_num_batches(folder: &Path, meta: &Tree) -> Result<u64, StoreError> {
     match guard(folder, || meta.get(format::KEY_NUM_BATCHES))? {
-        Some(value) => format::decode_num_batches(&value).map_err(|reason| damaged(folder, "number of batches", reason)),
+        Some(value) => format::decode_num_batches(&value)
+            .map_err(|reason| damaged(folder, "number of batches", reason)),
         None => Ok(0),
     }
 }
 
 fn damaged(folder: &Path, what: &str, reason: String) -> StoreError {
-    StoreError::Damaged { folder: folder.to_owned(), what: what.to_owned(), reason }
+    StoreError::Damaged {
+        folder: folder.to_owned(),
+        what: what.to_owned(),
+        reason,
+    }
 }
 
 /// Calls sled. It panics on some damaged files; here that becomes an error like any other.
@@ -238,12 +299,23 @@ fn guard<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, 
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if lock::is_held(&error) => Err(StoreError::InUse { folder: folder() }),
-        Ok(Err(sled::Error::Io(source))) => Err(StoreError::Io { folder: folder(), source }),
-        Ok(Err(source)) => Err(StoreError::Sled { folder: folder(), source }),
+        Ok(Err(sled::Error::Io(source))) => Err(StoreError::Io {
+            folder: folder(),
+            source,
+        }),
+        Ok(Err(source)) => Err(StoreError::Sled {
+            folder: folder(),
+            source,
+        }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(StoreError::Panicked { folder: folder(), text: text.to_owned() })
+            let text = text
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(StoreError::Panicked {
+                folder: folder(),
+                text: text.to_owned(),
+            })
         }
     }
 }

@@ -226,13 +226,13 @@ impl Coordinator {
         &self.state
     }
 
-    /// How many events the stream of a job has.
+    /// The position in a job's stream of the first event of its last submission.
     #[must_use]
-    pub fn num_events(&self, job: &str) -> u64 {
+    pub fn first_event(&self, job: &str) -> u64 {
         JobName::new(job)
             .ok()
             .and_then(|job| self.accounts.get(&job))
-            .map_or(0, |account| account.num_events)
+            .map_or(0, |account| account.first_event)
     }
 
     pub(crate) fn link_of(&self, worker: &WorkerName) -> Option<&Link> {

@@ -31,7 +31,11 @@ const LOG: &str = "db";
 impl Files {
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
         let log = File::open(folder.join(LOG))?;
-        Ok(Self { folder: folder.to_owned(), log, synced: BTreeSet::new() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            log,
+            synced: BTreeSet::new(),
+        })
     }
 
     /// Returns when all that sled has written is on the disk.

@@ -31,10 +31,14 @@ fn seal(key: &[u8], rest: &[u8]) -> Vec<u8> {
 
 /// What stands behind the checksum, if it is right.
 fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], String> {
-    let (crc, rest) = value.split_first_chunk().ok_or("it is too short for a checksum")?;
+    let (crc, rest) = value
+        .split_first_chunk()
+        .ok_or("it is too short for a checksum")?;
     let (stored, computed) = (u32::from_le_bytes(*crc), checksum(key, rest));
     if stored != computed {
-        return Err(format!("its checksum is {stored:08x}, its bytes have {computed:08x}"));
+        return Err(format!(
+            "its checksum is {stored:08x}, its bytes have {computed:08x}"
+        ));
     }
     Ok(rest)
 }
@@ -59,17 +63,28 @@ pub(super) fn encode_entry(entry: &Entry) -> Vec<u8> {
 
 pub(super) fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, String> {
     let rest = unseal(&index.to_be_bytes(), value)?;
-    let ([version, kind], rest) = rest.split_first_chunk().ok_or("it is too short for an entry")?;
+    let ([version, kind], rest) = rest
+        .split_first_chunk()
+        .ok_or("it is too short for an entry")?;
     if u32::from(*version) != VERSION {
-        return Err(format!("it has version {version}, this program reads {VERSION}"));
+        return Err(format!(
+            "it has version {version}, this program reads {VERSION}"
+        ));
     }
     let kind = match kind {
         0 => EntryKind::Normal,
         1 => EntryKind::Config,
         other => return Err(format!("its kind is {other}, which is none")),
     };
-    let (term, data) = rest.split_first_chunk().ok_or("it is too short for an entry")?;
-    Ok(Entry { index, term: u64::from_le_bytes(*term), kind, data: data.to_vec() })
+    let (term, data) = rest
+        .split_first_chunk()
+        .ok_or("it is too short for an entry")?;
+    Ok(Entry {
+        index,
+        term: u64::from_le_bytes(*term),
+        kind,
+        data: data.to_vec(),
+    })
 }
 
 pub(super) fn encode_hard_state(hard_state: &HardState) -> Vec<u8> {
@@ -79,10 +94,18 @@ pub(super) fn encode_hard_state(hard_state: &HardState) -> Vec<u8> {
 
 pub(super) fn decode_hard_state(value: &[u8]) -> Result<HardState, String> {
     let rest = unseal(KEY_HARD_STATE, value)?;
-    let (numbers, []) = rest.as_chunks() else { return Err("it is not three numbers".to_owned()) };
-    let [term, vote, commit] = numbers else { return Err("it is not three numbers".to_owned()) };
+    let (numbers, []) = rest.as_chunks() else {
+        return Err("it is not three numbers".to_owned());
+    };
+    let [term, vote, commit] = numbers else {
+        return Err("it is not three numbers".to_owned());
+    };
     let number = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
-    Ok(HardState { term: number(term), vote: number(vote), commit: number(commit) })
+    Ok(HardState {
+        term: number(term),
+        vote: number(vote),
+        commit: number(commit),
+    })
 }
 
 pub(super) fn encode_cluster_id(cluster_id: &[u8; 16]) -> Vec<u8> {
@@ -90,7 +113,9 @@ pub(super) fn encode_cluster_id(cluster_id: &[u8; 16]) -> Vec<u8> {
 }
 
 pub(super) fn decode_cluster_id(value: &[u8]) -> Result<[u8; 16], String> {
-    unseal(KEY_CLUSTER_ID, value)?.try_into().map_err(|_| "it is not 16 bytes".to_owned())
+    unseal(KEY_CLUSTER_ID, value)?
+        .try_into()
+        .map_err(|_| "it is not 16 bytes".to_owned())
 }
 
 pub(super) fn encode_num_batches(num_batches: u64) -> Vec<u8> {
@@ -99,5 +124,7 @@ pub(super) fn encode_num_batches(num_batches: u64) -> Vec<u8> {
 
 pub(super) fn decode_num_batches(value: &[u8]) -> Result<u64, String> {
     let number = unseal(KEY_NUM_BATCHES, value)?.try_into();
-    number.map(u64::from_le_bytes).map_err(|_| "it is not a number".to_owned())
+    number
+        .map(u64::from_le_bytes)
+        .map_err(|_| "it is not a number".to_owned())
 }

@@ -21,7 +21,11 @@ pub(super) struct Lock(#[expect(dead_code, reason = "held, never used")] File);
 impl Lock {
     /// `None` if another opener has the folder.
     pub(super) fn take(folder: &Path) -> io::Result<Option<Self>> {
-        let file = File::options().write(true).create(true).truncate(false).open(folder.join("lock"))?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(folder.join("lock"))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self(file))),
             Err(TryLockError::WouldBlock) => Ok(None),

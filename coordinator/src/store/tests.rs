@@ -13,7 +13,12 @@ use super::thread::{Batch, Report, Stopped, StoreThread};
 use super::{Store, StoreError, format, open_sled};
 
 fn entry(index: u64, term: u64) -> Entry {
-    Entry { index, term, kind: EntryKind::Normal, data: format!("{index} of {term}").into_bytes() }
+    Entry {
+        index,
+        term,
+        kind: EntryKind::Normal,
+        data: format!("{index} of {term}").into_bytes(),
+    }
 }
 
 fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
@@ -21,7 +26,11 @@ fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
 }
 
 fn hard_state(term: u64) -> HardState {
-    HardState { term, vote: 2, commit: 1 }
+    HardState {
+        term,
+        vote: 2,
+        commit: 1,
+    }
 }
 
 /// Opens, or says why not.
@@ -34,7 +43,9 @@ fn five_entries() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let (mut store, recovered, _) = Store::open(folder.path()).unwrap();
     assert_eq!(recovered, Recovered::default());
-    store.append(&entries(1..=5, 1), Some(hard_state(1))).unwrap();
+    store
+        .append(&entries(1..=5, 1), Some(hard_state(1)))
+        .unwrap();
     store.sync().unwrap();
     folder
 }
@@ -52,19 +63,40 @@ fn a_store_gives_back_what_was_appended() {
     // A folder that is not there yet, and a value that sled puts into a file of its own.
     let path = folder.path().join("new/store");
     let (mut store, _, meta) = Store::open(&path).unwrap();
-    let large = Entry { data: vec![7; 3 << 20], kind: EntryKind::Config, ..entry(3, 4) };
-    store.append(&entries(1..=2, 1), Some(hard_state(1))).unwrap();
-    store.append(std::slice::from_ref(&large), Some(hard_state(4))).unwrap();
+    let large = Entry {
+        data: vec![7; 3 << 20],
+        kind: EntryKind::Config,
+        ..entry(3, 4)
+    };
+    store
+        .append(&entries(1..=2, 1), Some(hard_state(1)))
+        .unwrap();
+    store
+        .append(std::slice::from_ref(&large), Some(hard_state(4)))
+        .unwrap();
     store.append(&[], None).unwrap();
     store.sync().unwrap();
-    assert!(fs::read_dir(path.join("blobs")).unwrap().count() > 0, "no file for the large value");
+    assert!(
+        fs::read_dir(path.join("blobs")).unwrap().count() > 0,
+        "no file for the large value"
+    );
     drop(store);
 
     let (_, recovered, same) = Store::open(&path).unwrap();
-    assert_eq!(recovered, Recovered { hard_state: hard_state(4), entries: vec![entry(1, 1), entry(2, 1), large] });
+    assert_eq!(
+        recovered,
+        Recovered {
+            hard_state: hard_state(4),
+            entries: vec![entry(1, 1), entry(2, 1), large]
+        }
+    );
     assert_eq!(same, meta);
     let other = tempfile::tempdir().unwrap();
-    assert_ne!(Store::open(other.path()).unwrap().2, meta, "each store draws an id of its own");
+    assert_ne!(
+        Store::open(other.path()).unwrap().2,
+        meta,
+        "each store draws an id of its own"
+    );
 }
 
 #[test]
@@ -72,26 +104,43 @@ fn the_log_ends_with_the_last_entry_of_a_batch() {
     let folder = five_entries();
     let (mut store, ..) = Store::open(folder.path()).unwrap();
     store.append(&entries(3..=4, 2), None).unwrap();
-    store.append(&entries(5..=6, 2), Some(hard_state(2))).unwrap();
+    store
+        .append(&entries(5..=6, 2), Some(hard_state(2)))
+        .unwrap();
     store.append(&entries(6..=6, 3), None).unwrap();
     drop(store);
     let expected = [entries(1..=2, 1), entries(3..=5, 2), entries(6..=6, 3)].concat();
-    assert_eq!(reopen(folder.path()).unwrap(), Recovered { hard_state: hard_state(2), entries: expected });
+    assert_eq!(
+        reopen(folder.path()).unwrap(),
+        Recovered {
+            hard_state: hard_state(2),
+            entries: expected
+        }
+    );
 }
 
 #[test]
 fn a_batch_that_leaves_a_gap_is_not_written() {
     let folder = five_entries();
     let (mut store, ..) = Store::open(folder.path()).unwrap();
-    let gaps = [(entries(7..=8, 1), 6, 7), (vec![entry(6, 1), entry(8, 1)], 7, 8), (entries(0..=1, 1), 1, 0)];
+    let gaps = [
+        (entries(7..=8, 1), 6, 7),
+        (vec![entry(6, 1), entry(8, 1)], 7, 8),
+        (entries(0..=1, 1), 1, 0),
+    ];
     for (gap, expected_index, found_index) in gaps {
         match store.append(&gap, Some(hard_state(9))) {
-            Err(StoreError::Gap { expected, found, .. }) => assert_eq!((expected, found), (expected_index, found_index)),
+            Err(StoreError::Gap {
+                expected, found, ..
+            }) => assert_eq!((expected, found), (expected_index, found_index)),
             other => panic!("{other:?}"),
         }
     }
     drop(store);
-    let expected = Recovered { hard_state: hard_state(1), entries: entries(1..=5, 1) };
+    let expected = Recovered {
+        hard_state: hard_state(1),
+        entries: entries(1..=5, 1),
+    };
     assert_eq!(reopen(folder.path()).unwrap(), expected);
 }
 
@@ -102,7 +151,10 @@ fn a_second_open_says_who_is_in_the_way() {
     let error = Store::open(folder.path()).unwrap_err();
     assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(text.contains("in use") && text.contains(folder.path().to_str().unwrap()), "{text}");
+    assert!(
+        text.contains("in use") && text.contains(folder.path().to_str().unwrap()),
+        "{text}"
+    );
     drop(store);
     reopen(folder.path()).unwrap();
 }
@@ -120,7 +172,9 @@ fn a_flipped_bit_is_reported_with_the_index() {
         let text = reopen(folder.path()).unwrap_err().to_string();
         assert!(text.contains("entry 3 is damaged"), "bit {bit}: {text}");
     }
-    tamper(folder.path(), |log, _| drop(log.insert(3_u64.to_be_bytes(), value).unwrap()));
+    tamper(folder.path(), |log, _| {
+        drop(log.insert(3_u64.to_be_bytes(), value).unwrap())
+    });
     assert_eq!(reopen(folder.path()).unwrap().entries, entries(1..=5, 1));
 }
 
@@ -128,9 +182,17 @@ fn a_flipped_bit_is_reported_with_the_index() {
 fn a_value_at_the_wrong_place_is_reported() {
     let folder = five_entries();
     tamper(folder.path(), |log, _| {
-        drop(log.insert(4_u64.to_be_bytes(), format::encode_entry(&entry(5, 1))).unwrap());
+        drop(
+            log.insert(4_u64.to_be_bytes(), format::encode_entry(&entry(5, 1)))
+                .unwrap(),
+        );
     });
-    assert!(reopen(folder.path()).unwrap_err().to_string().contains("entry 4 is damaged"));
+    assert!(
+        reopen(folder.path())
+            .unwrap_err()
+            .to_string()
+            .contains("entry 4 is damaged")
+    );
 }
 
 #[test]
@@ -143,8 +205,16 @@ fn damage_beside_the_log_is_reported() {
         (b"hard_state", Some(b"x"), "too short"),
         (b"cluster_id", None, "cluster id is damaged: it is missing"),
         (b"format", None, "format version is damaged: it is missing"),
-        (b"format", Some(b"?"), "format version is damaged: it is not 4 bytes"),
-        (b"format", Some(&[2, 0, 0, 0]), "has format 2, this program reads 1"),
+        (
+            b"format",
+            Some(b"?"),
+            "format version is damaged: it is not 4 bytes",
+        ),
+        (
+            b"format",
+            Some(&[2, 0, 0, 0]),
+            "has format 2, this program reads 1",
+        ),
     ];
     for (key, value, expected) in cases {
         let folder = five_entries();
@@ -169,7 +239,10 @@ fn a_lost_tail_is_reported() {
     fs::write(folder.path().join("db"), earlier).unwrap();
     for _ in 0..2 {
         let text = reopen(folder.path()).unwrap_err().to_string();
-        assert!(text.contains("batch 3 was durable, but it ends with batch 2"), "{text}");
+        assert!(
+            text.contains("batch 3 was durable, but it ends with batch 2"),
+            "{text}"
+        );
     }
     fs::remove_file(folder.path().join("watermark")).unwrap();
     for _ in 0..2 {
@@ -180,9 +253,20 @@ fn a_lost_tail_is_reported() {
 
 #[test]
 fn an_entry_of_another_version_is_refused() {
-    let recorded = [0xe5, 0x2c, 0x0b, 0x1d, 1, 0, 6, 0, 0, 0, 0, 0, 0, 0, b'h', b'i'];
-    let hi = Entry { index: 5, term: 6, kind: EntryKind::Normal, data: b"hi".to_vec() };
-    assert_eq!(format::decode_entry(5, &recorded), Ok(hi.clone()), "version 1 as recorded; its checksum is zlib's");
+    let recorded = [
+        0xe5, 0x2c, 0x0b, 0x1d, 1, 0, 6, 0, 0, 0, 0, 0, 0, 0, b'h', b'i',
+    ];
+    let hi = Entry {
+        index: 5,
+        term: 6,
+        kind: EntryKind::Normal,
+        data: b"hi".to_vec(),
+    };
+    assert_eq!(
+        format::decode_entry(5, &recorded),
+        Ok(hi.clone()),
+        "version 1 as recorded; its checksum is zlib's"
+    );
     assert_eq!(format::encode_entry(&hi), recorded);
     let mut newer = recorded;
     newer[4] = 2;
@@ -208,11 +292,17 @@ fn damaged_copy(from: &Path, file: &Path, change: impl FnOnce(&mut Vec<u8>)) -> 
 /// The names of a store's files, blobs among them.
 fn files_of(folder: &Path) -> Vec<PathBuf> {
     let list = |part: &str| {
-        let names = fs::read_dir(folder.join(part)).unwrap().map(|file| file.unwrap().file_name());
-        names.map(|name| Path::new(part).join(name)).collect::<Vec<_>>()
+        let names = fs::read_dir(folder.join(part))
+            .unwrap()
+            .map(|file| file.unwrap().file_name());
+        names
+            .map(|name| Path::new(part).join(name))
+            .collect::<Vec<_>>()
     };
     let all = [list(""), list("blobs")].concat();
-    all.into_iter().filter(|name| folder.join(name).is_file()).collect()
+    all.into_iter()
+        .filter(|name| folder.join(name).is_file())
+        .collect()
 }
 
 #[test]
@@ -222,7 +312,9 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
     let mut written = entries(1..=200, 1);
     written[100].data = vec![7; 200 << 10];
     for entry in &written {
-        store.append(std::slice::from_ref(entry), Some(hard_state(1))).unwrap();
+        store
+            .append(std::slice::from_ref(entry), Some(hard_state(1)))
+            .unwrap();
     }
     store.sync().unwrap();
     drop(store);
@@ -230,14 +322,38 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
     reopen(folder.path()).unwrap();
 
     let files = files_of(folder.path());
-    let is_there = |start: &str| files.iter().any(|file| file.to_str().unwrap().starts_with(start));
-    assert!(is_there("db") && is_there("conf") && is_there("snap.") && is_there("blobs/") && is_there("watermark"), "{files:?}");
-    let expected = Recovered { hard_state: hard_state(1), entries: written };
+    let is_there = |start: &str| {
+        files
+            .iter()
+            .any(|file| file.to_str().unwrap().starts_with(start))
+    };
+    assert!(
+        is_there("db")
+            && is_there("conf")
+            && is_there("snap.")
+            && is_there("blobs/")
+            && is_there("watermark"),
+        "{files:?}"
+    );
+    let expected = Recovered {
+        hard_state: hard_state(1),
+        entries: written,
+    };
     let mut num_refused = 0;
     for file in files.iter().filter(|file| file.as_os_str() != "lock") {
         let length = fs::metadata(folder.path().join(file)).unwrap().len() as usize;
-        let lengths = [0, 1, 4, length / 8, length / 3, length / 2, length - length / 4, length - 1];
-        let copies = lengths.map(|length| damaged_copy(folder.path(), file, |bytes| bytes.truncate(length)));
+        let lengths = [
+            0,
+            1,
+            4,
+            length / 8,
+            length / 3,
+            length / 2,
+            length - length / 4,
+            length - 1,
+        ];
+        let copies =
+            lengths.map(|length| damaged_copy(folder.path(), file, |bytes| bytes.truncate(length)));
         let flip = |at: usize| damaged_copy(folder.path(), file, |bytes| bytes[at] ^= 0x10);
         let flips = (0..8).map(|part| flip((length - 1) * part / 7));
         for copy in copies.into_iter().chain(flips) {
@@ -252,7 +368,11 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
 }
 
 fn batch(batch: u64, entries: Vec<Entry>) -> Batch {
-    Batch { batch, entries, hard_state: None }
+    Batch {
+        batch,
+        entries,
+        hard_state: None,
+    }
 }
 
 /// A batch's number or what went wrong, and the number of syncs before it was reported.
@@ -282,14 +402,25 @@ fn waiting_batches_share_one_sync_and_are_reported_after_it() {
     let (thread, open_gate, reports) = gated_thread(folder.path());
     let before = thread.num_syncs();
     thread.write(batch(1, entries(1..=1, 1))).unwrap();
-    assert_eq!(reports.recv().unwrap(), (Ok(1), before + 1), "one batch, one sync before its report");
+    assert_eq!(
+        reports.recv().unwrap(),
+        (Ok(1), before + 1),
+        "one batch, one sync before its report"
+    );
     // The thread stands in its report while these arrive.
     for index in 2..=9 {
-        thread.write(batch(index * 10, entries(index..=index, 1))).unwrap();
+        thread
+            .write(batch(index * 10, entries(index..=index, 1)))
+            .unwrap();
     }
     drop(open_gate);
     let after: Vec<_> = reports.iter().take(8).collect();
-    assert_eq!(after, (2..=9).map(|index| (Ok(index * 10), before + 2)).collect::<Vec<_>>());
+    assert_eq!(
+        after,
+        (2..=9)
+            .map(|index| (Ok(index * 10), before + 2))
+            .collect::<Vec<_>>()
+    );
     assert_eq!(thread.num_syncs(), before + 2);
     thread.shutdown();
     assert_eq!(reopen(folder.path()).unwrap().entries, entries(1..=9, 1));
@@ -301,10 +432,18 @@ fn shutdown_writes_what_waits_and_closes_the_store() {
     let (thread, open_gate, reports) = gated_thread(folder.path());
     drop(open_gate);
     for index in 1..=50 {
-        thread.write(batch(index, entries(index..=index, 1))).unwrap();
+        thread
+            .write(batch(index, entries(index..=index, 1)))
+            .unwrap();
     }
     thread.shutdown();
-    assert_eq!(reports.iter().map(|(report, _)| report.unwrap()).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
+    assert_eq!(
+        reports
+            .iter()
+            .map(|(report, _)| report.unwrap())
+            .collect::<Vec<_>>(),
+        (1..=50).collect::<Vec<_>>()
+    );
     assert_eq!(reopen(folder.path()).unwrap().entries, entries(1..=50, 1));
 }
 
@@ -315,7 +454,11 @@ fn a_failure_is_reported_once_and_ends_the_thread() {
     drop(open_gate);
     thread.write(batch(1, entries(4..=4, 1))).unwrap();
     let (report, _) = reports.recv().unwrap();
-    assert!(report.unwrap_err().contains("entry 4 was given where entry 1 belongs"));
+    assert!(
+        report
+            .unwrap_err()
+            .contains("entry 4 was given where entry 1 belongs")
+    );
     assert!(reports.recv().is_err(), "the thread has ended");
     assert_eq!(thread.write(batch(2, entries(1..=1, 1))), Err(Stopped));
     // And the store is closed.

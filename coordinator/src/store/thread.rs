@@ -63,8 +63,14 @@ impl StoreThread {
     pub fn spawn(store: Store, report: impl FnMut(Report) + Send + 'static) -> io::Result<Self> {
         let num_syncs = Arc::clone(&store.num_syncs);
         let (sender, receiver) = sync_channel(MAX_WAITING_BATCHES);
-        let thread = thread::Builder::new().name("store".to_owned()).spawn(move || run(store, &receiver, report))?;
-        Ok(Self { batches: Some(sender), thread: Some(thread), num_syncs })
+        let thread = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || run(store, &receiver, report))?;
+        Ok(Self {
+            batches: Some(sender),
+            thread: Some(thread),
+            num_syncs,
+        })
     }
 
     /// Hands over a batch. Waits while 1024 are waiting already.
@@ -72,7 +78,11 @@ impl StoreThread {
     /// # Errors
     /// When the thread has ended.
     pub fn write(&self, batch: Batch) -> Result<(), Stopped> {
-        self.batches.as_ref().ok_or(Stopped)?.send(batch).map_err(|_| Stopped)
+        self.batches
+            .as_ref()
+            .ok_or(Stopped)?
+            .send(batch)
+            .map_err(|_| Stopped)
     }
 
     /// How many syncs were done since the store was opened.
@@ -102,7 +112,9 @@ fn run(mut store: Store, batches: &Receiver<Batch>, mut report: impl FnMut(Repor
         // No more than the bound at once, so that a steady stream still gets its reports.
         let rest = batches.try_iter().take(MAX_WAITING_BATCHES);
         match write_all(&mut store, std::iter::once(first).chain(rest)) {
-            Ok(durable) => durable.into_iter().for_each(|batch| report(Report::Durable { batch })),
+            Ok(durable) => durable
+                .into_iter()
+                .for_each(|batch| report(Report::Durable { batch })),
             Err(error) => {
                 // The store is closed before anybody can act on the report.
                 drop(store);
@@ -114,9 +126,17 @@ fn run(mut store: Store, batches: &Receiver<Batch>, mut report: impl FnMut(Repor
 }
 
 /// Appends all batches, then syncs once; returns their numbers.
-fn write_all(store: &mut Store, batches: impl Iterator<Item = Batch>) -> Result<Vec<u64>, StoreError> {
+fn write_all(
+    store: &mut Store,
+    batches: impl Iterator<Item = Batch>,
+) -> Result<Vec<u64>, StoreError> {
     let mut written = Vec::new();
-    for Batch { batch, entries, hard_state } in batches {
+    for Batch {
+        batch,
+        entries,
+        hard_state,
+    } in batches
+    {
         store.append(&entries, hard_state)?;
         written.push(batch);
     }

@@ -47,7 +47,9 @@ impl Watermark {
             return Ok(Err(format!("the file {NAME} is not as it was written")));
         }
         if num_batches < synced {
-            return Ok(Err(format!("batch {synced} was durable, but it ends with batch {num_batches}")));
+            return Ok(Err(format!(
+                "batch {synced} was durable, but it ends with batch {num_batches}"
+            )));
         }
         Ok(Ok(Self(file)))
     }

@@ -25,7 +25,9 @@ pub(super) struct Account {
     /// The newest entry of the log that an event tells of.
     index: u64,
     /// How many events the job's stream has.
-    pub(super) num_events: u64,
+    num_events: u64,
+    /// The position of the newest submission.
+    pub(super) first_event: u64,
 }
 
 /// How far a job is, as its step events tell.
@@ -64,6 +66,7 @@ impl Account {
                 *self = Account {
                     submitted_s: event.time,
                     steps_run: 0,
+                    first_event: self.num_events - 1,
                     useful_ms: BTreeMap::new(),
                     ranks: BTreeSet::new(),
                     ..std::mem::take(self)

@@ -79,7 +79,10 @@ fn a_job_runs_from_its_submission_to_the_dismissal_of_its_ranks() {
     let keep = vec!["2.optimizer".to_owned(), "2.params".to_owned()];
     let committed = Order::Committed(v1::CheckpointCommitted { step: 2, keep });
     for (session, key) in &ranks {
-        assert_eq!(orders(bench.sent_to(*session)), std::slice::from_ref(&committed));
+        assert_eq!(
+            orders(bench.sent_to(*session)),
+            std::slice::from_ref(&committed)
+        );
         bench.report(*session, key, done(2, false));
     }
     for (session, _) in &ranks {

@@ -1,0 +1,293 @@
+//! The service for people and scripts: submissions, stops, and looks at what is.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use muster_cluster::apply::Effect;
+use muster_cluster::command::Command;
+use muster_coordinator_core::Reply;
+use muster_proto::v1::clients_server::Clients;
+use muster_proto::{convert, v1};
+use tokio::fs::File;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::driver::{Call, Handle};
+use crate::logs::Logs;
+use crate::records::{Durable, Records};
+use crate::workers::ended;
+
+/// Events or lines that may wait for one client.
+const MAX_WAITING: usize = 256;
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct ClientsService {
+    driver: Handle,
+    records: Records,
+    logs: Logs,
+}
+
+impl ClientsService {
+    pub(crate) fn new(driver: Handle, records: Records, logs: Logs) -> Self {
+        Self {
+            driver,
+            records,
+            logs,
+        }
+    }
+
+    /// Has a command applied, and returns what it changed.
+    async fn apply(&self, request: &[u8], command: Command) -> Result<Effect, Status> {
+        let request = convert::request_id(request)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (answer, receiver) = oneshot::channel();
+        self.driver
+            .call(Call::Request {
+                request,
+                command,
+                answer,
+            })
+            .await
+            .map_err(ended)?;
+        match receiver.await {
+            Ok(Reply::Applied(Ok(effect))) => Ok(effect),
+            Ok(Reply::Applied(Err(refusal))) => {
+                Err(Status::failed_precondition(refusal.to_string()))
+            }
+            Ok(Reply::Unavailable(reason)) => Err(Status::unavailable(reason)),
+            Err(_) => Err(Status::unavailable(
+                "the coordinator ended before it could answer; ask again",
+            )),
+        }
+    }
+
+    async fn must_exist(&self, job: &str) -> Result<v1::JobView, Status> {
+        let name = job.to_owned();
+        let view = self
+            .driver
+            .look(move |coordinator, _| coordinator.job_view(&name))
+            .await
+            .map_err(ended)?;
+        view.ok_or_else(|| {
+            Status::not_found(format!(
+                "no job is named {job:?}; `muster ps` lists the jobs"
+            ))
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Clients for ClientsService {
+    type EventsStream = Replies<v1::EventRecord>;
+    type LogsStream = Replies<v1::LogRecord>;
+
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitRequest>,
+    ) -> Result<Response<v1::SubmitReply>, Status> {
+        let request = request.into_inner();
+        let Some(submit) = request.submit else {
+            return Err(Status::invalid_argument("there is no job in it"));
+        };
+        let effect = self
+            .apply(&request.request_id, Command::Submit(submit.into()))
+            .await?;
+        let (job, status, step) = match effect {
+            Effect::Queued { job, from } if from.0 == 0 => (job, v1::SubmitStatus::Queued, from),
+            Effect::Queued { job, from } => (job, v1::SubmitStatus::Resumed, from),
+            Effect::AlreadyFinished { job, step } => (job, v1::SubmitStatus::AlreadyFinished, step),
+            Effect::AlreadyRunning { job } => (
+                job,
+                v1::SubmitStatus::AlreadyRunning,
+                muster_cluster::ids::Step(0),
+            ),
+            other => return Err(Status::internal(format!("a submission led to {other:?}"))),
+        };
+        let name = job.to_string();
+        let first = self
+            .driver
+            .look(move |coordinator, _| coordinator.first_event(&name))
+            .await
+            .map_err(ended)?;
+        Ok(Response::new(v1::SubmitReply {
+            job: job.to_string(),
+            status: status.into(),
+            step: step.0,
+            first_event: first,
+        }))
+    }
+
+    async fn stop_job(
+        &self,
+        request: Request<v1::StopRequest>,
+    ) -> Result<Response<v1::StopReply>, Status> {
+        let request = request.into_inner();
+        let stop = request
+            .stop
+            .ok_or_else(|| Status::invalid_argument("no job is named"))?;
+        let invalid = |error: convert::BadMessage| Status::invalid_argument(error.to_string());
+        let job = convert::job_name(&stop.job).map_err(invalid)?;
+        let why = convert::stop_why(stop.why).map_err(invalid)?;
+        let effect = self
+            .apply(
+                &request.request_id,
+                Command::Stop {
+                    job: job.clone(),
+                    why,
+                },
+            )
+            .await?;
+        let message = match effect {
+            Effect::Stopping { at_rest: true, .. } => format!("job {job} had no ranks, and rests"),
+            _ => format!("job {job} ends at the next step boundary, behind a checkpoint"),
+        };
+        Ok(Response::new(v1::StopReply { message }))
+    }
+
+    async fn list_jobs(
+        &self,
+        _: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsReply>, Status> {
+        let jobs = self
+            .driver
+            .look(|coordinator, _| coordinator.job_views())
+            .await
+            .map_err(ended)?;
+        Ok(Response::new(v1::ListJobsReply { jobs }))
+    }
+
+    async fn show_job(
+        &self,
+        request: Request<v1::ShowJobRequest>,
+    ) -> Result<Response<v1::JobView>, Status> {
+        Ok(Response::new(
+            self.must_exist(&request.into_inner().job).await?,
+        ))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesReply>, Status> {
+        let nodes = self
+            .driver
+            .look(|coordinator, now| coordinator.node_views(now))
+            .await
+            .map_err(ended)?;
+        Ok(Response::new(v1::ListNodesReply { nodes }))
+    }
+
+    async fn events(
+        &self,
+        request: Request<v1::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let request = request.into_inner();
+        self.must_exist(&request.job).await?;
+        let (path, durable) = self.records.stream(&request.job);
+        let (sender, receiver) = mpsc::channel(MAX_WAITING);
+        tokio::spawn(async move {
+            if let Err(status) = send_events(path, durable, &request, &sender).await {
+                // The client may have gone meanwhile.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn logs(
+        &self,
+        request: Request<v1::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        self.must_exist(&request.job).await?;
+        let unreadable = |error| {
+            Status::internal(format!(
+                "the log of job {} cannot be read: {error}",
+                request.job
+            ))
+        };
+        let (kept, mut live) = self.logs.read(&request.job).await.map_err(unreadable)?;
+        let (sender, receiver) = mpsc::channel(MAX_WAITING);
+        tokio::spawn(async move {
+            let is_wanted =
+                |record: &v1::LogRecord| request.rank.is_none_or(|rank| rank == record.rank);
+            for record in kept.into_iter().filter(is_wanted) {
+                if sender.send(Ok(record)).await.is_err() {
+                    return;
+                }
+            }
+            while request.follow {
+                let (job, record) = tokio::select! {
+                    () = sender.closed() => return,
+                    line = live.recv() => match line {
+                        Ok(line) => line,
+                        Err(RecvError::Lagged(_)) => continue,
+                        Err(RecvError::Closed) => return,
+                    },
+                };
+                if job == request.job
+                    && is_wanted(&record)
+                    && sender.send(Ok(record)).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Sends the lines of a job's file that are durable, and, to a follower, those that become so.
+async fn send_events(
+    path: PathBuf,
+    mut durable: watch::Receiver<Durable>,
+    request: &v1::EventsRequest,
+    sender: &mpsc::Sender<Result<v1::EventRecord, Status>>,
+) -> Result<(), Status> {
+    let unreadable =
+        |error: std::io::Error| Status::internal(format!("{}: {error}", path.display()));
+    let mut file: Option<BufReader<File>> = None;
+    let (mut position, mut seq) = (0, 0);
+    let mut line = String::new();
+    loop {
+        let end = durable.borrow_and_update().bytes;
+        while position < end {
+            if file.is_none() {
+                file = Some(BufReader::new(File::open(&path).await.map_err(unreadable)?));
+            }
+            let Some(reader) = file.as_mut() else { break };
+            line.clear();
+            let read = reader.read_line(&mut line).await.map_err(unreadable)?;
+            if read == 0 {
+                return Err(Status::internal(format!(
+                    "{}: the file became shorter",
+                    path.display()
+                )));
+            }
+            position += read as u64;
+            let is_wanted = seq >= request.from;
+            let record = v1::EventRecord {
+                seq,
+                json: line.trim_end().to_owned(),
+            };
+            seq += 1;
+            if is_wanted && sender.send(Ok(record)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if !request.follow {
+            return Ok(());
+        }
+        tokio::select! {
+            () = sender.closed() => return Ok(()),
+            changed = durable.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}
