@@ -6,6 +6,7 @@
 
 pub mod convert;
 pub mod event;
+pub mod frame;
 
 /// The messages and services, generated.
 #[allow(

@@ -1,1 +1,21 @@
-//! Empty.
+//! The process of a rank: joins the rank's machine, the collective and the trainer. A program that
+//! has learners of its own calls [`rank_main`] with them.
+//!
+//! 1. [`rank_main`]: the process, from its environment to its exit code.
+//! 2. [`run_rank`]: the rank itself, on two sockets.
+//! 3. [`class`] and [`probe`]: what decides its bits beside the job.
+//! 4. [`validate`]: whether a job fits its data, before anything is started.
+
+mod class;
+mod life;
+mod prepare;
+mod process;
+mod records;
+mod shared;
+mod validate;
+mod writer;
+
+pub use class::{class, probe};
+pub use prepare::Build;
+pub use process::{Ending, rank_main, run_rank};
+pub use validate::{DataSummary, check_checkpoint_folder, digest_file, validate};

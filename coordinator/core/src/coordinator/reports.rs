@@ -237,6 +237,7 @@ impl Coordinator {
         if is_current {
             self.watch(&job).watch.progressed = true;
         }
+        let is_evaluation = matches!(record_of, v1::step_record::Record::Evaluated(_));
         let (step, what) = match record_of {
             v1::step_record::Record::Applied(applied) => (applied.step, step_event(&key, applied)),
             v1::step_record::Record::Evaluated(evaluated) => {
@@ -257,6 +258,7 @@ impl Coordinator {
             job: key.job,
             history: key.history,
             step,
+            evaluated: is_evaluation,
         }));
     }
 

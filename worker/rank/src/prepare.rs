@@ -1,0 +1,139 @@
+//! From an assignment to a trainer in its first state, with every digest compared on the way.
+
+use std::path::{Path, PathBuf};
+
+use muster_cluster::command::NumericsClass;
+use muster_cluster::job::{Identity, JobDraft, JobSpec};
+use muster_cluster::tree::{self, Run};
+use muster_proto::v1;
+use muster_trainer::checkpoint;
+use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
+
+use crate::shared::Trouble;
+use crate::writer::source_chain;
+
+/// Makes the learner of a job.
+pub type Build = fn(&JobSpec) -> Result<Box<dyn Learner>, LearnerError>;
+
+/// What a rank works with.
+pub(crate) struct Prepared {
+    pub(crate) spec: JobSpec,
+    pub(crate) trainer: Trainer,
+    /// This rank's shards.
+    pub(crate) run: Run,
+    /// Which subtree sums each rank holds, by rank.
+    pub(crate) holdings: Vec<Vec<Run>>,
+    pub(crate) folder: PathBuf,
+}
+
+fn failed(text: String) -> Trouble {
+    Trouble::Failed(text)
+}
+
+/// Builds everything that a rank needs.
+pub(crate) fn prepare(
+    assignment: &v1::Assignment,
+    build: Build,
+    class: &NumericsClass,
+) -> Result<Prepared, Trouble> {
+    check_class(assignment, class)?;
+    let spec = JobDraft::parse(&assignment.draft, "the assigned job", &assignment.job, &[])
+        .and_then(|draft| draft.check(Path::new(&assignment.base_dir), &assignment.data_digest))
+        .map_err(|error| failed(error.to_string()))?;
+    let identity = Identity::of(&spec).digest();
+    if identity != assignment.identity {
+        let assigned = &assignment.identity;
+        return Err(failed(format!(
+            "the job's identity is {identity} here and {assigned} at the coordinator"
+        )));
+    }
+    let (run, holdings) = shards(assignment, spec.train.logical_shards)?;
+    let dataset = Dataset::load(&spec.data).map_err(|error| failed(source_chain(&error)))?;
+    let learner = build(&spec).map_err(|error| failed(error.to_string()))?;
+    let mut trainer =
+        Trainer::new(&spec, learner, dataset).map_err(|error| failed(source_chain(&error)))?;
+    let folder = PathBuf::from(&assignment.checkpoint_folder);
+    if let Some(source) = &assignment.source {
+        restore(&mut trainer, source)?;
+    }
+    if trainer.step().0 != assignment.first_step {
+        let (step, first) = (trainer.step(), assignment.first_step);
+        return Err(failed(format!(
+            "the assignment begins at step {first}, and its checkpoint holds step {step}"
+        )));
+    }
+    Ok(Prepared {
+        spec,
+        trainer,
+        run,
+        holdings,
+        folder,
+    })
+}
+
+fn check_class(assignment: &v1::Assignment, class: &NumericsClass) -> Result<(), Trouble> {
+    let assigned: NumericsClass = assignment.class.clone().unwrap_or_default().into();
+    match class.difference(&assigned) {
+        Some(difference) => Err(failed(format!(
+            "this rank's program and machine are not those that its worker registered: {difference}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// This rank's shards, and what every rank will hold of a step.
+fn shards(assignment: &v1::Assignment, num_shards: u32) -> Result<(Run, Vec<Vec<Run>>), Trouble> {
+    let runs: Vec<Run> = assignment
+        .shards
+        .iter()
+        .map(|shards| Run {
+            start: shards.start,
+            end: shards.end,
+        })
+        .collect();
+    let size = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+    if tree::runs(num_shards, size).as_ref() != Some(&runs) {
+        return Err(failed(format!(
+            "{num_shards} shards cannot be divided over {size} ranks as assigned"
+        )));
+    }
+    let run = *runs.get(assignment.rank as usize).ok_or_else(|| {
+        failed(format!(
+            "rank {} is assigned in a world of {size} ranks",
+            assignment.rank
+        ))
+    })?;
+    Ok((
+        run,
+        runs.iter()
+            .map(|run| tree::subtrees(num_shards, *run))
+            .collect(),
+    ))
+}
+
+/// Takes the state of a checkpoint over.
+fn restore(trainer: &mut Trainer, source: &v1::Manifest) -> Result<(), Trouble> {
+    let folder = Path::new(&source.folder);
+    let read = |name: &str| {
+        let file = source
+            .files
+            .iter()
+            .find(|file| file.name.contains(&format!("-{name}-")));
+        let file = file.ok_or_else(|| {
+            failed(format!(
+                "the checkpoint of step {} has no {name} file",
+                source.step
+            ))
+        })?;
+        checkpoint::read_verified(folder, &file.clone().into()).map_err(|error| Trouble::Damaged {
+            history: source.history,
+            step: source.step,
+            reason: source_chain(&error),
+        })
+    };
+    let (params, optimizer) = (read("params")?, read("optimizer")?);
+    let identity = trainer.identity().to_owned();
+    trainer
+        .restore(&params, &optimizer, &identity)
+        .map_err(|error| failed(source_chain(&error)))
+}

@@ -1,0 +1,88 @@
+//! Writes checkpoint files beside training: one snapshot at a time, the next one waits.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::{io, thread};
+
+use muster_proto::v1;
+use muster_trainer::Snapshot;
+use muster_trainer::checkpoint::{self, FILES, Meta};
+
+use crate::shared::{Shared, Trouble};
+
+/// The handing-over end.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    snapshots: SyncSender<Snapshot>,
+}
+
+impl Writer {
+    /// Starts the thread. `files` are the numbers of the files that this rank writes.
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        folder: PathBuf,
+        meta: Meta,
+        files: Vec<u32>,
+    ) -> io::Result<Self> {
+        // Nothing waits in the channel: a second snapshot would be memory for nothing.
+        let (snapshots, receiver) = sync_channel(0);
+        thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || run(&shared, &receiver, &folder, &meta, &files))?;
+        Ok(Self { snapshots })
+    }
+
+    /// Hands a snapshot over; waits while the one before is being written.
+    pub(crate) fn write(&self, snapshot: Snapshot) {
+        // The thread ends only after a failure, which it reported.
+        let _ = self.snapshots.send(snapshot);
+    }
+}
+
+fn run(
+    shared: &Shared,
+    snapshots: &Receiver<Snapshot>,
+    folder: &PathBuf,
+    meta: &Meta,
+    files: &[u32],
+) {
+    while let Ok(snapshot) = snapshots.recv() {
+        for file in files {
+            let Some(name) = FILES.get(*file as usize) else {
+                continue;
+            };
+            let bytes = checkpoint::encode(&snapshot, name, meta);
+            let written = match checkpoint::publish(folder, snapshot.step(), name, &bytes) {
+                Ok(written) => written,
+                Err(error) => {
+                    let reason = source_chain(&error);
+                    return shared.fail(Trouble::Failed(format!(
+                        "no checkpoint can be written: {reason}"
+                    )));
+                }
+            };
+            let part = v1::CheckpointPart {
+                step: snapshot.step().0,
+                file: Some((&written).into()),
+                num_files: u32::try_from(FILES.len()).unwrap_or(u32::MAX),
+                folder: folder.display().to_string(),
+                arena_hash: snapshot.arena_hash(),
+                optimizer_hash: snapshot.optimizer_hash(),
+                trace: snapshot.trace(),
+            };
+            shared.tell(|machine| machine.part_written(part));
+        }
+    }
+}
+
+/// An error with its causes, as one sentence.
+pub(crate) fn source_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
