@@ -108,11 +108,11 @@ fn meet(shared: &Shared, assignment: &v1::Assignment, host: IpAddr) -> Result<Gr
         &shared.revoker,
         deadline,
     )
-    .map_err(|error| collective_trouble(shared, error))
+    .map_err(|error| collective_trouble(shared, &error))
 }
 
 /// What a failed exchange means. Only a connection that ended without a goodbye proves a death.
-fn collective_trouble(shared: &Shared, error: CollectiveError) -> Trouble {
+fn collective_trouble(shared: &Shared, error: &CollectiveError) -> Trouble {
     // What revoked the group is the true reason.
     if let Err(trouble) = shared.check() {
         return trouble;
@@ -205,7 +205,7 @@ impl Working<'_> {
         let reduced = self
             .group
             .all_reduce(operation, timeout)
-            .map_err(|error| collective_trouble(self.shared, error))?;
+            .map_err(|error| collective_trouble(self.shared, &error))?;
         let reduced_at = Instant::now();
         let (stop, notes) = read_notes(&reduced.notes)?;
         let report = trainer
@@ -250,7 +250,7 @@ impl Working<'_> {
         let all = self
             .group
             .all_gather(mine, timeout)
-            .map_err(|error| collective_trouble(self.shared, error))?;
+            .map_err(|error| collective_trouble(self.shared, &error))?;
         let mut chunks = BTreeMap::new();
         for (rank, bytes) in (0u32..).zip(&all) {
             let mut bytes = &bytes[..];

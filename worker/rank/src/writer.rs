@@ -1,6 +1,6 @@
 //! Writes checkpoint files beside training: one snapshot at a time, the next one waits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::{io, thread};
@@ -43,7 +43,7 @@ impl Writer {
 fn run(
     shared: &Shared,
     snapshots: &Receiver<Snapshot>,
-    folder: &PathBuf,
+    folder: &Path,
     meta: &Meta,
     files: &[u32],
 ) {
