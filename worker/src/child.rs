@@ -1,0 +1,195 @@
+//! The process of one rank: how it is started, what it prints, and how it ended.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::SystemTime;
+
+use muster_proto::{convert, v1};
+use tokio::fs::{self, File, OpenOptions};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::hub::{Lines, Note, Notes, Start};
+
+/// A longer line is told in pieces.
+const MAX_LINE_BYTES: u64 = 16 << 10;
+
+/// How many of the last lines a report of the exit carries.
+const TAIL_LINES: usize = 10;
+
+/// Lines that may wait between the readers of a rank's output and its log.
+const MAX_WAITING_LINES: usize = 256;
+
+/// Runs the process of a rank to its end, and says how it ended.
+pub(crate) async fn run(
+    key: v1::RankKey,
+    token: String,
+    start: Start,
+    kill: CancellationToken,
+    lines: watch::Receiver<Option<Lines>>,
+    notes: Notes,
+) {
+    let (reason, log_tail) = match spawn(&key, &token, &start).await {
+        Ok((child, log)) => attend(child, log, &key, &kill, lines, &notes).await,
+        Err(error) => (format!("could not be started: {error}"), String::new()),
+    };
+    // The worker may have ended.
+    let _ = notes.send(Note::Exited(v1::RankExited {
+        key: Some(key),
+        reason,
+        log_tail,
+    }));
+}
+
+async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, File)> {
+    // The name becomes a folder's.
+    let job = convert::job_name(&key.job).map_err(io::Error::other)?;
+    let log = open_log(&start.logs.join(job.to_string()), key).await?;
+    let mut command = Command::new(&start.program);
+    command
+        .arg("rank")
+        .env("MUSTER_RANK_ADDR", start.address.to_string())
+        .env("MUSTER_RANK_HOST", start.host.to_string())
+        .env("MUSTER_RANK_TOKEN", token)
+        .env("MUSTER_RANK_JOB", &key.job)
+        .env("MUSTER_RANK_HISTORY", key.history.to_string())
+        .env("MUSTER_RANK_GENERATION", key.generation.to_string())
+        .env("MUSTER_RANK_RANK", key.rank.to_string())
+        .env("RAYON_NUM_THREADS", start.threads.to_string())
+        .stdin(if start.tree {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if start.tree {
+        command.env("MUSTER_TREE", "1");
+    }
+    Ok((command.spawn()?, log))
+}
+
+async fn open_log(folder: &Path, key: &v1::RankKey) -> io::Result<File> {
+    fs::create_dir_all(folder).await?;
+    let path: PathBuf = folder.join(format!("g{}-rank{}.log", key.generation, key.rank));
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .await
+}
+
+/// Waits for the end of a process, and keeps what it prints meanwhile.
+async fn attend(
+    mut child: Child,
+    mut log: File,
+    key: &v1::RankKey,
+    kill: &CancellationToken,
+    lines: watch::Receiver<Option<Lines>>,
+    notes: &Notes,
+) -> (String, String) {
+    if let Some(pid) = child.id() {
+        let _ = notes.send(Note::Started {
+            key: key.clone(),
+            pid,
+        });
+    }
+    let (sender, mut printed) = mpsc::channel(MAX_WAITING_LINES);
+    if let Some(stdout) = child.stdout.take() {
+        tokio::spawn(read_lines(stdout, sender.clone()));
+    }
+    if let Some(stderr) = child.stderr.take() {
+        tokio::spawn(read_lines(stderr, sender.clone()));
+    }
+    drop(sender);
+    let mut tail = VecDeque::new();
+    let mut is_killed = false;
+    // Its output ends when the last process that inherited it does, and so mostly with this one.
+    loop {
+        tokio::select! {
+            biased;
+            () = kill.cancelled(), if !is_killed => {
+                is_killed = true;
+                // It may have ended just now.
+                let _ = child.start_kill();
+            }
+            line = printed.recv() => match line {
+                Some(line) => keep(line, &mut log, key, &lines, &mut tail).await,
+                None => break,
+            },
+        }
+    }
+    let status = tokio::select! {
+        status = child.wait() => status,
+        () = kill.cancelled(), if !is_killed => {
+            let _ = child.start_kill();
+            child.wait().await
+        }
+    };
+    let _ = log.flush().await;
+    let reason = status.map_or_else(|error| error.to_string(), describe);
+    (reason, Vec::from(tail).join("\n"))
+}
+
+async fn keep(
+    line: String,
+    log: &mut File,
+    key: &v1::RankKey,
+    lines: &watch::Receiver<Option<Lines>>,
+    tail: &mut VecDeque<String>,
+) {
+    if let Err(error) = log.write_all(format!("{line}\n").as_bytes()).await {
+        tracing::warn!(job = key.job, rank = key.rank, %error, "a line of a rank's log is lost");
+    }
+    let since_epoch = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let told = v1::LogLine {
+        key: Some(key.clone()),
+        time: since_epoch.as_secs_f64(),
+        text: line.clone(),
+    };
+    if let Some(lines) = &*lines.borrow() {
+        // The file has it; a slow or absent coordinator does not hold a rank up.
+        let _ = lines.0.try_send(told);
+    }
+    tail.push_back(line);
+    if tail.len() > TAIL_LINES {
+        tail.pop_front();
+    }
+}
+
+async fn read_lines(output: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {
+    let mut output = BufReader::new(output);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        let read = (&mut output)
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut bytes)
+            .await;
+        if !read.is_ok_and(|read| read > 0) {
+            return;
+        }
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        if lines.send(line).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, Some(code)) => format!("exit code {code}"),
+        (None, None) => status.to_string(),
+    }
+}

@@ -1,0 +1,359 @@
+//! The one task that owns the agent: it feeds it with what the other tasks note, and carries out
+//! what it says. It also keeps the records that the coordinator has not acknowledged.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_proto::v1;
+use muster_worker_core::agent::{Agent, Input, Output};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use v1::from_worker::Message as ToCoordinator;
+use v1::to_worker::Message as FromCoordinator;
+
+use crate::child;
+use crate::run::Error;
+
+/// How often the worker shows that it is there, until the coordinator says otherwise.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+
+/// Where the ranks' lines go.
+#[derive(Clone, Debug)]
+pub(crate) struct Lines(pub(crate) mpsc::Sender<v1::LogLine>);
+
+/// Where the other tasks note what happened. What waits is bounded by what they wait for: few
+/// orders, and records that a rank stops making when too many are not acknowledged.
+pub(crate) type Notes = mpsc::UnboundedSender<Note>;
+
+/// What the other tasks note.
+pub(crate) enum Note {
+    Connected {
+        control: mpsc::UnboundedSender<ToCoordinator>,
+        records: mpsc::UnboundedSender<v1::StepRecord>,
+        lines: Lines,
+    },
+    Disconnected,
+    FromCoordinator(FromCoordinator),
+    Ack(v1::RecordAck),
+    Knock {
+        key: v1::RankKey,
+        token: Vec<u8>,
+        is_bulk: bool,
+        sender: mpsc::UnboundedSender<v1::to_rank::Message>,
+        admitted: oneshot::Sender<bool>,
+    },
+    FromRank(v1::RankReport),
+    Record(v1::StepRecord),
+    /// Something that no rank of ours says came in at the door.
+    Stranger,
+    Started {
+        key: v1::RankKey,
+        pid: u32,
+    },
+    Exited(v1::RankExited),
+}
+
+/// How ranks are started.
+#[derive(Clone, Debug)]
+pub(crate) struct Start {
+    pub(crate) program: PathBuf,
+    pub(crate) address: SocketAddr,
+    pub(crate) host: IpAddr,
+    pub(crate) threads: usize,
+    pub(crate) tree: bool,
+    pub(crate) logs: PathBuf,
+}
+
+type Place = (String, u64, u32);
+
+fn place(key: &v1::RankKey) -> Place {
+    (key.job.clone(), key.generation, key.rank)
+}
+
+/// One process, as the hub holds it.
+struct Process {
+    key: v1::RankKey,
+    token: String,
+    kill: CancellationToken,
+    control: Option<mpsc::UnboundedSender<v1::to_rank::Message>>,
+    bulk: Option<mpsc::UnboundedSender<v1::to_rank::Message>>,
+}
+
+/// The task.
+pub(crate) struct Hub {
+    agent: Agent,
+    start: Start,
+    notes: Notes,
+    processes: BTreeMap<Place, Process>,
+    /// Per job and history, in order.
+    unacked: BTreeMap<(String, u64), VecDeque<v1::StepRecord>>,
+    control: Option<mpsc::UnboundedSender<ToCoordinator>>,
+    records: Option<mpsc::UnboundedSender<v1::StepRecord>>,
+    lines: watch::Sender<Option<Lines>>,
+    heartbeat: Duration,
+    num_strangers: u64,
+    refused: Option<String>,
+}
+
+impl Hub {
+    pub(crate) fn new(worker: v1::RegisterWorker, start: Start, notes: Notes) -> Self {
+        Self {
+            agent: Agent::new(worker),
+            start,
+            notes,
+            processes: BTreeMap::new(),
+            unacked: BTreeMap::new(),
+            control: None,
+            records: None,
+            lines: watch::Sender::new(None),
+            heartbeat: HEARTBEAT,
+            num_strangers: 0,
+            refused: None,
+        }
+    }
+
+    /// Runs until `shutdown` or a refusal; all processes have ended then.
+    pub(crate) async fn run(
+        mut self,
+        mut notes: mpsc::UnboundedReceiver<Note>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        let mut beats = tokio::time::interval(self.heartbeat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = beats.tick() => self.beat(),
+                Some(note) = notes.recv() => self.take(note),
+            }
+            if beats.period() != self.heartbeat {
+                beats = tokio::time::interval(self.heartbeat);
+                beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            }
+            if self.refused.is_some() {
+                break;
+            }
+        }
+        self.input(Input::Shutdown);
+        while !self.processes.is_empty() {
+            let Some(note) = notes.recv().await else {
+                break;
+            };
+            if let Note::Exited(_) = note {
+                self.take(note);
+            }
+        }
+        self.refused
+            .map_or(Ok(()), |reason| Err(Error::Refused(reason)))
+    }
+
+    fn beat(&mut self) {
+        if let Some(control) = &self.control {
+            // When the stream has ended, a note says so.
+            let _ = control.send(ToCoordinator::Heartbeat(v1::Heartbeat {}));
+        }
+    }
+
+    fn take(&mut self, note: Note) {
+        match note {
+            Note::Connected {
+                control,
+                records,
+                lines,
+            } => {
+                for record in self.unacked.values().flatten() {
+                    let _ = records.send(record.clone());
+                }
+                self.control = Some(control);
+                self.records = Some(records);
+                self.lines.send_replace(Some(lines));
+                self.input(Input::Connected);
+            }
+            Note::Disconnected => {
+                self.control = None;
+                self.records = None;
+                self.lines.send_replace(None);
+                self.input(Input::Disconnected);
+            }
+            Note::FromCoordinator(message) => {
+                if let FromCoordinator::Welcome(welcome) = &message {
+                    self.heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(1));
+                }
+                self.input(Input::FromCoordinator(message));
+            }
+            Note::Ack(ack) => self.acknowledged(ack),
+            Note::Knock {
+                key,
+                token,
+                is_bulk,
+                sender,
+                admitted,
+            } => {
+                let is_known = self.admit(&key, &token, is_bulk, sender);
+                let _ = admitted.send(is_known);
+                if is_known && !is_bulk {
+                    self.input(Input::RankConnected(key));
+                }
+            }
+            Note::FromRank(report) => self.input(Input::FromRank(report)),
+            Note::Record(record) => self.recorded(record),
+            Note::Stranger => {
+                self.num_strangers += 1;
+                tracing::debug!(count = self.num_strangers, "refused at the ranks' port");
+            }
+            Note::Started { key, pid } => self.input(Input::Started { key, pid }),
+            Note::Exited(exited) => {
+                if let Some(key) = &exited.key {
+                    tracing::info!(
+                        job = key.job,
+                        rank = key.rank,
+                        reason = exited.reason,
+                        "a rank ended"
+                    );
+                    self.processes.remove(&place(key));
+                }
+                self.input(Input::Exited(exited));
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let mut outputs = Vec::new();
+        self.agent.handle(input, &mut outputs);
+        for output in outputs {
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Start(key) => self.start_rank(key),
+            Output::Kill(key) => {
+                if let Some(process) = self.processes.get(&place(&key)) {
+                    process.kill.cancel();
+                }
+            }
+            Output::ToRank(key, message) => {
+                let process = self.processes.get(&place(&key));
+                if let Some(control) = process.and_then(|process| process.control.as_ref()) {
+                    // When the rank is gone, its exit is noted.
+                    let _ = control.send(message);
+                }
+            }
+            Output::ToCoordinator(message) => {
+                if let Some(control) = &self.control {
+                    let _ = control.send(message);
+                }
+            }
+            Output::Refused(reason) => self.refused = Some(reason),
+        }
+    }
+
+    fn start_rank(&mut self, key: v1::RankKey) {
+        let token = match token() {
+            Ok(token) => token,
+            Err(error) => {
+                let reason = format!("could not be started: /dev/urandom: {error}");
+                let exited = v1::RankExited {
+                    key: Some(key),
+                    reason,
+                    log_tail: String::new(),
+                };
+                return self.input(Input::Exited(exited));
+            }
+        };
+        let kill = CancellationToken::new();
+        let process = Process {
+            key: key.clone(),
+            token,
+            kill: kill.clone(),
+            control: None,
+            bulk: None,
+        };
+        let run = child::run(
+            key.clone(),
+            process.token.clone(),
+            self.start.clone(),
+            kill,
+            self.lines.subscribe(),
+            self.notes.clone(),
+        );
+        self.processes.insert(place(&key), process);
+        tokio::spawn(run);
+    }
+
+    fn admit(
+        &mut self,
+        key: &v1::RankKey,
+        token: &[u8],
+        is_bulk: bool,
+        sender: mpsc::UnboundedSender<v1::to_rank::Message>,
+    ) -> bool {
+        let process = self.processes.get_mut(&place(key));
+        let Some(process) =
+            process.filter(|process| process.key == *key && process.token.as_bytes() == token)
+        else {
+            return false;
+        };
+        let side = if is_bulk {
+            &mut process.bulk
+        } else {
+            &mut process.control
+        };
+        let is_first = side.is_none();
+        side.get_or_insert(sender);
+        is_first
+    }
+
+    fn recorded(&mut self, record: v1::StepRecord) {
+        let Some(key) = &record.key else { return };
+        let stream = (key.job.clone(), key.history);
+        if let Some(records) = &self.records {
+            let _ = records.send(record.clone());
+        }
+        self.unacked.entry(stream).or_default().push_back(record);
+    }
+
+    fn acknowledged(&mut self, ack: v1::RecordAck) {
+        let stream = (ack.job.clone(), ack.history);
+        if let Some(records) = self.unacked.get_mut(&stream) {
+            while records
+                .front()
+                .is_some_and(|record| order_of(record) <= (ack.step, ack.evaluated))
+            {
+                records.pop_front();
+            }
+            if records.is_empty() {
+                self.unacked.remove(&stream);
+            }
+        }
+        let of_history =
+            |process: &&Process| process.key.job == ack.job && process.key.history == ack.history;
+        for process in self.processes.values().filter(of_history) {
+            if let Some(bulk) = &process.bulk {
+                let _ = bulk.send(v1::to_rank::Message::Ack(ack.clone()));
+            }
+        }
+    }
+}
+
+/// A record's place among those of its history: an evaluation follows its step.
+fn order_of(record: &v1::StepRecord) -> (u64, bool) {
+    match &record.record {
+        Some(v1::step_record::Record::Applied(applied)) => (applied.step, false),
+        Some(v1::step_record::Record::Evaluated(evaluated)) => (evaluated.step, true),
+        None => (0, false),
+    }
+}
+
+/// What a rank shows at the door, in hex.
+fn token() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+}

@@ -1,0 +1,193 @@
+//! The coordinator's side: one connection with two streams, opened again whenever it ends.
+
+use std::time::{Duration, Instant};
+
+use muster_proto::v1;
+use muster_proto::v1::workers_client::WorkersClient;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+use tonic::{Status, Streaming};
+
+use crate::hub::{Lines, Note, Notes};
+use crate::run::Error;
+
+/// The first wait between two attempts; it doubles up to [`MAX_WAIT`].
+const MIN_WAIT: Duration = Duration::from_millis(100);
+const MAX_WAIT: Duration = Duration::from_secs(2);
+
+/// How often the log says that nobody answers.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Log lines that may wait for a slow connection; those beyond are dropped.
+const MAX_WAITING_LINES: usize = 4096;
+
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The addresses of coordinators, as given.
+pub(crate) fn endpoints(join: &[String]) -> Result<Vec<(String, Endpoint)>, Error> {
+    let endpoint = |address: &String| {
+        let bad = |reason: String| Error::BadAddress {
+            address: address.clone(),
+            reason,
+        };
+        let (_, port) = address
+            .rsplit_once(':')
+            .ok_or_else(|| bad("there is no port".to_owned()))?;
+        port.parse::<u16>()
+            .map_err(|_| bad(format!("{port:?} is no port")))?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| bad(error.to_string()))?;
+        Ok((
+            address.clone(),
+            endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true),
+        ))
+    };
+    join.iter().map(endpoint).collect()
+}
+
+/// Keeps a connection to the first coordinator that answers, until `ended`.
+pub(crate) async fn keep(
+    endpoints: Vec<(String, Endpoint)>,
+    notes: Notes,
+    ended: CancellationToken,
+) {
+    let mut wait = MIN_WAIT;
+    let mut silent_since = Instant::now();
+    let mut complained = None::<Instant>;
+    for (address, endpoint) in endpoints.iter().cycle() {
+        let outcome = tokio::select! {
+            () = ended.cancelled() => return,
+            outcome = talk(endpoint, &notes) => outcome,
+        };
+        let reason = match outcome {
+            // It was connected: the next attempt follows at once.
+            Ok(reason) => {
+                (wait, silent_since, complained) = (MIN_WAIT, Instant::now(), None);
+                tracing::warn!(coordinator = %address, reason, "the coordinator's stream ended");
+                reason
+            }
+            Err(reason) => reason,
+        };
+        if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
+            complained = Some(Instant::now());
+            let seconds = silent_since.elapsed().as_secs();
+            tracing::warn!(coordinator = %address, reason, "the coordinator does not answer since {seconds} s; trying on");
+        }
+        tokio::select! {
+            () = ended.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(MAX_WAIT);
+    }
+}
+
+/// One connection, from its opening to its end. `Err` when it did not open; both say why.
+async fn talk(endpoint: &Endpoint, notes: &Notes) -> Result<String, String> {
+    let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+    let mut client = WorkersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let (control, from_hub) = mpsc::unbounded_channel();
+    let (records, records_from_hub) = mpsc::unbounded_channel();
+    let (lines, lines_from_ranks) = mpsc::channel(MAX_WAITING_LINES);
+    let up = Note::Connected {
+        control,
+        records,
+        lines: Lines(lines),
+    };
+    notes.send(up).map_err(|_| "the worker ends".to_owned())?;
+    let outcome = converse(
+        &mut client,
+        notes,
+        from_hub,
+        records_from_hub,
+        lines_from_ranks,
+    )
+    .await;
+    // The worker may be ending.
+    let _ = notes.send(Note::Disconnected);
+    outcome
+}
+
+async fn converse(
+    client: &mut WorkersClient<tonic::transport::Channel>,
+    notes: &Notes,
+    control: mpsc::UnboundedReceiver<v1::from_worker::Message>,
+    records: mpsc::UnboundedReceiver<v1::StepRecord>,
+    lines: mpsc::Receiver<v1::LogLine>,
+) -> Result<String, String> {
+    let messages = UnboundedReceiverStream::new(control).map(|message| v1::FromWorker {
+        message: Some(message),
+    });
+    let orders = client
+        .control(messages)
+        .await
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    let records = UnboundedReceiverStream::new(records).map(|record| v1::BulkItem {
+        item: Some(v1::bulk_item::Item::Record(record)),
+    });
+    let lines = ReceiverStream::new(lines).map(|line| v1::BulkItem {
+        item: Some(v1::bulk_item::Item::Log(line)),
+    });
+    let acks = client
+        .bulk(records.merge(lines))
+        .await
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    Ok(tokio::select! {
+        reason = read_orders(orders, notes) => reason,
+        reason = read_acks(acks, notes) => reason,
+    })
+}
+
+async fn read_orders(mut orders: Streaming<v1::ToWorker>, notes: &Notes) -> String {
+    loop {
+        match orders.message().await {
+            Ok(Some(v1::ToWorker {
+                message: Some(message),
+            })) => {
+                if notes.send(Note::FromCoordinator(message)).is_err() {
+                    return "the worker ends".to_owned();
+                }
+            }
+            Ok(Some(_)) => {}
+            other => return reason_of(other.map(|_| ())),
+        }
+    }
+}
+
+async fn read_acks(mut acks: Streaming<v1::RecordAck>, notes: &Notes) -> String {
+    loop {
+        match acks.message().await {
+            Ok(Some(ack)) => {
+                if notes.send(Note::Ack(ack)).is_err() {
+                    return "the worker ends".to_owned();
+                }
+            }
+            other => return reason_of(other.map(|_| ())),
+        }
+    }
+}
+
+fn reason_of(outcome: Result<(), Status>) -> String {
+    match outcome {
+        Ok(()) => "it was closed".to_owned(),
+        Err(status) => status.message().to_owned(),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
