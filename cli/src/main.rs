@@ -1,1 +1,121 @@
-fn main(){}
+//! The one binary: reads what it was asked for, and hands it to the part that does it.
+
+mod client;
+mod daemons;
+mod failure;
+mod jobfile;
+mod look;
+mod manage;
+mod show;
+mod train;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use failure::{Failure, Outcome};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Distributed training that never loses a step.
+///
+/// `muster train JOB.toml` trains on this machine. For a cluster, start `muster coordinator` once,
+/// `muster worker --join ADDRESS` on every machine, and then `muster submit JOB.toml`.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::Train),
+    Coordinator(daemons::Coordinator),
+    Worker(daemons::Worker),
+    #[command(hide = true)]
+    Rank(daemons::Rank),
+    Submit(manage::Submit),
+    Ps(look::Ps),
+    Show(look::Show),
+    Logs(look::Logs),
+    Cancel(manage::Cancel),
+    Wait(manage::Wait),
+    Nodes(look::Nodes),
+    /// Print what a job file may say, with defaults
+    JobReference,
+    /// Print a completion script for a shell
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr(&arguments.command);
+    run(arguments.command).unwrap_or_else(Failure::exit)
+}
+
+fn run(command: Command) -> Outcome {
+    match command {
+        Command::Rank(rank) => return Ok(rank.run()),
+        Command::JobReference => println!("{}", muster_cluster::job::reference()),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Arguments::command(),
+                "muster",
+                &mut std::io::stdout(),
+            );
+        }
+        Command::Train(train) => return block_on(train.run()),
+        Command::Coordinator(coordinator) => return block_on(coordinator.run()),
+        Command::Worker(worker) => return block_on(worker.run()),
+        Command::Submit(submit) => return block_on(submit.run()),
+        Command::Ps(ps) => return block_on(ps.run()),
+        Command::Show(show) => return block_on(show.run()),
+        Command::Logs(logs) => return block_on(logs.run()),
+        Command::Cancel(cancel) => return block_on(cancel.run()),
+        Command::Wait(wait) => return block_on(wait.run()),
+        Command::Nodes(nodes) => return block_on(nodes.run()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(command);
+    // A thread that blocks on standard input must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Daemons tell what they do; the other commands only what goes wrong. `MUSTER_LOG` says otherwise,
+/// as a filter such as `debug` or `muster_worker=trace`.
+fn log_to_stderr(command: &Command) {
+    let is_daemon = matches!(
+        command,
+        Command::Coordinator(_) | Command::Worker(_) | Command::Rank(_)
+    );
+    let default = if is_daemon { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -31,7 +31,8 @@ pub enum Effect {
         /// Its last step.
         step: Step,
     },
-    /// The job runs now; nothing was changed.
+    /// The job runs now; nothing was changed but the range of its workers, which counts from its
+    /// next world on.
     AlreadyRunning {
         /// Which job.
         job: JobName,
@@ -262,6 +263,7 @@ impl ClusterState {
                 return Err(Refusal::OtherIdentity { job: name, changes });
             }
             if runs {
+                job.spec.workers = spec.workers;
                 return Ok(Effect::AlreadyRunning { job: name });
             }
             if let Phase::Ended(outcome) = &job.phase

@@ -178,7 +178,7 @@ impl Clients for ClientsService {
     ) -> Result<Response<v1::ListNodesReply>, Status> {
         let nodes = self
             .driver
-            .look(|coordinator, now| coordinator.node_views(now))
+            .look(muster_coordinator_core::Coordinator::node_views)
             .await
             .map_err(ended)?;
         Ok(Response::new(v1::ListNodesReply { nodes }))
@@ -223,7 +223,10 @@ impl Clients for ClientsService {
                     return;
                 }
             }
-            while request.follow {
+            if !request.follow {
+                return;
+            }
+            loop {
                 let (job, record) = tokio::select! {
                     () = sender.closed() => return,
                     line = live.recv() => match line {

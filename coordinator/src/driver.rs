@@ -25,6 +25,9 @@ const MAX_WAITING_ORDERS: usize = 1024;
 /// Where a worker's orders go.
 pub(crate) type Orders = mpsc::Sender<v1::to_worker::Message>;
 
+/// Reads what it wants of the machine, and sends it where it wants.
+pub(crate) type Look = Box<dyn FnOnce(&Coordinator, Now) + Send>;
+
 /// What the services ask of the driver.
 pub(crate) enum Call {
     /// For the machine.
@@ -42,7 +45,7 @@ pub(crate) enum Call {
         answer: oneshot::Sender<Reply>,
     },
     /// A look at what is.
-    Look(Box<dyn FnOnce(&Coordinator, Now) + Send>),
+    Look(Look),
 }
 
 /// What other threads report.

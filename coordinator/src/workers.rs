@@ -122,18 +122,18 @@ impl Workers for WorkersService {
         });
         tokio::spawn(async move {
             while let Ok(Some(item)) = items.message().await {
-                match item.item {
+                let taken = match item.item {
                     Some(v1::bulk_item::Item::Record(record)) => {
-                        if driver
-                            .call(Call::Input(Input::Record(record)))
-                            .await
-                            .is_err()
-                        {
-                            return;
-                        }
+                        driver.call(Call::Input(Input::Record(record))).await
                     }
-                    Some(v1::bulk_item::Item::Log(line)) => logs.append(&line).await,
-                    None => {}
+                    Some(v1::bulk_item::Item::Log(line)) => {
+                        logs.append(&line).await;
+                        Ok(())
+                    }
+                    None => Ok(()),
+                };
+                if taken.is_err() {
+                    return;
                 }
             }
         });

@@ -186,7 +186,7 @@ impl Hub {
                 }
                 self.input(Input::FromCoordinator(message));
             }
-            Note::Ack(ack) => self.acknowledged(ack),
+            Note::Ack(ack) => self.acknowledged(&ack),
             Note::Knock {
                 key,
                 token,
@@ -319,7 +319,7 @@ impl Hub {
         self.unacked.entry(stream).or_default().push_back(record);
     }
 
-    fn acknowledged(&mut self, ack: v1::RecordAck) {
+    fn acknowledged(&mut self, ack: &v1::RecordAck) {
         let stream = (ack.job.clone(), ack.history);
         if let Some(records) = self.unacked.get_mut(&stream) {
             while records

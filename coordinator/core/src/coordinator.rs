@@ -84,10 +84,6 @@ pub enum Input {
 
 /// What a coordinator wants done, in order.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an output is looked at once, in a list that is reused"
-)]
 pub enum Output {
     /// Make this durable, then say [`Input::Persisted`].
     Persist {

@@ -173,7 +173,7 @@ fn a_flipped_bit_is_reported_with_the_index() {
         assert!(text.contains("entry 3 is damaged"), "bit {bit}: {text}");
     }
     tamper(folder.path(), |log, _| {
-        drop(log.insert(3_u64.to_be_bytes(), value).unwrap())
+        drop(log.insert(3_u64.to_be_bytes(), value).unwrap());
     });
     assert_eq!(reopen(folder.path()).unwrap().entries, entries(1..=5, 1));
 }

@@ -1,0 +1,257 @@
+//! A client of a coordinator: asks again while it does not answer, for a stated time, and with the
+//! same request id, so that nothing is done twice.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use muster_proto::v1;
+use muster_proto::v1::clients_client::ClientsClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use crate::failure::{Failure, chain};
+
+/// Which coordinator a command speaks to.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct To {
+    /// Where the coordinator is
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "MUSTER_COORDINATOR",
+        default_value = "127.0.0.1:4600"
+    )]
+    to: String,
+    /// How long to try when it does not answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+}
+
+/// Between two attempts.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// A connection that is opened when it is needed.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    address: String,
+    timeout: Duration,
+    inner: ClientsClient<Channel>,
+}
+
+impl Client {
+    /// The client of the coordinator that a command names.
+    pub(crate) fn new(to: &To) -> Result<Self, Failure> {
+        Self::at(&to.to, Duration::from_secs(to.timeout))
+    }
+
+    /// The client of the coordinator at an address.
+    pub(crate) fn at(address: &str, timeout: Duration) -> Result<Self, Failure> {
+        let bad = |reason: String| {
+            Failure::bad_input(format!(
+                "{address}: {reason}; expected host:port, such as 127.0.0.1:4600"
+            ))
+        };
+        let (_, port) = address
+            .rsplit_once(':')
+            .ok_or_else(|| bad("there is no port".to_owned()))?;
+        port.parse::<u16>()
+            .map_err(|_| bad(format!("{port:?} is no port")))?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| bad(error.to_string()))?;
+        let channel = endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true)
+            .connect_lazy();
+        let inner = ClientsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self {
+            address: address.to_owned(),
+            timeout,
+            inner,
+        })
+    }
+
+    /// Asks until there is an answer, or the time is over.
+    async fn ask<T, F: Future<Output = Result<T, Status>>>(
+        &self,
+        ask: impl Fn(ClientsClient<Channel>) -> F,
+    ) -> Result<T, Failure> {
+        let start = Instant::now();
+        loop {
+            let left = self.timeout.saturating_sub(start.elapsed());
+            let status = match tokio::time::timeout(left, ask(self.inner.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(status)) => status,
+                Err(_) => Status::unavailable("it is silent"),
+            };
+            if !is_worth_asking_again(status.code()) {
+                return Err(Failure::bad_input(status.message()));
+            }
+            if start.elapsed() + RETRY_WAIT >= self.timeout {
+                let seconds = self.timeout.as_secs();
+                return Err(Failure::bad_input(format!(
+                    "the coordinator at {} did not answer for {seconds} s ({}); is it running? --to names another, --timeout waits longer",
+                    self.address,
+                    reason_of(&status)
+                )));
+            }
+            tokio::time::sleep(RETRY_WAIT).await;
+        }
+    }
+
+    pub(crate) async fn submit(&self, submit: v1::Submit) -> Result<v1::SubmitReply, Failure> {
+        let request = v1::SubmitRequest {
+            request_id: request_id()?,
+            submit: Some(submit),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.submit_job(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    pub(crate) async fn stop(&self, job: &str, why: v1::StopWhy) -> Result<v1::StopReply, Failure> {
+        let stop = v1::Stop {
+            job: job.to_owned(),
+            why: why.into(),
+        };
+        let request = v1::StopRequest {
+            request_id: request_id()?,
+            stop: Some(stop),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.stop_job(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    pub(crate) async fn jobs(&self) -> Result<Vec<v1::JobView>, Failure> {
+        let reply = self.ask(|mut inner| async move {
+            Ok(inner.list_jobs(v1::ListJobsRequest {}).await?.into_inner())
+        });
+        Ok(reply.await?.jobs)
+    }
+
+    pub(crate) async fn job(&self, job: &str) -> Result<v1::JobView, Failure> {
+        let request = v1::ShowJobRequest {
+            job: job.to_owned(),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.show_job(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    pub(crate) async fn nodes(&self) -> Result<Vec<v1::NodeView>, Failure> {
+        let reply = self.ask(|mut inner| async move {
+            Ok(inner
+                .list_nodes(v1::ListNodesRequest {})
+                .await?
+                .into_inner())
+        });
+        Ok(reply.await?.nodes)
+    }
+
+    pub(crate) async fn logs(
+        &self,
+        request: v1::LogsRequest,
+    ) -> Result<Streaming<v1::LogRecord>, Failure> {
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.logs(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    /// A job's events from a position on. A follower's stream is opened again when it breaks.
+    pub(crate) fn events(&self, job: &str, from: u64, follow: bool) -> Events {
+        Events {
+            client: self.clone(),
+            job: job.to_owned(),
+            next: from,
+            follow,
+            stream: None,
+        }
+    }
+}
+
+/// A job's events, one by one.
+#[derive(Debug)]
+pub(crate) struct Events {
+    client: Client,
+    job: String,
+    next: u64,
+    follow: bool,
+    stream: Option<Streaming<v1::EventRecord>>,
+}
+
+impl Events {
+    /// The next event, or `None` at the end of what is known, if it does not follow.
+    pub(crate) async fn next(&mut self) -> Result<Option<v1::EventRecord>, Failure> {
+        loop {
+            let mut stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => {
+                    let request = v1::EventsRequest {
+                        job: self.job.clone(),
+                        from: self.next,
+                        follow: self.follow,
+                    };
+                    let open = |mut inner: ClientsClient<Channel>| {
+                        let request = request.clone();
+                        async move { Ok(inner.events(request).await?.into_inner()) }
+                    };
+                    self.client.ask(open).await?
+                }
+            };
+            match stream.message().await {
+                Ok(Some(record)) => {
+                    self.next = record.seq + 1;
+                    self.stream = Some(stream);
+                    return Ok(Some(record));
+                }
+                Ok(None) if !self.follow => return Ok(None),
+                Ok(None) => {}
+                Err(status) if is_worth_asking_again(status.code()) => {}
+                Err(status) => return Err(Failure::failed(status.message())),
+            }
+            // The coordinator went away in the middle: ask it again, but not in a tight loop.
+            tokio::time::sleep(RETRY_WAIT).await;
+        }
+    }
+}
+
+/// Whether a later attempt may succeed. A connection that breaks shows as `Unknown` or `Cancelled`.
+fn is_worth_asking_again(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Internal
+    )
+}
+
+/// A status in words: what lies under it says more than it does.
+fn reason_of(status: &Status) -> String {
+    let mut deepest = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        deepest = chain(error);
+        cause = error.source();
+    }
+    deepest
+}
+
+/// Names a request, so that asking again is not asking twice.
+fn request_id() -> Result<Vec<u8>, Failure> {
+    let mut bytes = vec![0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,184 @@
+//! `muster coordinator`, `muster worker` and `muster rank`: the long-lived processes.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{Failure, Outcome, chain};
+use crate::jobfile;
+
+/// The exit code of a process whose tree lost its root.
+const EXIT_WITHOUT_ROOT: i32 = 3;
+
+/// Run a coordinator: the replicated truth of a cluster
+#[derive(Debug, Args)]
+pub(crate) struct Coordinator {
+    /// Where it keeps its log and the jobs' events
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// Where it listens; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4600")]
+    listen: SocketAddr,
+    /// The folder of checkpoints of jobs that name none [default: checkpoints in --data]
+    #[arg(long, value_name = "FOLDER")]
+    checkpoints: Option<PathBuf>,
+    /// Print one line of JSON with the address and the process id once it serves
+    #[arg(long)]
+    ready_json: bool,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    tree: bool,
+}
+
+impl Coordinator {
+    pub(crate) async fn run(self) -> Outcome {
+        if self.tree {
+            end_with_the_tree()?;
+        }
+        let ready_json = self.ready_json;
+        let options = muster_coordinator::Options {
+            data: self.data,
+            listen: self.listen,
+            checkpoints: self.checkpoints,
+        };
+        let ready = move |address: SocketAddr| {
+            if ready_json {
+                let pid = std::process::id();
+                println!(
+                    "{}",
+                    serde_json::json!({ "event": "ready", "addr": address.to_string(), "pid": pid })
+                );
+            } else {
+                println!("coordinator serves on {address}");
+            }
+        };
+        let served = muster_coordinator::serve(options, shutdown_signal()?, ready).await;
+        served
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| match error {
+                muster_coordinator::Error::Server(_) | muster_coordinator::Error::Driver(_) => {
+                    Failure::failed(chain(&error))
+                }
+                _ => Failure::bad_input(chain(&error)),
+            })
+    }
+}
+
+/// Run a worker: lend this machine's devices to a cluster
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    /// Where coordinators are; several are tried in turn
+    #[arg(long, value_name = "HOST:PORT", required = true, value_delimiter = ',')]
+    join: Vec<String>,
+    /// Its name, one of its own in the cluster [default: this machine's]
+    #[arg(long)]
+    name: Option<String>,
+    /// How many ranks it holds at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    devices: u32,
+    /// The address under which other machines reach this one
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Where it keeps the ranks' logs
+    #[arg(long, value_name = "FOLDER", env = "MUSTER_STATE")]
+    state: Option<PathBuf>,
+    /// How many threads a rank computes with [default: its share of the processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZero<usize>>,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    tree: bool,
+}
+
+impl Worker {
+    pub(crate) async fn run(self) -> Outcome {
+        if self.tree {
+            end_with_the_tree()?;
+        }
+        let machine = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let name = self.name.unwrap_or(machine);
+        let state = match self.state {
+            Some(state) => state,
+            None => jobfile::state_folder(None)?.join("worker").join(&name),
+        };
+        if let Err(error) = muster_cluster::ids::WorkerName::new(&name) {
+            return Err(Failure::bad_input(format!("--name {name}: {error}")));
+        }
+        let options = muster_worker::Options {
+            join: self.join,
+            name,
+            devices: self.devices,
+            host: self.host,
+            state,
+            threads: self.threads.map(std::num::NonZero::get),
+            program: std::env::current_exe()?,
+            tree: self.tree,
+        };
+        let ran = muster_worker::run(options, shutdown_signal()?).await;
+        ran.map(|()| ExitCode::SUCCESS)
+            .map_err(|error| match error {
+                muster_worker::Error::BadAddress { .. } => Failure::bad_input(chain(&error)),
+                _ => Failure::failed(chain(&error)),
+            })
+    }
+}
+
+/// Run one rank of a job; started by workers
+#[derive(Debug, Args)]
+pub(crate) struct Rank {
+    /// Print what decides this program's bits, and end
+    #[arg(long)]
+    probe: bool,
+}
+
+impl Rank {
+    pub(crate) fn run(self) -> ExitCode {
+        if !self.probe {
+            return muster_rank::rank_main(muster_models::build, muster_models::canary_hex);
+        }
+        match muster_rank::probe(muster_models::canary_hex) {
+            Ok(line) => {
+                println!("{line}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => Failure::from(error).exit(),
+        }
+    }
+}
+
+/// Cancelled by the first SIGINT or SIGTERM.
+fn shutdown_signal() -> Result<CancellationToken, Failure> {
+    let shutdown = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    let on_signal = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    Ok(shutdown)
+}
+
+/// Ends this process when standard input does: a pipe that only the root of the tree holds open.
+fn end_with_the_tree() -> Result<(), Failure> {
+    std::thread::Builder::new()
+        .name("tree".to_owned())
+        .spawn(|| {
+            // Nothing is ever written to it.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            std::process::exit(EXIT_WITHOUT_ROOT);
+        })?;
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! `muster ps`, `show`, `nodes` and `logs`: what is, without changing it.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use muster_proto::v1;
+
+use crate::client::{Client, To};
+use crate::failure::{Failure, Outcome};
+use crate::show;
+
+/// List the jobs, and why each that waits does so
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    #[command(flatten)]
+    to: To,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ps {
+    pub(crate) async fn run(self) -> Outcome {
+        let jobs = Client::new(&self.to)?.jobs().await?;
+        if self.json {
+            print_lines(jobs.iter().map(|job| show::job_json(job).to_string()));
+        } else {
+            print_lines([show::jobs(&jobs)]);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Show one job: its ranks, checkpoints and worlds
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The job's name
+    job: String,
+    #[command(flatten)]
+    to: To,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Show {
+    pub(crate) async fn run(self) -> Outcome {
+        let job = Client::new(&self.to)?.job(&self.job).await?;
+        print_lines([if self.json {
+            show::job_json(&job).to_string()
+        } else {
+            show::job(&job)
+        }]);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// List the workers
+#[derive(Debug, Args)]
+pub(crate) struct Nodes {
+    #[command(flatten)]
+    to: To,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Nodes {
+    pub(crate) async fn run(self) -> Outcome {
+        let nodes = Client::new(&self.to)?.nodes().await?;
+        if self.json {
+            print_lines(nodes.iter().map(|node| show::node_json(node).to_string()));
+        } else {
+            print_lines([show::nodes(&nodes)]);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Print what a job's ranks printed, or its events
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// The job's name
+    job: String,
+    #[command(flatten)]
+    to: To,
+    /// Stay, and print what comes
+    #[arg(long, short)]
+    follow: bool,
+    /// Only the output of this rank
+    #[arg(long, conflicts_with = "events")]
+    rank: Option<u32>,
+    /// The job's events instead, one JSON object a line
+    #[arg(long)]
+    events: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Logs {
+    pub(crate) async fn run(self) -> Outcome {
+        let client = Client::new(&self.to)?;
+        if self.events {
+            let mut events = client.events(&self.job, 0, self.follow);
+            while let Some(record) = events.next().await? {
+                if !print_lines([record.json]) {
+                    break;
+                }
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let request = v1::LogsRequest {
+            job: self.job.clone(),
+            rank: self.rank,
+            follow: self.follow,
+        };
+        let mut lines = client.logs(request).await?;
+        let broken = |status: tonic::Status| Failure::failed(status.message());
+        while let Some(line) = lines.message().await.map_err(broken)? {
+            let text = if self.json {
+                show::log_json(&line).to_string()
+            } else {
+                show::log(&line)
+            };
+            if !print_lines([text]) {
+                break;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Prints lines; false when nobody reads any more, such as behind `| head`.
+pub(crate) fn print_lines(lines: impl IntoIterator<Item = String>) -> bool {
+    let mut stdout = std::io::stdout().lock();
+    lines
+        .into_iter()
+        .all(|line| writeln!(stdout, "{line}").is_ok())
+}

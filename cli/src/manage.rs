@@ -1,0 +1,132 @@
+//! `muster submit`, `muster cancel` and `muster wait`: commands that change a job, or wait for it.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use muster_proto::event::{Event, What};
+use muster_proto::v1;
+
+use crate::client::{Client, To};
+use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::jobfile::{JobArguments, prepare};
+use crate::look::print_lines;
+
+/// Submit a job to a cluster
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    #[command(flatten)]
+    job: JobArguments,
+    #[command(flatten)]
+    to: To,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Submit {
+    pub(crate) async fn run(self) -> Outcome {
+        let prepared = prepare(&self.job, |_, _| None)?;
+        let reply = Client::new(&self.to)?.submit(prepared.submit()).await?;
+        let status = match reply.status() {
+            v1::SubmitStatus::Resumed => "resumed",
+            v1::SubmitStatus::AlreadyFinished => "already_finished",
+            v1::SubmitStatus::AlreadyRunning => "already_running",
+            v1::SubmitStatus::Queued | v1::SubmitStatus::Unspecified => "queued",
+        };
+        let (job, step) = (&reply.job, reply.step);
+        if self.json {
+            print_lines([
+                serde_json::json!({ "job": job, "status": status, "step": step }).to_string(),
+            ]);
+            return Ok(ExitCode::SUCCESS);
+        }
+        print_lines([match reply.status() {
+            v1::SubmitStatus::Resumed => format!("job {job} goes on from step {step}"),
+            v1::SubmitStatus::AlreadyFinished => {
+                format!("job {job} finished before, at step {step}; --fresh starts over")
+            }
+            v1::SubmitStatus::AlreadyRunning => format!("job {job} is running already"),
+            v1::SubmitStatus::Queued | v1::SubmitStatus::Unspecified => {
+                format!("job {job} is queued")
+            }
+        }]);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// End a job at the next step boundary, behind a checkpoint
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// The job's name
+    job: String,
+    #[command(flatten)]
+    to: To,
+}
+
+impl Cancel {
+    pub(crate) async fn run(self) -> Outcome {
+        let reply = Client::new(&self.to)?
+            .stop(&self.job, v1::StopWhy::Cancelled)
+            .await?;
+        print_lines([reply.message]);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Wait for the end of a job
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code: 0 completed, 1 failed or cancelled, 130 interrupted.")]
+pub(crate) struct Wait {
+    /// The job's name
+    job: String,
+    #[command(flatten)]
+    to: To,
+    /// Print the `finished` event as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Wait {
+    pub(crate) async fn run(self) -> Outcome {
+        let client = Client::new(&self.to)?;
+        let mut last = None;
+        let mut known = client.events(&self.job, 0, false);
+        let mut next = 0;
+        while let Some(record) = known.next().await? {
+            next = record.seq + 1;
+            last = Some(record);
+        }
+        let mut live = client.events(&self.job, next, true);
+        loop {
+            if let Some(record) = &last
+                && let Ok(event) = serde_json::from_str::<Event>(&record.json)
+                && let What::Finished { state, reason, .. } = &event.what
+            {
+                if self.json {
+                    print_lines([record.json.clone()]);
+                } else {
+                    let reason = if reason.is_empty() {
+                        String::new()
+                    } else {
+                        format!(": {reason}")
+                    };
+                    print_lines([format!("job {}: {state}{reason}", self.job)]);
+                }
+                return Ok(exit_code_of(state));
+            }
+            last = live.next().await?;
+            if last.is_none() {
+                return Err(Failure::failed("the events ended before the job did"));
+            }
+        }
+    }
+}
+
+/// What a job's end means to a script.
+pub(crate) fn exit_code_of(state: &str) -> ExitCode {
+    match state {
+        "completed" => ExitCode::SUCCESS,
+        "interrupted" => ExitCode::from(INTERRUPTED),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,209 @@
+//! Tells a run's events to whoever looks: a bar on a terminal, a few lines in a file, JSON for
+//! scripts. JSON and the summary go to standard output, all else to standard error.
+
+use std::collections::BTreeMap;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use muster_proto::event::{Event, What};
+
+use crate::look::print_lines;
+use crate::show::short;
+
+/// How events are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Terminal,
+    Lines,
+}
+
+/// Tells events.
+pub(crate) struct Reporter {
+    format: Format,
+    bar: ProgressBar,
+    /// The share of the steps, in tenths, that was told in a file of lines.
+    told_tenths: u64,
+    num_lost: u64,
+}
+
+impl Reporter {
+    pub(crate) fn new(format: Format) -> Self {
+        let target = if format == Format::Terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self {
+            format,
+            bar,
+            told_tenths: 0,
+            num_lost: 0,
+        }
+    }
+
+    /// A remark for a person.
+    pub(crate) fn say(&self, text: &str) {
+        match self.format {
+            Format::Json => {}
+            Format::Terminal => self.bar.suspend(|| eprintln!("{text}")),
+            Format::Lines => eprintln!("{text}"),
+        }
+    }
+
+    /// Tells an event; `json` is its line.
+    pub(crate) fn event(&mut self, event: &Event, json: &str) {
+        if self.format == Format::Json {
+            // A reader that went away is no reason to stop training.
+            print_lines([json.to_owned()]);
+            return;
+        }
+        match &event.what {
+            What::Step {
+                step,
+                total_steps,
+                loss,
+                samples_per_s,
+                ..
+            } => {
+                self.bar.set_length(*total_steps);
+                self.bar.set_position(*step);
+                let text = format!("loss {loss:.4}  {samples_per_s:.0} samples/s");
+                let tenths = step * 10 / (*total_steps).max(1);
+                if self.format == Format::Lines && tenths > self.told_tenths {
+                    self.told_tenths = tenths;
+                    eprintln!("step {step}/{total_steps}  {text}");
+                }
+                self.bar.set_message(text);
+            }
+            What::Finished { .. } => {
+                self.bar.finish_and_clear();
+                print_lines(summary(event, self.num_lost));
+            }
+            what => {
+                self.num_lost += u64::from(matches!(what, What::Lost { .. }));
+                if let Some(text) = remark(what) {
+                    self.say(&text);
+                }
+            }
+        }
+    }
+}
+
+/// What a person wants to know of an event, if anything.
+fn remark(what: &What) -> Option<String> {
+    match what {
+        What::Submitted { from_step: 0, .. }
+        | What::Step { .. }
+        | What::Rank { .. }
+        | What::Finished { .. } => None,
+        What::Submitted { from_step, .. } => Some(format!("goes on from step {from_step}")),
+        What::Generation {
+            generation,
+            world_size,
+            from_step,
+            reason,
+        } => {
+            let ranks = if *world_size == 1 { "rank" } else { "ranks" };
+            Some(format!(
+                "world {generation}: {world_size} {ranks} from step {from_step} ({reason})"
+            ))
+        }
+        What::Evaluated { step, metrics } => {
+            Some(format!("step {step}: held-out {}", numbers(metrics)))
+        }
+        What::Checkpoint { step, .. } => Some(format!("step {step}: checkpoint")),
+        What::Damaged { step, reason } => Some(format!(
+            "the checkpoint of step {step} is damaged: {reason}"
+        )),
+        What::Lost {
+            rank,
+            worker,
+            reason,
+        } => Some(format!("rank {rank} on {worker} is lost: {reason}")),
+    }
+}
+
+fn numbers(metrics: &BTreeMap<String, f64>) -> String {
+    let number = |(name, value): (&String, &f64)| match name.as_str() {
+        "accuracy" => format!("{name} {:.2} %", value * 100.0),
+        _ => format!("{name} {value:.4}"),
+    };
+    metrics.iter().map(number).collect::<Vec<_>>().join(", ")
+}
+
+/// The end of a run in a few lines.
+fn summary(event: &Event, num_lost: u64) -> Vec<String> {
+    let What::Finished {
+        state,
+        step,
+        steps_run,
+        arena_hash,
+        trace,
+        metrics,
+        goodput,
+        wall_s,
+        reason,
+        path,
+        ..
+    } = &event.what
+    else {
+        return Vec::new();
+    };
+    let why = if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    };
+    let mut lines = vec![format!("{} {state} at step {step}{why}", event.job)];
+    if !metrics.is_empty() {
+        lines.push(format!("held-out    {}", numbers(metrics)));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let rate = *steps_run as f64 / wall_s.max(f64::MIN_POSITIVE);
+    let lost = match num_lost {
+        0 => String::new(),
+        1 => ", 1 rank was lost".to_owned(),
+        num => format!(", {num} ranks were lost"),
+    };
+    lines.push(format!("time        {wall_s:.1} s, {steps_run} steps run, {rate:.0} steps/s, goodput {goodput:.2}{lost}"));
+    if !arena_hash.is_empty() {
+        lines.push(format!(
+            "bits        parameters {}, samples {}",
+            short(arena_hash),
+            short(trace)
+        ));
+    }
+    if !path.is_empty() {
+        lines.push(format!("checkpoint  {path}"));
+    }
+    if state == "interrupted" {
+        lines.push("the same command goes on from here".to_owned());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_says_how_it_ended_and_what_came_out() {
+        let json = r#"{"time":1.0,"job":"digits","history":1,"event":"finished","state":"interrupted","step":100,
+            "steps_run":110,"arena_hash":"0123456789abcdef","optimizer_hash":"","trace":"fedcba9876543210",
+            "metrics":{"accuracy":0.975,"loss":0.1},"goodput":0.9,"wall_s":2.0,"reason":"","path":"/c"}"#;
+        let event: Event = serde_json::from_str(json).unwrap();
+        let text = summary(&event, 1).join("\n");
+        assert_eq!(
+            text,
+            "digits interrupted at step 100\n\
+             held-out    accuracy 97.50 %, loss 0.1000\n\
+             time        2.0 s, 110 steps run, 55 steps/s, goodput 0.90, 1 rank was lost\n\
+             bits        parameters 0123456789ab, samples fedcba987654\n\
+             checkpoint  /c\n\
+             the same command goes on from here"
+        );
+    }
+}

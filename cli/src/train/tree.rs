@@ -1,0 +1,209 @@
+//! The processes of one `muster train`: a coordinator and its workers as children, started again
+//! when they die. Each child's standard input is a pipe that only this process holds open, so that
+//! none outlives it, however it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+
+/// A child that ends sooner than this after its start failed fast.
+const FAST: Duration = Duration::from_secs(2);
+
+/// So many fast failures in a row, and it is not started again.
+const MAX_FAST_FAILURES: u32 = 5;
+
+const MIN_WAIT: Duration = Duration::from_millis(100);
+const MAX_WAIT: Duration = Duration::from_secs(2);
+
+/// How long children may take to end when they are asked to.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a child is.
+#[derive(Clone, Debug)]
+pub(crate) struct Role {
+    pub(crate) name: String,
+    pub(crate) arguments: Vec<String>,
+    /// Where its standard error goes.
+    pub(crate) log: PathBuf,
+}
+
+/// One child that runs.
+struct Running {
+    child: Child,
+    started: Instant,
+}
+
+fn spawn(role: &Role) -> Result<Running, Failure> {
+    let about_log = |error| Failure::failed(format!("{}: {error}", role.log.display()));
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&role.log)
+        .map_err(about_log)?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(&role.arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        // A group of its own: an interrupt from the terminal is this process's to handle.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| {
+            Failure::failed(format!("the {} cannot be started: {error}", role.name))
+        })?;
+    Ok(Running {
+        child,
+        started: Instant::now(),
+    })
+}
+
+/// Why a child ended, with the last line of its log.
+fn obituary(role: &Role, status: Option<ExitStatus>) -> String {
+    let how = status.map_or_else(
+        || "it could not be waited for".to_owned(),
+        |status| status.to_string(),
+    );
+    match last_line(&role.log) {
+        Some(line) => format!(
+            "the {} ended ({how}): {line}; more in {}",
+            role.name,
+            role.log.display()
+        ),
+        None => format!("the {} ended ({how})", role.name),
+    }
+}
+
+fn last_line(log: &Path) -> Option<String> {
+    let text = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .map(str::to_owned)
+}
+
+/// Starts the coordinator, and returns the address on which it serves.
+pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Result<String, Failure> {
+    let mut running = spawn(role)?;
+    let stdout = running.child.stdout.take();
+    let stdout = stdout.ok_or_else(|| Failure::failed("the coordinator has no standard output"))?;
+    let mut lines = BufReader::new(stdout).lines();
+    let line = lines.next_line().await?;
+    let ready = line.and_then(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
+    let address = ready
+        .as_ref()
+        .and_then(|ready| ready["addr"].as_str())
+        .map(str::to_owned);
+    let Some(address) = address else {
+        let status = running.child.wait().await.ok();
+        return Err(Failure::failed(obituary(role, status)));
+    };
+    // It comes back where its workers look for it.
+    for argument in &mut role.arguments {
+        if argument == "127.0.0.1:0" {
+            argument.clone_from(&address);
+        }
+    }
+    tree.watch(role.clone(), running);
+    Ok(address)
+}
+
+/// All children.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    ended: CancellationToken,
+    failures: mpsc::UnboundedSender<Failure>,
+    /// What makes going on useless.
+    pub(crate) failed: mpsc::UnboundedReceiver<Failure>,
+    watches: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Tree {
+    pub(crate) fn new() -> Self {
+        let (failures, failed) = mpsc::unbounded_channel();
+        Self {
+            ended: CancellationToken::new(),
+            failures,
+            failed,
+            watches: Vec::new(),
+        }
+    }
+
+    /// Starts a child, and keeps it running.
+    pub(crate) fn start(&mut self, role: Role) -> Result<(), Failure> {
+        let running = spawn(&role)?;
+        self.watch(role, running);
+        Ok(())
+    }
+
+    fn watch(&mut self, role: Role, running: Running) {
+        let (ended, failures) = (self.ended.clone(), self.failures.clone());
+        self.watches.push(tokio::spawn(async move {
+            if let Err(failure) = keep(role, running, &ended).await {
+                // The command may be ending.
+                let _ = failures.send(failure);
+            }
+        }));
+    }
+
+    /// Asks all children to end, and waits until they have. Those that take too long are killed.
+    pub(crate) async fn end(self) {
+        self.ended.cancel();
+        for watch in self.watches {
+            // A task that panicked has dropped its child, and so killed it.
+            let _ = watch.await;
+        }
+    }
+}
+
+/// Starts a child again whenever it ends, until it fails too fast.
+async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Result<(), Failure> {
+    let mut num_fast = 0;
+    loop {
+        let status = tokio::select! {
+            () = ended.cancelled() => {
+                end(running.child).await;
+                return Ok(());
+            }
+            status = running.child.wait() => status.ok(),
+        };
+        num_fast = if running.started.elapsed() < FAST {
+            num_fast + 1
+        } else {
+            1
+        };
+        if num_fast > MAX_FAST_FAILURES {
+            return Err(Failure::failed(obituary(&role, status)));
+        }
+        tracing::warn!("{}; starting it again", obituary(&role, status));
+        let wait = MIN_WAIT * 2u32.pow(num_fast - 1);
+        tokio::select! {
+            () = ended.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait.min(MAX_WAIT)) => {}
+        }
+        running = spawn(&role)?;
+    }
+}
+
+async fn end(mut child: Child) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    if let Some(pid) = pid {
+        // It may have ended just now.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    if tokio::time::timeout(END_TIMEOUT, child.wait())
+        .await
+        .is_err()
+    {
+        let _ = child.kill().await;
+    }
+}
