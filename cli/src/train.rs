@@ -160,7 +160,11 @@ impl Run<'_> {
         let job = self.prepared.spec.name.to_string();
         let mut has_workers = false;
         loop {
-            let reply = client.submit(self.prepared.submit()).await?;
+            let reply = tokio::select! {
+                reply = client.submit(self.prepared.submit()) => reply?,
+                Some(failure) = tree.failed.recv() => return Err(failure),
+                () = signals.next() => return Ok(ExitCode::from(INTERRUPTED)),
+            };
             let from = match reply.status() {
                 v1::SubmitStatus::AlreadyFinished => {
                     return self

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +38,8 @@ pub(crate) struct Role {
 /// One child that runs.
 struct Running {
     child: Child,
+    /// Taken out of the child, since waiting for it would close the pipe.
+    _stdin: Option<ChildStdin>,
     started: Instant,
 }
 
@@ -48,7 +50,7 @@ fn spawn(role: &Role) -> Result<Running, Failure> {
         .append(true)
         .open(&role.log)
         .map_err(about_log)?;
-    let child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(std::env::current_exe()?)
         .args(&role.arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -60,8 +62,10 @@ fn spawn(role: &Role) -> Result<Running, Failure> {
         .map_err(|error| {
             Failure::failed(format!("the {} cannot be started: {error}", role.name))
         })?;
+    let stdin = child.stdin.take();
     Ok(Running {
         child,
+        _stdin: stdin,
         started: Instant::now(),
     })
 }
@@ -171,7 +175,7 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
     loop {
         let status = tokio::select! {
             () = ended.cancelled() => {
-                end(running.child).await;
+                end(&mut running.child).await;
                 return Ok(());
             }
             status = running.child.wait() => status.ok(),
@@ -194,7 +198,7 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
     }
 }
 
-async fn end(mut child: Child) {
+async fn end(child: &mut Child) {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     if let Some(pid) = pid {
         // It may have ended just now.
