@@ -166,6 +166,52 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    /// The `finished` event.
+    ///
+    /// # Panics
+    /// When there is none, with all that was said.
+    #[must_use]
+    pub fn end(&self) -> &Value {
+        let end = self
+            .events
+            .iter()
+            .rev()
+            .find(|event| event["event"] == "finished");
+        end.unwrap_or_else(|| panic!("no `finished` event: {:#?}\n{}", self.events, self.stderr))
+    }
+
+    /// How the job ended, in one word.
+    ///
+    /// # Panics
+    /// As for [`end`](Self::end).
+    #[must_use]
+    pub fn state(&self) -> &str {
+        self.end()["state"].as_str().unwrap_or_default()
+    }
+
+    /// What must be the same in two runs of one job: the hashes of the parameters, of the
+    /// optimizer's state and of the samples that were read.
+    ///
+    /// # Panics
+    /// As for [`end`](Self::end).
+    #[must_use]
+    pub fn bits(&self) -> [String; 3] {
+        ["arena_hash", "optimizer_hash", "trace"].map(|name| {
+            let hash = self.end()[name].as_str().unwrap_or_default();
+            assert_eq!(hash.len(), 64, "{name}: {:#?}", self.end());
+            hash.to_owned()
+        })
+    }
+
+    /// The events of one kind.
+    pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.events
+            .iter()
+            .filter(move |event| event["event"] == kind)
+    }
+}
+
 impl Train<'_> {
     /// The process that was started; the root of its tree.
     #[must_use]

@@ -1,0 +1,196 @@
+//! What a person gets wrong: one message with the place, what was expected and what to do, exit
+//! code 2, and nothing written.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Output;
+
+use muster_tests::{Sandbox, processes_of};
+
+/// Runs `muster train` on a changed job file, and checks that it was refused with all of `words`.
+fn refused(change: impl Fn(&str) -> String, arguments: &[&str], words: &[&str]) {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let text = fs::read_to_string(sandbox.path().join("job.toml")).unwrap();
+    fs::write(sandbox.path().join("job.toml"), change(&text)).unwrap();
+    let output = sandbox
+        .muster()
+        .args(["train", "job.toml"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    check(&sandbox, &output, words);
+}
+
+fn check(sandbox: &Sandbox, output: &Output, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words:?}\n{stderr}");
+    assert!(output.stdout.is_empty(), "{words:?}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is missing:\n{stderr}");
+    }
+    assert!(
+        stderr.lines().count() <= 2,
+        "one message, not a flood:\n{stderr}"
+    );
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let written: Vec<_> = fs::read_dir(sandbox.state_dir())
+        .map(Iterator::collect)
+        .unwrap_or_default();
+    assert!(written.is_empty(), "{words:?}: {written:?}");
+    assert_eq!(processes_of(sandbox), []);
+}
+
+/// Replaces a line of the job file.
+fn line(old: &'static str, new: &'static str) -> impl Fn(&str) -> String {
+    move |text| {
+        assert!(text.contains(old), "{old:?} is not in the job file");
+        text.replacen(old, new, 1)
+    }
+}
+
+#[test]
+fn faults_of_the_job_file_are_named_with_their_line() {
+    refused(
+        line("dropout = 0.5", "dropuot = 0.5"),
+        &[],
+        &["job.toml:15", "dropuot", "dropout"],
+    );
+    refused(
+        line("seed = 0", "seed = \"zero\""),
+        &[],
+        &["job.toml:26", "train.seed", "number"],
+    );
+    refused(
+        line("global_batch_size = 64", "global_batch_size = 0"),
+        &[],
+        &["job.toml:27", "global_batch_size", "0"],
+    );
+    refused(
+        line("epochs = 30", "epochs = -3"),
+        &[],
+        &["job.toml:29", "epochs", "-3"],
+    );
+    refused(
+        line("logical_shards = 8", "logical_shards = 7"),
+        &[],
+        &["job.toml:28", "logical_shards", "64"],
+    );
+    refused(
+        line("family = \"cnn\"", "family = \"transformer\""),
+        &[],
+        &["job.toml:12", "transformer", "cnn", "mlp"],
+    );
+    refused(
+        line("kind = \"adamw\"", "kind = \"adamx\""),
+        &[],
+        &["job.toml:33", "adamx", "adam", "adamw", "sgd"],
+    );
+    refused(line("[train]", "[train"), &[], &["job.toml:"]);
+}
+
+#[test]
+fn faults_of_the_command_line_are_named() {
+    let same = |text: &str| text.to_owned();
+    refused(
+        same,
+        &["--set", "train.sede=7"],
+        &["train.sede", "train.seed"],
+    );
+    refused(same, &["--set", "nonsense"], &["nonsense", "="]);
+    refused(same, &["--workers", "9"], &["workers.max", "8"]);
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let output = sandbox
+        .muster()
+        .args(["train", "absent.toml"])
+        .output()
+        .unwrap();
+    check(&sandbox, &output, &["absent.toml", "No such file"]);
+}
+
+#[test]
+fn faults_of_the_data_are_named_with_their_row() {
+    refused(
+        line("digits.csv.gz", "absent.csv.gz"),
+        &[],
+        &["job.toml:19", "absent.csv.gz", "No such file"],
+    );
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let row = |fields: usize| vec!["1"; fields].join(",");
+    fs::write(
+        sandbox.path().join("rows.csv"),
+        format!("{}\n{}\n{}\n", row(65), row(64), row(65)),
+    )
+    .unwrap();
+    let output = sandbox
+        .muster()
+        .args(["train", "job.toml", "--set", "data.source=rows.csv"])
+        .output()
+        .unwrap();
+    check(&sandbox, &output, &["rows.csv", "line 2", "64", "65"]);
+}
+
+#[test]
+fn a_checkpoint_folder_that_cannot_be_written_is_named() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    fs::write(sandbox.path().join("taken"), "a file, not a folder").unwrap();
+    let output = sandbox
+        .muster()
+        .args(["train", "job.toml", "--set", "checkpoint.folder=taken"])
+        .output()
+        .unwrap();
+    check(&sandbox, &output, &["taken", "checkpoints"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let data = sandbox.path().join("data");
+    let output = sandbox
+        .muster()
+        .args(["coordinator", "--listen", &address, "--data"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    check(&sandbox, &output, &[&address, "--listen"]);
+    assert!(!data.exists());
+}
+
+#[test]
+fn a_coordinator_that_does_not_answer_is_named_with_the_time_that_was_tried() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    // A port that was free a moment ago: nobody listens there.
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    for command in [
+        &["ps"][..],
+        &["show", "digits"],
+        &["submit", "job.toml"],
+        &["nodes"],
+        &["cancel", "digits"],
+    ] {
+        let output = sandbox
+            .muster()
+            .args(command)
+            .args(["--to", &address, "--timeout", "1"])
+            .output()
+            .unwrap();
+        check(&sandbox, &output, &[&address, "1 s", "--to"]);
+    }
+    let output = sandbox
+        .muster()
+        .args(["ps", "--to", "nowhere"])
+        .output()
+        .unwrap();
+    check(&sandbox, &output, &["nowhere", "host:port"]);
+    let output = sandbox
+        .muster()
+        .args(["worker", "--join", "127.0.0.1:port"])
+        .output()
+        .unwrap();
+    check(&sandbox, &output, &["127.0.0.1:port", "host:port"]);
+}

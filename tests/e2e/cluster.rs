@@ -1,0 +1,267 @@
+//! A coordinator and workers that are started by hand, as on a cluster: submitted jobs, what the
+//! commands show of them, strangers at the ports, and a clean end.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use muster_tests::{Sandbox, Signal, eventually, processes_of};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A cluster in a sandbox, which ends its processes.
+struct Cluster {
+    sandbox: Sandbox,
+    address: String,
+    children: Vec<Child>,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let mut cluster = Self {
+            sandbox,
+            address: "127.0.0.1:0".to_owned(),
+            children: Vec::new(),
+        };
+        cluster.start_coordinator();
+        cluster
+    }
+
+    fn spawn(&mut self, command: &mut Command) -> &mut Child {
+        self.children
+            .push(command.stderr(Stdio::null()).spawn().unwrap());
+        self.children.last_mut().unwrap()
+    }
+
+    /// Returns its process id.
+    fn start_coordinator(&mut self) -> u32 {
+        let data = self.sandbox.path().join("data");
+        let mut command = self.sandbox.muster();
+        command
+            .args([
+                "coordinator",
+                "--ready-json",
+                "--listen",
+                &self.address,
+                "--data",
+            ])
+            .arg(data);
+        let child = self.spawn(command.stdout(Stdio::piped()));
+        let pid = child.id();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        self.address = ready["addr"].as_str().unwrap().to_owned();
+        pid
+    }
+
+    fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
+        let mut command = self.sandbox.muster();
+        command.args([
+            "worker",
+            "--join",
+            &self.address,
+            "--name",
+            name,
+            "--devices",
+            &devices.to_string(),
+        ]);
+        self.spawn(command.stdout(Stdio::null())).id()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.sandbox
+            .muster()
+            .args(arguments)
+            .args(["--to", &self.address])
+            .output()
+            .unwrap()
+    }
+
+    /// Standard output of a command that succeeds.
+    fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.text(arguments)).unwrap()
+    }
+
+    fn submit(&self, arguments: &[&str]) -> Value {
+        let all = [
+            &["submit", "mlp.toml", "--json", "--set", "train.epochs=4"],
+            arguments,
+        ]
+        .concat();
+        self.json(&all)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn a_submitted_job_waits_says_why_runs_and_is_shown() {
+    let mut cluster = Cluster::new();
+    assert!(cluster.text(&["ps"]).contains("no jobs"));
+    assert!(cluster.text(&["nodes"]).contains("no workers"));
+    let reply = cluster.submit(&["--set", "workers.min=2"]);
+    assert_eq!(
+        (&reply["job"], &reply["status"]),
+        (&"digits-mlp".into(), &"queued".into())
+    );
+    let ps = cluster.text(&["ps"]);
+    assert!(ps.contains("waits for workers: 0 free, 2 needed"), "{ps}");
+    assert_eq!(
+        cluster.submit(&["--set", "workers.min=2"])["status"],
+        "already_running"
+    );
+    cluster.start_worker("a", 1);
+    cluster.start_worker("b", 2);
+    assert!(cluster.text(&["wait", "digits-mlp"]).contains("completed"));
+    let nodes = cluster.text(&["nodes", "--json"]);
+    let devices: Vec<Value> = nodes
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["devices"].clone())
+        .collect();
+    assert_eq!(devices, [1, 2]);
+    let job = cluster.json(&["show", "digits-mlp", "--json"]);
+    assert_eq!(
+        (&job["state"], &job["step"]),
+        (&"completed".into(), &job["total_steps"])
+    );
+    assert_eq!(job["worlds"][0]["world_size"], 3, "{job:#}");
+    let shown = cluster.text(&["show", "digits-mlp"]);
+    assert!(shown.contains("first world"), "{shown}");
+    let events = cluster.text(&["logs", "digits-mlp", "--events"]);
+    let last: Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["event"], &last["state"]),
+        (&"finished".into(), &"completed".into())
+    );
+    assert_eq!(cluster.submit(&[])["status"], "already_finished");
+}
+
+#[test]
+fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.start_worker("a", 2);
+    cluster.submit(&["--set", "train.epochs=4000"]);
+    eventually(DEADLINE, "some steps", || {
+        let job = cluster.json(&["show", "digits-mlp", "--json"]);
+        (job["step"].as_u64() > Some(50)).then_some(())
+    });
+    assert!(
+        cluster
+            .text(&["cancel", "digits-mlp"])
+            .contains("checkpoint")
+    );
+    let waited = cluster.run(&["wait", "digits-mlp"]);
+    assert_eq!(waited.status.code(), Some(1), "cancelled is not completed");
+    let before = cluster.json(&["show", "digits-mlp", "--json"]);
+    assert_eq!(before["state"], "cancelled");
+    let events = cluster.text(&["logs", "digits-mlp", "--events"]);
+
+    let coordinator = cluster.children[0].id();
+    cluster.sandbox.kill(coordinator, Signal::KILL);
+    cluster.children[0].wait().unwrap();
+    cluster.start_coordinator();
+    let after = cluster.json(&["show", "digits-mlp", "--json"]);
+    for key in [
+        "state",
+        "step",
+        "history",
+        "generation",
+        "checkpoints",
+        "worlds",
+        "identity",
+    ] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    assert_eq!(
+        cluster.text(&["logs", "digits-mlp", "--events"]),
+        events,
+        "every event once"
+    );
+
+    // The same job goes on from where it rested.
+    let reply = cluster.submit(&["--set", "train.epochs=4000"]);
+    assert_eq!(
+        (&reply["status"], &reply["step"]),
+        (&"resumed".into(), &before["step"])
+    );
+    // A worker that is told to end ends its ranks first.
+    eventually(DEADLINE, "its ranks", || {
+        let num_ranks = processes_of(&cluster.sandbox)
+            .iter()
+            .filter(|(_, line)| line.ends_with(" rank"))
+            .count();
+        (num_ranks == 2).then_some(())
+    });
+    cluster.sandbox.kill(worker, Signal::TERM);
+    eventually(DEADLINE, "the end of the worker", || {
+        let all = processes_of(&cluster.sandbox);
+        (!all
+            .iter()
+            .any(|(_, line)| line.contains(" worker ") || line.ends_with(" rank")))
+        .then_some(())
+    });
+    assert_eq!(cluster.run(&["show", "nobody"]).status.code(), Some(2));
+}
+
+#[test]
+fn strangers_at_the_ports_disturb_nobody() {
+    let mut cluster = Cluster::new();
+    let garbage: [&[u8]; 4] = [
+        &[0xff; 4096],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0; 9],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff",
+    ];
+    for bytes in garbage {
+        let mut stream = TcpStream::connect(&cluster.address).unwrap();
+        // It may be cut off in the middle.
+        let _ = stream.write_all(bytes);
+    }
+    cluster.start_worker("a", 2);
+    cluster.submit(&["--set", "workers.min=2"]);
+    // The worker's port for its ranks, as seen from outside.
+    let ports = eventually(DEADLINE, "a rank", || {
+        let ranks: Vec<u32> = processes_of(&cluster.sandbox)
+            .into_iter()
+            .filter(|(_, line)| line.ends_with(" rank"))
+            .map(|(pid, _)| pid)
+            .collect();
+        let environment = std::fs::read(format!("/proc/{}/environ", ranks.first()?)).ok()?;
+        let text = String::from_utf8_lossy(&environment).into_owned();
+        text.split('\0').find_map(|variable| {
+            variable
+                .strip_prefix("MUSTER_RANK_ADDR=")
+                .map(str::to_owned)
+        })
+    });
+    for bytes in garbage {
+        if let Ok(mut stream) = TcpStream::connect(&ports) {
+            let _ = stream.write_all(bytes);
+        }
+    }
+    assert!(cluster.text(&["wait", "digits-mlp"]).contains("completed"));
+}

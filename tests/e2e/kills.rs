@@ -1,0 +1,194 @@
+//! SIGKILL for a rank, a worker, the coordinator and the whole tree, at moments that a seed draws:
+//! the job ends with the bits of an undisturbed run.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use muster_tests::{Finished, Sandbox, Signal, Train, TrainCommand, processes_of};
+use serde_json::Value;
+
+const STEPS: u64 = 180;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn job(sandbox: &Sandbox) -> TrainCommand<'_> {
+    let steps = format!("train.steps={STEPS}");
+    sandbox
+        .train("job.toml")
+        .workers(2)
+        .set(&steps)
+        .set("checkpoint.every_steps=25")
+}
+
+/// The bits of a run that nobody disturbs.
+fn undisturbed() -> &'static [String; 3] {
+    static BITS: OnceLock<[String; 3]> = OnceLock::new();
+    BITS.get_or_init(|| {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        job(&sandbox).start().finish().bits()
+    })
+}
+
+/// Ten steps to strike at, drawn by a linear congruential generator (Knuth, MMIX).
+fn moments(seed: u64) -> impl Iterator<Item = u64> {
+    let next = |state: &u64| {
+        Some(
+            state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407),
+        )
+    };
+    std::iter::successors(next(&seed), next)
+        .map(|state| 1 + (state >> 33) % (STEPS - 10))
+        .take(10)
+}
+
+fn wait_for_step(train: &Train<'_>, step: u64) {
+    train.wait_for(
+        |event| event["event"] == "step" && event["step"].as_u64() >= Some(step),
+        DEADLINE,
+    );
+}
+
+/// The newest process of a rank.
+fn pid_of_rank(train: &Train<'_>, rank: u64) -> u32 {
+    let events = train.events();
+    let of_rank = |event: &&Value| event["event"] == "rank" && event["rank"] == rank;
+    let pid = events
+        .iter()
+        .rev()
+        .find(of_rank)
+        .and_then(|event| event["pid"].as_u64());
+    u32::try_from(pid.expect("its rank event comes before its steps")).unwrap()
+}
+
+/// The process whose command line holds this text.
+fn pid_of(sandbox: &Sandbox, text: &str) -> u32 {
+    let processes = processes_of(sandbox);
+    let found = processes.iter().find(|(_, line)| line.contains(text));
+    found
+        .unwrap_or_else(|| panic!("no {text:?} in {processes:#?}"))
+        .0
+}
+
+fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
+    assert_eq!(
+        finished.status.code(),
+        Some(0),
+        "{what}\n{:#?}\n{}",
+        finished.events,
+        finished.stderr
+    );
+    assert_eq!(&finished.bits(), undisturbed(), "{what}");
+    assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
+    let steps = finished
+        .of_kind("step")
+        .filter_map(|event| event["step"].as_u64());
+    assert_eq!(steps.max(), Some(STEPS), "{what}");
+}
+
+#[test]
+fn a_rank_that_is_killed_at_ten_moments_changes_no_bit() {
+    for (number, step) in (0..).zip(moments(1)) {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox).start();
+        wait_for_step(&train, step);
+        let rank = number % 2;
+        train.kill(pid_of_rank(&train, rank), Signal::KILL);
+        let finished = train.finish();
+        check(&sandbox, &finished, &format!("rank {rank} at step {step}"));
+        let lost: Vec<_> = finished.of_kind("lost").collect();
+        assert_eq!(lost.len(), 1, "{lost:#?}");
+        assert_eq!(
+            (&lost[0]["rank"], &lost[0]["reason"]),
+            (&rank.into(), &"signal 9".into())
+        );
+        assert_eq!(finished.of_kind("generation").count(), 2);
+        assert!(finished.end()["steps_run"].as_u64() >= Some(STEPS));
+    }
+}
+
+#[test]
+fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
+    for (number, step) in (0..).zip(moments(2)) {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox).start();
+        wait_for_step(&train, step);
+        let worker = format!("--name worker-{}", number % 2);
+        sandbox.kill(pid_of(&sandbox, &worker), Signal::KILL);
+        let finished = train.finish();
+        check(&sandbox, &finished, &format!("{worker} at step {step}"));
+        assert_eq!(
+            finished.of_kind("generation").count(),
+            2,
+            "{worker} at step {step}"
+        );
+    }
+}
+
+#[test]
+fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
+    for step in moments(3) {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox).start();
+        wait_for_step(&train, step);
+        sandbox.kill_all();
+        drop(train);
+        let finished = job(&sandbox).start().finish();
+        check(&sandbox, &finished, &format!("the tree at step {step}"));
+        // It did not start over: what was committed counts.
+        let from = finished
+            .of_kind("generation")
+            .next()
+            .and_then(|event| event["from_step"].as_u64());
+        let committed = step / 25 * 25;
+        assert!(
+            from >= Some(committed.saturating_sub(25)),
+            "killed at {step}, went on from {from:?}"
+        );
+    }
+}
+
+#[test]
+fn a_root_that_is_killed_takes_its_tree_with_it() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = job(&sandbox).start();
+    wait_for_step(&train, 20);
+    assert!(
+        processes_of(&sandbox).len() >= 6,
+        "a root, a coordinator, two workers, two ranks"
+    );
+    sandbox.kill(train.pid(), Signal::KILL);
+    muster_tests::eventually(DEADLINE, "the end of the tree", || {
+        processes_of(&sandbox).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
+    for step in moments(4) {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox).start();
+        wait_for_step(&train, step);
+        sandbox.kill(pid_of(&sandbox, "muster coordinator"), Signal::KILL);
+        let finished = train.finish();
+        check(
+            &sandbox,
+            &finished,
+            &format!("the coordinator at step {step}"),
+        );
+        assert_eq!(
+            finished.of_kind("generation").count(),
+            1,
+            "the ranks went on meanwhile"
+        );
+        let steps: Vec<_> = finished
+            .of_kind("step")
+            .filter_map(|event| event["step"].as_u64())
+            .collect();
+        assert_eq!(
+            steps,
+            (1..=STEPS).collect::<Vec<_>>(),
+            "each step is told once"
+        );
+    }
+}

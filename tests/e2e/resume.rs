@@ -1,0 +1,189 @@
+//! A job that is interrupted, changed, finished or damaged, and then run again.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_tests::{Finished, Sandbox, TrainCommand, processes_of};
+
+const STEPS: u64 = 180;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn job(sandbox: &Sandbox) -> TrainCommand<'_> {
+    let steps = format!("train.steps={STEPS}");
+    sandbox
+        .train("job.toml")
+        .set(&steps)
+        .set("checkpoint.every_steps=25")
+}
+
+fn undisturbed() -> [String; 3] {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    job(&sandbox).workers(1).start().finish().bits()
+}
+
+/// Runs the job until Ctrl-C at a step.
+fn interrupted(sandbox: &Sandbox, workers: u32, step: u64) -> Finished {
+    let train = job(sandbox).workers(workers).start();
+    train.wait_for(
+        |event| event["event"] == "step" && event["step"].as_u64() >= Some(step),
+        DEADLINE,
+    );
+    train.interrupt();
+    let finished = train.finish();
+    assert_eq!(
+        finished.status.code(),
+        Some(130),
+        "{:#?}\n{}",
+        finished.events,
+        finished.stderr
+    );
+    assert_eq!(finished.state(), "interrupted");
+    assert_eq!(processes_of(sandbox), [], "nothing is left behind");
+    finished
+}
+
+fn from_step(finished: &Finished) -> u64 {
+    finished
+        .of_kind("generation")
+        .next()
+        .and_then(|event| event["from_step"].as_u64())
+        .unwrap()
+}
+
+fn checkpoint_files(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let folder = sandbox.state_dir().join("train/digits/checkpoints/digits");
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn an_interrupted_job_rests_behind_a_checkpoint_and_goes_on_with_other_workers() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let first = interrupted(&sandbox, 2, 60);
+    let step = first.end()["step"].as_u64().unwrap();
+    let checkpoints: Vec<_> = first
+        .of_kind("checkpoint")
+        .map(|event| event["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        checkpoints.last(),
+        Some(&step),
+        "the last step is in a checkpoint"
+    );
+    // Twice more, each with another number of workers.
+    let second = interrupted(&sandbox, 3, step + 40);
+    assert_eq!(from_step(&second), step, "no step is run again");
+    let last = job(&sandbox).workers(1).start().finish();
+    assert_eq!(last.status.code(), Some(0), "{}", last.stderr);
+    assert_eq!(last.bits(), undisturbed());
+
+    let again = job(&sandbox).workers(2).start().finish();
+    assert_eq!(again.status.code(), Some(0), "{}", again.stderr);
+    assert_eq!(
+        again.of_kind("step").count(),
+        0,
+        "a finished job runs no step"
+    );
+    assert_eq!(again.bits(), last.bits());
+
+    let fresh = job(&sandbox).workers(2).arg("--fresh").start().finish();
+    assert_eq!(fresh.of_kind("step").count() as u64, STEPS);
+    assert_eq!(fresh.bits(), last.bits());
+}
+
+#[test]
+fn another_job_of_the_same_name_is_refused_and_told_what_differs() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    interrupted(&sandbox, 1, 10);
+    let other = job(&sandbox).set("train.seed=5").start().finish();
+    assert_eq!(other.status.code(), Some(2), "{}", other.stderr);
+    for word in ["train.seed", "--fresh"] {
+        assert!(other.stderr.contains(word), "{}", other.stderr);
+    }
+}
+
+#[test]
+fn a_truncated_and_an_altered_checkpoint_are_told_and_the_one_before_is_used() {
+    let expected = undisturbed();
+    let truncate = |path: &PathBuf| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    let alter = |path: &PathBuf| {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    let remove = |path: &PathBuf| fs::remove_file(path).unwrap();
+    let damages: [(&str, &dyn Fn(&PathBuf)); 3] = [
+        ("truncated", &truncate),
+        ("altered", &alter),
+        ("gone", &remove),
+    ];
+    for (what, damage) in damages {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let step = interrupted(&sandbox, 2, 60).end()["step"].as_u64().unwrap();
+        let newest = checkpoint_files(&sandbox)
+            .into_iter()
+            .rfind(|path| path.display().to_string().contains("params"));
+        let newest = newest.unwrap();
+        damage(&newest);
+        let finished = job(&sandbox).workers(2).start().finish();
+        assert_eq!(
+            finished.status.code(),
+            Some(0),
+            "{what}\n{:#?}\n{}",
+            finished.events,
+            finished.stderr
+        );
+        let damaged: Vec<_> = finished.of_kind("damaged").collect();
+        assert_eq!(damaged.len(), 1, "{what}: {damaged:#?}");
+        assert_eq!(damaged[0]["step"].as_u64(), Some(step), "{what}");
+        let reason = damaged[0]["reason"].as_str().unwrap();
+        assert!(
+            reason.contains(newest.file_name().unwrap().to_str().unwrap()),
+            "{what}: {reason}"
+        );
+        let worlds: Vec<_> = finished
+            .of_kind("generation")
+            .filter_map(|event| event["from_step"].as_u64())
+            .collect();
+        assert!(worlds[1] < step && worlds[1] > 0, "{what}: {worlds:?}");
+        assert_eq!(finished.bits(), expected, "{what}");
+    }
+}
+
+#[test]
+fn only_so_many_checkpoints_are_kept() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let finished = job(&sandbox)
+        .workers(2)
+        .set("checkpoint.keep=2")
+        .start()
+        .finish();
+    assert_eq!(finished.of_kind("checkpoint").count(), 8);
+    let names: Vec<_> = checkpoint_files(&sandbox);
+    assert_eq!(names.len(), 4, "{names:#?}");
+}
+
+#[test]
+fn a_second_run_of_the_same_job_is_refused_while_the_first_runs() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let first = job(&sandbox).workers(1).start();
+    first.wait_for(|event| event["event"] == "step", DEADLINE);
+    let second = sandbox
+        .muster()
+        .args(["train", "job.toml"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("in use by another"), "{stderr}");
+    assert_eq!(first.finish().status.code(), Some(0));
+}
