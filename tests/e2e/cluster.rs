@@ -1,6 +1,8 @@
 //! A coordinator and workers that are started by hand, as on a cluster: submitted jobs, what the
 //! commands show of them, strangers at the ports, and a clean end.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};

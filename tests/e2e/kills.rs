@@ -1,6 +1,8 @@
 //! SIGKILL for a rank, a worker, the coordinator and the whole tree, at moments that a seed draws:
 //! the job ends with the bits of an undisturbed run.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::sync::OnceLock;
 use std::time::Duration;
 

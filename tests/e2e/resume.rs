@@ -1,5 +1,7 @@
 //! A job that is interrupted, changed, finished or damaged, and then run again.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -121,10 +123,10 @@ fn a_truncated_and_an_altered_checkpoint_are_told_and_the_one_before_is_used() {
         fs::write(path, bytes).unwrap();
     };
     let remove = |path: &PathBuf| fs::remove_file(path).unwrap();
-    let damages: [(&str, &dyn Fn(&PathBuf)); 3] = [
-        ("truncated", &truncate),
-        ("altered", &alter),
-        ("gone", &remove),
+    let damages = [
+        ("truncated", truncate as fn(&PathBuf)),
+        ("altered", alter),
+        ("gone", remove),
     ];
     for (what, damage) in damages {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));

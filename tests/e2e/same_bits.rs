@@ -1,6 +1,8 @@
 //! The same job gives the same bits, however many workers run it and however many threads they
 //! have; another seed gives others.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use muster_tests::{Finished, Sandbox, processes_of};
 
 fn run(job: &str, workers: u32, arguments: &[&str]) -> Finished {

@@ -89,7 +89,12 @@ impl Agent {
     /// A worker without ranks that will introduce itself so.
     #[must_use]
     pub fn new(worker: v1::RegisterWorker) -> Self {
-        Self { worker, is_connected: false, ranks: BTreeMap::new(), num_refused: 0 }
+        Self {
+            worker,
+            is_connected: false,
+            ranks: BTreeMap::new(),
+            num_refused: 0,
+        }
     }
 
     /// How many messages were for or from ranks that are not here.
@@ -100,7 +105,10 @@ impl Agent {
 
     /// The ranks whose processes run, or are to run.
     pub fn running(&self) -> impl Iterator<Item = &v1::RankKey> {
-        self.ranks.values().filter(|rank| rank.exited.is_none()).map(|rank| &rank.key)
+        self.ranks
+            .values()
+            .filter(|rank| rank.exited.is_none())
+            .map(|rank| &rank.key)
     }
 
     /// Takes one input.
@@ -112,7 +120,13 @@ impl Agent {
             Input::Started { key, pid } => {
                 if let Some(rank) = self.rank(&key) {
                     rank.pid = Some(pid);
-                    self.tell(ToCoordinator::Started(v1::RankStarted { key: Some(key), pid }), outputs);
+                    self.tell(
+                        ToCoordinator::Started(v1::RankStarted {
+                            key: Some(key),
+                            pid,
+                        }),
+                        outputs,
+                    );
                 }
             }
             Input::RankConnected(key) => {
@@ -121,7 +135,10 @@ impl Agent {
                     let assignment = v1::to_rank::Message::Assignment(rank.assignment.clone());
                     outputs.push(Output::ToRank(key.clone(), assignment));
                     for order in rank.waiting.drain(..) {
-                        outputs.push(Output::ToRank(key.clone(), v1::to_rank::Message::Order(order)));
+                        outputs.push(Output::ToRank(
+                            key.clone(),
+                            v1::to_rank::Message::Order(order),
+                        ));
                     }
                 }
             }
@@ -136,7 +153,10 @@ impl Agent {
 
     /// A rank that is known, and whose process has not ended; else the message is counted.
     fn rank(&mut self, key: &v1::RankKey) -> Option<&mut Rank> {
-        let rank = self.ranks.get_mut(&place(key)).filter(|rank| rank.key == *key && rank.exited.is_none());
+        let rank = self
+            .ranks
+            .get_mut(&place(key))
+            .filter(|rank| rank.key == *key && rank.exited.is_none());
         if rank.is_none() {
             self.num_refused += 1;
         }
@@ -152,18 +172,27 @@ impl Agent {
     /// Says who is here and what runs, and again what an earlier stream may have lost.
     fn introduce(&mut self, outputs: &mut Vec<Output>) {
         self.is_connected = true;
-        let living = self.ranks.values().filter(|rank| rank.exited.is_none() && !rank.is_unwanted);
+        let living = self
+            .ranks
+            .values()
+            .filter(|rank| rank.exited.is_none() && !rank.is_unwanted);
         let ranks = living.map(|rank| v1::RunningRank {
             key: Some(rank.key.clone()),
             pid: rank.pid.unwrap_or_default(),
             address: rank.address.clone(),
         });
-        let hello = v1::WorkerHello { worker: Some(self.worker.clone()), ranks: ranks.collect() };
+        let hello = v1::WorkerHello {
+            worker: Some(self.worker.clone()),
+            ranks: ranks.collect(),
+        };
         outputs.push(Output::ToCoordinator(ToCoordinator::Hello(hello)));
         for rank in self.ranks.values().filter(|rank| !rank.is_unwanted) {
             let parts = rank.parts.iter().cloned().map(Report::CheckpointPart);
             for report in parts.chain(rank.last.clone()) {
-                let report = v1::RankReport { key: Some(rank.key.clone()), report: Some(report) };
+                let report = v1::RankReport {
+                    key: Some(rank.key.clone()),
+                    report: Some(report),
+                };
                 outputs.push(Output::ToCoordinator(ToCoordinator::Report(report)));
             }
             let exited = rank.exited.clone().map(ToCoordinator::Exited);
@@ -179,7 +208,9 @@ impl Agent {
                 let Some(key) = order.key.clone() else { return };
                 let Some(rank) = self.rank(&key) else { return };
                 match &order.order {
-                    Some(Order::Committed(committed)) => rank.parts.retain(|part| part.step > committed.step),
+                    Some(Order::Committed(committed)) => {
+                        rank.parts.retain(|part| part.step > committed.step);
+                    }
                     Some(Order::Dismiss(_)) => rank.is_unwanted = true,
                     _ => {}
                 }
@@ -190,7 +221,10 @@ impl Agent {
                 }
             }
             FromCoordinator::Revoke(revoke) => {
-                self.end(|key| key.job == revoke.job && key.generation <= revoke.generation, outputs);
+                self.end(
+                    |key| key.job == revoke.job && key.generation <= revoke.generation,
+                    outputs,
+                );
             }
             FromCoordinator::Refused(refused) => outputs.push(Output::Refused(refused.reason)),
         }
@@ -205,11 +239,16 @@ impl Agent {
             rank: assignment.rank,
         };
         let mut of_job = self.ranks.values().filter(|rank| rank.key.job == key.job);
-        if self.ranks.contains_key(&place(&key)) || of_job.any(|rank| rank.key.generation > key.generation) {
+        if self.ranks.contains_key(&place(&key))
+            || of_job.any(|rank| rank.key.generation > key.generation)
+        {
             self.num_refused += 1;
             return;
         }
-        self.end(|old| old.job == key.job && old.generation < key.generation, outputs);
+        self.end(
+            |old| old.job == key.job && old.generation < key.generation,
+            outputs,
+        );
         let rank = Rank {
             key: key.clone(),
             assignment,
@@ -228,7 +267,8 @@ impl Agent {
 
     /// Ends ranks; those that ended before are forgotten.
     fn end(&mut self, is_over: impl Fn(&v1::RankKey) -> bool, outputs: &mut Vec<Output>) {
-        self.ranks.retain(|_, rank| rank.exited.is_none() || !is_over(&rank.key));
+        self.ranks
+            .retain(|_, rank| rank.exited.is_none() || !is_over(&rank.key));
         for rank in self.ranks.values_mut().filter(|rank| is_over(&rank.key)) {
             rank.is_unwanted = true;
             outputs.push(Output::Kill(rank.key.clone()));
@@ -250,7 +290,9 @@ impl Agent {
     }
 
     fn exited(&mut self, exited: v1::RankExited, outputs: &mut Vec<Output>) {
-        let Some(key) = exited.key.clone() else { return };
+        let Some(key) = exited.key.clone() else {
+            return;
+        };
         let Some(rank) = self.rank(&key) else { return };
         if rank.is_unwanted {
             self.ranks.remove(&place(&key));

@@ -40,13 +40,7 @@ impl Writer {
     }
 }
 
-fn run(
-    shared: &Shared,
-    snapshots: &Receiver<Snapshot>,
-    folder: &Path,
-    meta: &Meta,
-    files: &[u32],
-) {
+fn run(shared: &Shared, snapshots: &Receiver<Snapshot>, folder: &Path, meta: &Meta, files: &[u32]) {
     while let Ok(snapshot) = snapshots.recv() {
         for file in files {
             let Some(name) = FILES.get(*file as usize) else {

@@ -3,28 +3,52 @@
 use super::*;
 
 fn key(generation: u64, rank: u32) -> v1::RankKey {
-    v1::RankKey { job: "job".to_owned(), history: 1, generation, rank }
+    v1::RankKey {
+        job: "job".to_owned(),
+        history: 1,
+        generation,
+        rank,
+    }
 }
 
 fn assignment(generation: u64, rank: u32) -> Input {
-    let assignment = v1::Assignment { job: "job".to_owned(), history: 1, generation, rank, ..Default::default() };
+    let assignment = v1::Assignment {
+        job: "job".to_owned(),
+        history: 1,
+        generation,
+        rank,
+        ..Default::default()
+    };
     Input::FromCoordinator(FromCoordinator::Assignment(assignment))
 }
 
 fn report(key: v1::RankKey, report: Report) -> Input {
-    Input::FromRank(v1::RankReport { key: Some(key), report: Some(report) })
+    Input::FromRank(v1::RankReport {
+        key: Some(key),
+        report: Some(report),
+    })
 }
 
 fn exited(key: v1::RankKey) -> v1::RankExited {
-    v1::RankExited { key: Some(key), reason: "signal 9".to_owned(), log_tail: String::new() }
+    v1::RankExited {
+        key: Some(key),
+        reason: "signal 9".to_owned(),
+        log_tail: String::new(),
+    }
 }
 
 fn order(key: v1::RankKey, order: Order) -> Input {
-    Input::FromCoordinator(FromCoordinator::Order(v1::RankOrder { key: Some(key), order: Some(order) }))
+    Input::FromCoordinator(FromCoordinator::Order(v1::RankOrder {
+        key: Some(key),
+        order: Some(order),
+    }))
 }
 
 fn part(step: u64) -> Report {
-    Report::CheckpointPart(v1::CheckpointPart { step, ..Default::default() })
+    Report::CheckpointPart(v1::CheckpointPart {
+        step,
+        ..Default::default()
+    })
 }
 
 /// Handles inputs; returns what the last one led to.
@@ -39,12 +63,20 @@ fn last(agent: &mut Agent, inputs: impl IntoIterator<Item = Input>) -> Vec<Outpu
 
 /// A worker that is connected and runs rank 0 of generation 1, which listens.
 fn running() -> Agent {
-    let mut agent = Agent::new(v1::RegisterWorker { worker: "a".to_owned(), ..Default::default() });
-    let ready = Report::Ready(v1::Ready { address: "127.0.0.1:4000".to_owned() });
+    let mut agent = Agent::new(v1::RegisterWorker {
+        worker: "a".to_owned(),
+        ..Default::default()
+    });
+    let ready = Report::Ready(v1::Ready {
+        address: "127.0.0.1:4000".to_owned(),
+    });
     let inputs = [
         Input::Connected,
         assignment(1, 0),
-        Input::Started { key: key(1, 0), pid: 77 },
+        Input::Started {
+            key: key(1, 0),
+            pid: 77,
+        },
         Input::RankConnected(key(1, 0)),
         report(key(1, 0), ready),
     ];
@@ -57,10 +89,15 @@ fn a_rank_gets_its_assignment_first_and_the_orders_that_came_meanwhile() {
     let mut agent = Agent::new(v1::RegisterWorker::default());
     let started = last(&mut agent, [Input::Connected, assignment(1, 0)]);
     assert_eq!(started, [Output::Start(key(1, 0))]);
-    let early = last(&mut agent, [order(key(1, 0), Order::Stop(v1::StopOrder {}))]);
+    let early = last(
+        &mut agent,
+        [order(key(1, 0), Order::Stop(v1::StopOrder {}))],
+    );
     assert_eq!(early, []);
     let told = last(&mut agent, [Input::RankConnected(key(1, 0))]);
-    let [Output::ToRank(_, first), Output::ToRank(_, second)] = &told[..] else { panic!("{told:?}") };
+    let [Output::ToRank(_, first), Output::ToRank(_, second)] = &told[..] else {
+        panic!("{told:?}")
+    };
     assert!(matches!(first, v1::to_rank::Message::Assignment(_)));
     assert!(matches!(second, v1::to_rank::Message::Order(_)));
 }
@@ -69,13 +106,34 @@ fn a_rank_gets_its_assignment_first_and_the_orders_that_came_meanwhile() {
 fn a_new_stream_hears_again_what_an_old_one_may_have_lost() {
     let mut agent = running();
     let (one, two) = (part(1), part(2));
-    let done = Report::Done(v1::Done { step: 2, ..Default::default() });
-    last(&mut agent, [report(key(1, 0), one), report(key(1, 0), two.clone())]);
-    let committed = v1::CheckpointCommitted { step: 1, keep: Vec::new() };
-    last(&mut agent, [order(key(1, 0), Order::Committed(committed)), Input::Disconnected]);
-    assert_eq!(last(&mut agent, [report(key(1, 0), done.clone())]), [], "nobody listens");
+    let done = Report::Done(v1::Done {
+        step: 2,
+        ..Default::default()
+    });
+    last(
+        &mut agent,
+        [report(key(1, 0), one), report(key(1, 0), two.clone())],
+    );
+    let committed = v1::CheckpointCommitted {
+        step: 1,
+        keep: Vec::new(),
+    };
+    last(
+        &mut agent,
+        [
+            order(key(1, 0), Order::Committed(committed)),
+            Input::Disconnected,
+        ],
+    );
+    assert_eq!(
+        last(&mut agent, [report(key(1, 0), done.clone())]),
+        [],
+        "nobody listens"
+    );
     let again = last(&mut agent, [Input::Connected]);
-    let Output::ToCoordinator(ToCoordinator::Hello(hello)) = &again[0] else { panic!("{again:?}") };
+    let Output::ToCoordinator(ToCoordinator::Hello(hello)) = &again[0] else {
+        panic!("{again:?}")
+    };
     assert_eq!(hello.ranks[0].address, "127.0.0.1:4000");
     assert_eq!(hello.ranks[0].pid, 77);
     let reports: Vec<_> = again[1..]
@@ -93,12 +151,25 @@ fn an_assignment_that_comes_again_starts_nothing_even_after_the_rank_ended() {
     let mut agent = running();
     assert_eq!(last(&mut agent, [assignment(1, 0)]), []);
     let ended = last(&mut agent, [Input::Exited(exited(key(1, 0)))]);
-    assert_eq!(ended, [Output::ToCoordinator(ToCoordinator::Exited(exited(key(1, 0))))]);
+    assert_eq!(
+        ended,
+        [Output::ToCoordinator(ToCoordinator::Exited(exited(key(
+            1, 0
+        ))))]
+    );
     assert_eq!(last(&mut agent, [assignment(1, 0)]), []);
     let again = last(&mut agent, [Input::Disconnected, Input::Connected]);
-    assert_eq!(again.last(), Some(&Output::ToCoordinator(ToCoordinator::Exited(exited(key(1, 0))))));
+    assert_eq!(
+        again.last(),
+        Some(&Output::ToCoordinator(ToCoordinator::Exited(exited(key(
+            1, 0
+        )))))
+    );
     // A newer world makes it old news.
-    assert_eq!(last(&mut agent, [assignment(2, 0)]), [Output::Start(key(2, 0))]);
+    assert_eq!(
+        last(&mut agent, [assignment(2, 0)]),
+        [Output::Start(key(2, 0))]
+    );
     let again = last(&mut agent, [Input::Disconnected, Input::Connected]);
     assert_eq!(again.len(), 1, "{again:?}");
 }
@@ -109,11 +180,33 @@ fn a_newer_world_and_a_revocation_end_older_ranks_and_nobody_hears_of_it() {
     let started = last(&mut agent, [assignment(2, 1)]);
     assert_eq!(started, [Output::Kill(key(1, 0)), Output::Start(key(2, 1))]);
     assert_eq!(last(&mut agent, [Input::Exited(exited(key(1, 0)))]), []);
-    let other = v1::Revoke { job: "other".to_owned(), generation: 9 };
-    assert_eq!(last(&mut agent, [Input::FromCoordinator(FromCoordinator::Revoke(other))]), []);
-    let revoke = v1::Revoke { job: "job".to_owned(), generation: 2 };
-    assert_eq!(last(&mut agent, [Input::FromCoordinator(FromCoordinator::Revoke(revoke))]), [Output::Kill(key(2, 1))]);
-    assert_eq!(last(&mut agent, [assignment(1, 0)]), [], "an older world is not started");
+    let other = v1::Revoke {
+        job: "other".to_owned(),
+        generation: 9,
+    };
+    assert_eq!(
+        last(
+            &mut agent,
+            [Input::FromCoordinator(FromCoordinator::Revoke(other))]
+        ),
+        []
+    );
+    let revoke = v1::Revoke {
+        job: "job".to_owned(),
+        generation: 2,
+    };
+    assert_eq!(
+        last(
+            &mut agent,
+            [Input::FromCoordinator(FromCoordinator::Revoke(revoke))]
+        ),
+        [Output::Kill(key(2, 1))]
+    );
+    assert_eq!(
+        last(&mut agent, [assignment(1, 0)]),
+        [],
+        "an older world is not started"
+    );
 }
 
 #[test]
@@ -121,8 +214,17 @@ fn messages_of_ranks_that_are_not_here_are_counted_and_passed_to_nobody() {
     let mut agent = running();
     let strangers = [
         report(key(7, 0), part(1)),
-        report(v1::RankKey { history: 9, ..key(1, 0) }, part(1)),
-        Input::FromRank(v1::RankReport { key: None, report: Some(part(1)) }),
+        report(
+            v1::RankKey {
+                history: 9,
+                ..key(1, 0)
+            },
+            part(1),
+        ),
+        Input::FromRank(v1::RankReport {
+            key: None,
+            report: Some(part(1)),
+        }),
         order(key(7, 0), Order::Stop(v1::StopOrder {})),
         Input::Exited(exited(key(7, 0))),
     ];
@@ -136,9 +238,15 @@ fn messages_of_ranks_that_are_not_here_are_counted_and_passed_to_nobody() {
 #[test]
 fn a_dismissed_rank_ends_without_a_report_and_a_shutdown_ends_all() {
     let mut agent = running();
-    last(&mut agent, [order(key(1, 0), Order::Dismiss(v1::Dismiss {}))]);
+    last(
+        &mut agent,
+        [order(key(1, 0), Order::Dismiss(v1::Dismiss {}))],
+    );
     assert_eq!(last(&mut agent, [Input::Exited(exited(key(1, 0)))]), []);
     assert_eq!(agent.running().count(), 0);
     let mut agent = running();
-    assert_eq!(last(&mut agent, [Input::Shutdown]), [Output::Kill(key(1, 0))]);
+    assert_eq!(
+        last(&mut agent, [Input::Shutdown]),
+        [Output::Kill(key(1, 0))]
+    );
 }

@@ -95,7 +95,7 @@ impl Format {
     fn read_row(&self, record: &csv::ByteRecord, table: &mut Table) -> Result<(), String> {
         if record.len() != self.num_features.saturating_add(1) {
             return Err(format!(
-                "{} fields, expected {} features and a label",
+                "{} fields, expected {} features and a label; mend the row, or data.shape",
                 record.len(),
                 self.num_features
             ));

@@ -101,11 +101,11 @@ fn bad_rows_are_named_by_file_and_line() {
     let cases: [(&[u8], &str); 9] = [
         (
             b"1,2,0\n1,2\n",
-            "rows.csv:2: 2 fields, expected 2 features and a label",
+            "rows.csv:2: 2 fields, expected 2 features and a label; mend the row, or data.shape",
         ),
         (
             b"1,2,0\n\n\n1,2,0,5\n",
-            "rows.csv:4: 4 fields, expected 2 features and a label",
+            "rows.csv:4: 4 fields, expected 2 features and a label; mend the row, or data.shape",
         ),
         (
             b"1,2,0\n1,x,0\n",
