@@ -115,6 +115,8 @@ pub(crate) struct Driver {
     sessions: BTreeMap<Session, Orders>,
     answers: BTreeMap<ReplyTo, oneshot::Sender<Reply>>,
     next_answer: u64,
+    /// Who waits for the log to be replayed.
+    looks: Vec<Look>,
 }
 
 impl Driver {
@@ -136,6 +138,7 @@ impl Driver {
             sessions: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_answer: 1,
+            looks: Vec::new(),
         };
         (driver, Handle { calls })
     }
@@ -198,7 +201,8 @@ impl Driver {
                 })
             }
             Call::Look(look) => {
-                look(&self.coordinator, self.now());
+                self.looks.push(look);
+                self.show();
                 Ok(())
             }
         }
@@ -217,7 +221,19 @@ impl Driver {
         let mut outputs = Vec::new();
         let now = self.now();
         self.coordinator.handle(input, now, &mut outputs);
-        self.carry_out(outputs)
+        self.carry_out(outputs)?;
+        self.show();
+        Ok(())
+    }
+
+    /// Lets those who wait look at the machine, once its state is not an older one.
+    fn show(&mut self) {
+        if self.coordinator.is_leader() {
+            let now = self.now();
+            for look in self.looks.drain(..) {
+                look(&self.coordinator, now);
+            }
+        }
     }
 
     fn carry_out(&mut self, outputs: Vec<Output>) -> Result<(), DriverError> {

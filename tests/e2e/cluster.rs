@@ -226,6 +226,13 @@ fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
             .any(|(_, line)| line.contains(" worker ") || line.ends_with(" rank")))
         .then_some(())
     });
+    // Its last words were that its ranks ended: nobody waits for them to come back.
+    eventually(DEADLINE, "the reason why the job waits", || {
+        cluster
+            .text(&["ps"])
+            .contains("waits for workers: 0 free, 1 needed")
+            .then_some(())
+    });
     assert_eq!(cluster.run(&["show", "nobody"]).status.code(), Some(2));
 }
 

@@ -22,6 +22,9 @@ use crate::run::Error;
 /// How often the worker shows that it is there, until the coordinator says otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
+/// How long the coordinator may take to read a worker's last words.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Where the ranks' lines go.
 #[derive(Clone, Debug)]
 pub(crate) struct Lines(pub(crate) mpsc::Sender<v1::LogLine>);
@@ -144,12 +147,28 @@ impl Hub {
             let Some(note) = notes.recv().await else {
                 break;
             };
-            if let Note::Exited(_) = note {
+            if matches!(note, Note::Exited(_) | Note::Disconnected) {
                 self.take(note);
             }
         }
+        self.say_goodbye(&mut notes).await;
         self.refused
             .map_or(Ok(()), |reason| Err(Error::Refused(reason)))
+    }
+
+    /// Closes the streams, and waits until the coordinator has read all that was said.
+    async fn say_goodbye(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) {
+        let was_connected = self.control.take().is_some();
+        self.records = None;
+        self.lines.send_replace(None);
+        let end = async {
+            while was_connected && !matches!(notes.recv().await, Some(Note::Disconnected) | None) {}
+        };
+        if tokio::time::timeout(GOODBYE_TIMEOUT, end).await.is_err() {
+            tracing::warn!(
+                "the coordinator did not close the stream; it may learn late that this worker ended"
+            );
+        }
     }
 
     fn beat(&mut self) {

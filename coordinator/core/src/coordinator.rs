@@ -222,6 +222,13 @@ impl Coordinator {
         &self.state
     }
 
+    /// Whether it leads, and has applied all that was ever acknowledged: before, what it would show
+    /// is an older state.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.is_leader
+    }
+
     /// The position in a job's stream of the first event of its last submission.
     #[must_use]
     pub fn first_event(&self, job: &str) -> u64 {

@@ -145,8 +145,9 @@ impl Agent {
             Input::FromRank(report) => self.reported(report, outputs),
             Input::Exited(exited) => self.exited(exited, outputs),
             Input::Shutdown => {
-                self.is_connected = false;
-                self.end(|_| true, outputs);
+                // How they end is still reported: it is the proof that they have.
+                let living = self.ranks.values().filter(|rank| rank.exited.is_none());
+                outputs.extend(living.map(|rank| Output::Kill(rank.key.clone())));
             }
         }
     }

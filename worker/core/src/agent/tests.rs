@@ -245,8 +245,13 @@ fn a_dismissed_rank_ends_without_a_report_and_a_shutdown_ends_all() {
     assert_eq!(last(&mut agent, [Input::Exited(exited(key(1, 0)))]), []);
     assert_eq!(agent.running().count(), 0);
     let mut agent = running();
+    let ended = last(&mut agent, [Input::Shutdown]);
+    assert_eq!(ended, [Output::Kill(key(1, 0))]);
+    let told = last(&mut agent, [Input::Exited(exited(key(1, 0)))]);
     assert_eq!(
-        last(&mut agent, [Input::Shutdown]),
-        [Output::Kill(key(1, 0))]
+        told,
+        [Output::ToCoordinator(ToCoordinator::Exited(exited(key(
+            1, 0
+        ))))]
     );
 }
