@@ -16,6 +16,7 @@ const EXIT_WITHOUT_ROOT: i32 = 3;
 
 /// Run a coordinator: the replicated truth of a cluster
 #[derive(Debug, Args)]
+#[command(after_help = "Example: muster coordinator --data /var/lib/muster --listen 10.0.0.1:4600")]
 pub(crate) struct Coordinator {
     /// Where it keeps its log and the jobs' events
     #[arg(long, value_name = "FOLDER")]
@@ -70,6 +71,7 @@ impl Coordinator {
 
 /// Run a worker: lend this machine's devices to a cluster
 #[derive(Debug, Args)]
+#[command(after_help = "Example: muster worker --join 10.0.0.1:4600 --host 10.0.0.2 --devices 2")]
 pub(crate) struct Worker {
     /// Where coordinators are; several are tried in turn
     #[arg(long, value_name = "HOST:PORT", required = true, value_delimiter = ',')]

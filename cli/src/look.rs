@@ -12,6 +12,7 @@ use crate::show;
 
 /// List the jobs, and why each that waits does so
 #[derive(Debug, Args)]
+#[command(after_help = "Example: muster ps --to 10.0.0.1:4600")]
 pub(crate) struct Ps {
     #[command(flatten)]
     to: To,
@@ -34,6 +35,7 @@ impl Ps {
 
 /// Show one job: its ranks, checkpoints and worlds
 #[derive(Debug, Args)]
+#[command(after_help = "Example: muster show digits")]
 pub(crate) struct Show {
     /// The job's name
     job: String,
@@ -58,6 +60,7 @@ impl Show {
 
 /// List the workers
 #[derive(Debug, Args)]
+#[command(after_help = "Example: muster nodes --json")]
 pub(crate) struct Nodes {
     #[command(flatten)]
     to: To,
@@ -80,6 +83,7 @@ impl Nodes {
 
 /// Print what a job's ranks printed, or its events
 #[derive(Debug, Args)]
+#[command(after_help = "Examples: muster logs digits --follow --rank 0; muster logs digits --events")]
 pub(crate) struct Logs {
     /// The job's name
     job: String,

@@ -26,6 +26,9 @@ use tree::{Role, Tree, start_coordinator};
 /// Train a job on this machine
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples: muster train examples/digits/job.toml
+          muster train examples/digits/job.toml --workers 2 --set train.seed=7 --fresh
+
 Ctrl-C ends the run at the next step, behind a checkpoint; the same command goes on from there. \
 A second Ctrl-C ends it at once.
 
