@@ -1,7 +1,7 @@
 //! The log and the hard state of one coordinator on disk, in sled.
 //!
-//! Only this module imports sled. What a value's bytes are is in [`format`], what makes them durable
-//! in [`durable`], how a loss is noticed in [`watermark`], who may open it in [`lock`], and the
+//! Only this module imports sled. What a value's bytes are is in `format`, what makes them durable
+//! in `durable`, how a loss is noticed in `watermark`, who may open it in `lock`, and the
 //! thread that shares one sync among waiting batches in [`thread`]. What an entry means, and whether
 //! the log makes sense, is consensus's business.
 
