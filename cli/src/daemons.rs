@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, Outcome, chain};
 use crate::jobfile;
+use crate::look::print_lines;
 
 /// The exit code of a process whose tree lost its root.
 const EXIT_WITHOUT_ROOT: i32 = 3;
@@ -47,15 +48,14 @@ impl Coordinator {
             checkpoints: self.checkpoints,
         };
         let ready = move |address: SocketAddr| {
-            if ready_json {
+            let line = if ready_json {
                 let pid = std::process::id();
-                println!(
-                    "{}",
-                    serde_json::json!({ "event": "ready", "addr": address.to_string(), "pid": pid })
-                );
+                serde_json::json!({ "event": "ready", "addr": address.to_string(), "pid": pid })
+                    .to_string()
             } else {
-                println!("coordinator serves on {address}");
-            }
+                format!("coordinator serves on {address}")
+            };
+            print_lines([line]);
         };
         let served = muster_coordinator::serve(options, shutdown_signal()?, ready).await;
         served
@@ -147,7 +147,7 @@ impl Rank {
         }
         match muster_rank::probe(muster_models::canary_hex) {
             Ok(line) => {
-                println!("{line}");
+                print_lines([line]);
                 ExitCode::SUCCESS
             }
             Err(error) => Failure::from(error).exit(),

@@ -83,7 +83,9 @@ impl Nodes {
 
 /// Print what a job's ranks printed, or its events
 #[derive(Debug, Args)]
-#[command(after_help = "Examples: muster logs digits --follow --rank 0; muster logs digits --events")]
+#[command(
+    after_help = "Examples: muster logs digits --follow --rank 0; muster logs digits --events"
+)]
 pub(crate) struct Logs {
     /// The job's name
     job: String,

@@ -63,14 +63,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Outcome {
     match command {
         Command::Rank(rank) => return Ok(rank.run()),
-        Command::JobReference => println!("{}", muster_cluster::job::reference()),
+        Command::JobReference => {
+            look::print_lines([muster_cluster::job::reference()]);
+        }
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Arguments::command(),
-                "muster",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "muster", &mut script);
+            look::print_lines([String::from_utf8_lossy(&script).into_owned()]);
         }
         Command::Train(train) => return block_on(train.run()),
         Command::Coordinator(coordinator) => return block_on(coordinator.run()),

@@ -13,7 +13,9 @@ use crate::look::print_lines;
 
 /// Submit a job to a cluster
 #[derive(Debug, Args)]
-#[command(after_help = "Example: muster submit examples/digits/job.toml --to 10.0.0.1:4600 --set train.seed=7")]
+#[command(
+    after_help = "Example: muster submit examples/digits/job.toml --to 10.0.0.1:4600 --set train.seed=7"
+)]
 pub(crate) struct Submit {
     #[command(flatten)]
     job: JobArguments,
@@ -57,7 +59,9 @@ impl Submit {
 
 /// End a job at the next step boundary, behind a checkpoint
 #[derive(Debug, Args)]
-#[command(after_help = "Example: muster cancel digits; the same submission goes on from the checkpoint.")]
+#[command(
+    after_help = "Example: muster cancel digits; the same submission goes on from the checkpoint."
+)]
 pub(crate) struct Cancel {
     /// The job's name
     job: String,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use muster_cluster::command::{Command, RequestId};
 use muster_coordinator_core::coordinator::TICK_MS;
 use muster_coordinator_core::{Coordinator, Input, Now, Output, Reply, ReplyTo, Session};
+use muster_proto::event::What;
 use muster_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -258,7 +259,16 @@ impl Driver {
                     }
                 }
                 Output::ToWorker { session, message } => self.order(session, message),
-                Output::Event { index, event } => self.records.append(index, event),
+                Output::Event { index, event } => {
+                    let (job, history) = (&event.job, event.history);
+                    match &event.what {
+                        What::Step { step, .. } => {
+                            tracing::debug!(job, history, step, "a step was applied")
+                        }
+                        what => tracing::info!(job, history, ?what, "news of a job"),
+                    }
+                    self.records.append(index, event);
+                }
                 Output::Ack(ack) => self.records.acknowledge(ack),
                 Output::Broken { reason } => return Err(DriverError::Broken(reason)),
             }
