@@ -263,7 +263,7 @@ impl Driver {
                     let (job, history) = (&event.job, event.history);
                     match &event.what {
                         What::Step { step, .. } => {
-                            tracing::debug!(job, history, step, "a step was applied")
+                            tracing::debug!(job, history, step, "a step was applied");
                         }
                         what => tracing::info!(job, history, ?what, "news of a job"),
                     }
