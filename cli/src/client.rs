@@ -5,12 +5,12 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use muster_proto::v1;
 use muster_proto::v1::clients_client::ClientsClient;
-use tonic::transport::{Channel, Endpoint};
+use muster_proto::{address, v1};
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 
 /// Which coordinator a command speaks to.
 #[derive(Clone, Debug, Args)]
@@ -49,21 +49,8 @@ impl Client {
 
     /// The client of the coordinator at an address.
     pub(crate) fn at(address: &str, timeout: Duration) -> Result<Self, Failure> {
-        let bad = |reason: String| {
-            Failure::bad_input(format!(
-                "{address}: {reason}; expected host:port, such as 127.0.0.1:4600"
-            ))
-        };
-        let (_, port) = address
-            .rsplit_once(':')
-            .ok_or_else(|| bad("there is no port".to_owned()))?;
-        port.parse::<u16>()
-            .map_err(|_| bad(format!("{port:?} is no port")))?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| bad(error.to_string()))?;
-        let channel = endpoint
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true)
+        let channel = address::endpoint(address)
+            .map_err(Failure::bad_input)?
             .connect_lazy();
         let inner = ClientsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self {
@@ -238,15 +225,12 @@ fn is_worth_asking_again(code: Code) -> bool {
     )
 }
 
-/// A status in words: what lies under it says more than it does.
+/// A status in words. A connection that failed says so only in the cause that lies deepest.
 fn reason_of(status: &Status) -> String {
-    let mut deepest = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        deepest = chain(error);
-        cause = error.source();
-    }
-    deepest
+    let causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    causes
+        .last()
+        .map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// Names a request, so that asking again is not asking twice.

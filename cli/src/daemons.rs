@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use muster_cluster::error_chain;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::{Failure, Outcome, chain};
+use crate::failure::{Failure, Outcome};
 use crate::jobfile;
 use crate::look::print_lines;
 
@@ -62,9 +63,9 @@ impl Coordinator {
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| match error {
                 muster_coordinator::Error::Server(_) | muster_coordinator::Error::Driver(_) => {
-                    Failure::failed(chain(&error))
+                    Failure::failed(error_chain(&error))
                 }
-                _ => Failure::bad_input(chain(&error)),
+                _ => Failure::bad_input(error_chain(&error)),
             })
     }
 }
@@ -126,8 +127,8 @@ impl Worker {
         let ran = muster_worker::run(options, shutdown_signal()?).await;
         ran.map(|()| ExitCode::SUCCESS)
             .map_err(|error| match error {
-                muster_worker::Error::BadAddress { .. } => Failure::bad_input(chain(&error)),
-                _ => Failure::failed(chain(&error)),
+                muster_worker::Error::BadAddress(_) => Failure::bad_input(error_chain(&error)),
+                _ => Failure::failed(error_chain(&error)),
             })
     }
 }

@@ -47,18 +47,3 @@ impl From<std::io::Error> for Failure {
         Self::failed(error.to_string())
     }
 }
-
-/// An error with its causes, as one sentence.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Some errors print their cause themselves.
-        let cause_text = error.to_string();
-        if !text.contains(&cause_text) {
-            text += &format!(": {cause_text}");
-        }
-        cause = error.source();
-    }
-    text
-}

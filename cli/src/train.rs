@@ -90,22 +90,26 @@ impl Train {
                 std::num::NonZero::get,
             ),
             reporter: Reporter::new(format),
+            at_once: false,
         };
         let outcome = run.until_the_end(&mut tree, &mut signals).await;
-        drop(run);
+        if run.at_once {
+            // Whoever asked twice does not want to wait: children are killed as this process ends.
+            return outcome;
+        }
         tokio::select! {
             () = tree.end() => {}
-            // Children end with this process.
             () = signals.next() => {}
         }
         outcome
     }
 }
 
-/// SIGINT and SIGTERM, which mean the same.
+/// SIGINT, SIGTERM and SIGHUP (the terminal was closed), which mean the same.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -113,6 +117,7 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
@@ -120,6 +125,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }
@@ -150,6 +156,8 @@ struct Run<'a> {
     workers: u32,
     threads: usize,
     reporter: Reporter,
+    /// Whether it was asked twice to stop.
+    at_once: bool,
 }
 
 impl Run<'_> {
@@ -229,6 +237,7 @@ impl Run<'_> {
                 Some(failure) = tree.failed.recv() => return Err(failure),
                 () = signals.next() => {
                     if follow.asked_to_stop {
+                        self.at_once = true;
                         return Ok(None);
                     }
                     follow.asked_to_stop = true;

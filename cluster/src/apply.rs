@@ -300,21 +300,7 @@ impl ClusterState {
                 how: outcome.kind.as_str(),
             }),
             Phase::Queued => {
-                let manifest = job.latest_manifest();
-                let text =
-                    |get: fn(&Manifest) -> &String| manifest.map(get).cloned().unwrap_or_default();
-                let outcome = Outcome {
-                    kind: match why {
-                        StopWhy::Interrupted => OutcomeKind::Interrupted,
-                        StopWhy::Cancelled => OutcomeKind::Cancelled,
-                    },
-                    reason: "it had no world".to_owned(),
-                    step: job.committed_step(),
-                    arena_hash: text(|manifest| &manifest.arena_hash),
-                    optimizer_hash: text(|manifest| &manifest.optimizer_hash),
-                    trace: text(|manifest| &manifest.trace),
-                    metrics: std::collections::BTreeMap::new(),
-                };
+                let outcome = job.rest(why.into(), "it had no world".to_owned());
                 job.phase = Phase::Ended(outcome);
                 job.world = None;
                 Ok(Effect::Stopping {

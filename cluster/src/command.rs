@@ -166,6 +166,16 @@ pub struct Outcome {
     pub metrics: BTreeMap<String, f64>,
 }
 
+impl From<StopWhy> for OutcomeKind {
+    /// How a job ends that was told to stop.
+    fn from(why: StopWhy) -> Self {
+        match why {
+            StopWhy::Interrupted => OutcomeKind::Interrupted,
+            StopWhy::Cancelled => OutcomeKind::Cancelled,
+        }
+    }
+}
+
 /// How a job ended, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutcomeKind {

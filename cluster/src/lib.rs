@@ -11,6 +11,7 @@
 //! 5. [`plan`]: what the leader decides, from the state, what it observed, and the time.
 
 pub mod apply;
+mod chain;
 pub mod command;
 pub mod ids;
 pub mod job;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod state;
 pub mod tree;
 
+pub use chain::chain as error_chain;
 pub use ids::{Generation, History, Incarnation, JobName, RankId, ShardId, Step, WorkerName};
 
 #[cfg(test)]

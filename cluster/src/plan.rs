@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::command::{Command, Outcome, OutcomeKind, StopWhy};
+use crate::command::{Command, Outcome, OutcomeKind};
 use crate::ids::{Generation, Incarnation, JobName, RankId, Step, WorkerName};
 use crate::state::{ClusterState, Job, Phase};
 
@@ -154,38 +154,16 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
 /// How a job ends whose world is lost, or `None` when it is to get another one.
 fn end_of(job: &Job, watch: Option<&Watch>, why: &str) -> Option<Outcome> {
     if let Phase::Stopping(stop) = job.phase {
-        return Some(rest(job, stop, why));
+        let reason = format!("its world broke before it could write another checkpoint: {why}");
+        return Some(job.rest(stop.into(), reason));
     }
     let progressed = watch.is_some_and(|watch| watch.progressed);
     let is_fruitless = !progressed && job.num_fruitless_worlds + 1 >= MAX_FRUITLESS_WORLDS;
-    is_fruitless.then(|| Outcome {
-        kind: OutcomeKind::Failed,
-        reason: format!("{MAX_FRUITLESS_WORLDS} worlds in a row applied no step; the last: {why}"),
-        ..rest(job, StopWhy::Cancelled, why)
+    is_fruitless.then(|| {
+        let reason =
+            format!("{MAX_FRUITLESS_WORLDS} worlds in a row applied no step; the last: {why}");
+        job.rest(OutcomeKind::Failed, reason)
     })
-}
-
-/// What is left of a job whose world broke: the state of its last checkpoint.
-fn rest(job: &Job, stop: StopWhy, why: &str) -> Outcome {
-    let manifest = job.latest_manifest();
-    Outcome {
-        kind: match stop {
-            StopWhy::Interrupted => OutcomeKind::Interrupted,
-            StopWhy::Cancelled => OutcomeKind::Cancelled,
-        },
-        reason: format!("its world broke before it could write another checkpoint: {why}"),
-        step: job.committed_step(),
-        arena_hash: manifest
-            .map(|manifest| manifest.arena_hash.clone())
-            .unwrap_or_default(),
-        optimizer_hash: manifest
-            .map(|manifest| manifest.optimizer_hash.clone())
-            .unwrap_or_default(),
-        trace: manifest
-            .map(|manifest| manifest.trace.clone())
-            .unwrap_or_default(),
-        metrics: BTreeMap::new(),
-    }
 }
 
 /// Devices by worker. Below zero where a worker came back with fewer devices than worlds still

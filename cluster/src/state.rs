@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::apply::Answer;
-use crate::command::{Node, NumericsClass, Outcome, RequestId, StopWhy, Submission};
+use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, RequestId, StopWhy, Submission};
 use crate::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
 use crate::job::{Identity, JobSpec};
 use crate::tree::Run;
@@ -209,6 +209,22 @@ impl Job {
     pub fn committed_step(&self) -> Step {
         self.latest_manifest()
             .map_or(Step(0), |manifest| manifest.step)
+    }
+
+    /// How it ends where nothing is left but its last checkpoint.
+    #[must_use]
+    pub fn rest(&self, kind: OutcomeKind, reason: String) -> Outcome {
+        let manifest = self.latest_manifest();
+        let text = |get: fn(&Manifest) -> &String| manifest.map(get).cloned().unwrap_or_default();
+        Outcome {
+            kind,
+            reason,
+            step: self.committed_step(),
+            arena_hash: text(|manifest| &manifest.arena_hash),
+            optimizer_hash: text(|manifest| &manifest.optimizer_hash),
+            trace: text(|manifest| &manifest.trace),
+            metrics: BTreeMap::new(),
+        }
     }
 
     /// Whether it holds devices.

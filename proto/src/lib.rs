@@ -4,6 +4,7 @@
 //! replicates into the vocabulary of `muster-cluster` and back. Frames between ranks live in
 //! `muster-collective`, checkpoint files in `muster-trainer`.
 
+pub mod address;
 pub mod convert;
 pub mod event;
 pub mod frame;

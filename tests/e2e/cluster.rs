@@ -5,6 +5,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -62,18 +63,21 @@ impl Cluster {
         pid
     }
 
+    /// Returns its process id; its log is in `<name>.log`.
     fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
+        let log = std::fs::File::create(self.log_of(name)).unwrap();
         let mut command = self.sandbox.muster();
-        command.args([
-            "worker",
-            "--join",
-            &self.address,
-            "--name",
-            name,
-            "--devices",
-            &devices.to_string(),
-        ]);
-        self.spawn(command.stdout(Stdio::null())).id()
+        command.args(["worker", "--join", &self.address, "--name", name]);
+        command
+            .args(["--devices", &devices.to_string()])
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.children.push(command.spawn().unwrap());
+        self.children.last().unwrap().id()
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.sandbox.path().join(format!("{name}.log"))
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -251,7 +255,7 @@ fn strangers_at_the_ports_disturb_nobody() {
         let _ = stream.write_all(bytes);
     }
     cluster.start_worker("a", 2);
-    cluster.submit(&["--set", "workers.min=2"]);
+    cluster.submit(&["--set", "workers.min=2", "--set", "train.epochs=40"]);
     // The worker's port for its ranks, as seen from outside.
     let ports = eventually(DEADLINE, "a rank", || {
         let ranks: Vec<u32> = processes_of(&cluster.sandbox)
@@ -267,10 +271,17 @@ fn strangers_at_the_ports_disturb_nobody() {
                 .map(str::to_owned)
         })
     });
-    for bytes in garbage {
-        if let Ok(mut stream) = TcpStream::connect(&ports) {
-            let _ = stream.write_all(bytes);
-        }
+    // A hello without a rank, as the protocol would have it, and the others' garbage.
+    let nameless: &[u8] = b"\x08\0\0\0\x0a\x06\x0a\x04xxxx";
+    for bytes in garbage.into_iter().chain([nameless]) {
+        TcpStream::connect(&ports)
+            .unwrap()
+            .write_all(bytes)
+            .unwrap();
     }
+    eventually(DEADLINE, "five refusals", || {
+        let log = std::fs::read_to_string(cluster.log_of("a")).unwrap();
+        (log.matches("was refused").count() == 5).then_some(())
+    });
     assert!(cluster.text(&["wait", "digits-mlp"]).contains("completed"));
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, TrainCommand, processes_of};
+use muster_tests::{Finished, Sandbox, Signal, TrainCommand, eventually, processes_of};
 
 const STEPS: u64 = 180;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -96,6 +96,23 @@ fn an_interrupted_job_rests_behind_a_checkpoint_and_goes_on_with_other_workers()
     let fresh = job(&sandbox).workers(2).arg("--fresh").start().finish();
     assert_eq!(fresh.of_kind("step").count() as u64, STEPS);
     assert_eq!(fresh.bits(), last.bits());
+}
+
+#[test]
+fn a_run_that_is_asked_twice_to_end_does_so_and_loses_no_committed_step() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = job(&sandbox).workers(2).start();
+    train.wait_for(|event| event["event"] == "checkpoint", DEADLINE);
+    train.interrupt();
+    train.kill(train.pid(), Signal::TERM);
+    let finished = train.finish();
+    assert_eq!(finished.status.code(), Some(130), "{}", finished.stderr);
+    eventually(DEADLINE, "the end of all processes", || {
+        processes_of(&sandbox).is_empty().then_some(())
+    });
+    let last = job(&sandbox).workers(2).start().finish();
+    assert!(from_step(&last) >= 25);
+    assert_eq!(last.bits(), undisturbed());
 }
 
 #[test]

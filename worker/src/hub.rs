@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use muster_proto::v1;
-use muster_worker_core::agent::{Agent, Input, Output};
+use muster_worker_core::agent::{Agent, Input, Output, Place, place};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -70,12 +70,6 @@ pub(crate) struct Start {
     pub(crate) threads: usize,
     pub(crate) tree: bool,
     pub(crate) logs: PathBuf,
-}
-
-type Place = (String, u64, u32);
-
-fn place(key: &v1::RankKey) -> Place {
-    (key.job.clone(), key.generation, key.rank)
 }
 
 /// One process, as the hub holds it.

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use muster_proto::v1;
+use muster_cluster::error_chain;
 use muster_proto::v1::workers_client::WorkersClient;
+use muster_proto::{address, v1};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
@@ -21,9 +22,6 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 /// How often the log says that nobody answers.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// How long a connection may take to open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Log lines that may wait for a slow connection; those beyond are dropped.
 const MAX_WAITING_LINES: usize = 4096;
 
@@ -31,22 +29,9 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The addresses of coordinators, as given.
 pub(crate) fn endpoints(join: &[String]) -> Result<Vec<(String, Endpoint)>, Error> {
-    let endpoint = |address: &String| {
-        let bad = |reason: String| Error::BadAddress {
-            address: address.clone(),
-            reason,
-        };
-        let (_, port) = address
-            .rsplit_once(':')
-            .ok_or_else(|| bad("there is no port".to_owned()))?;
-        port.parse::<u16>()
-            .map_err(|_| bad(format!("{port:?} is no port")))?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| bad(error.to_string()))?;
-        Ok((
-            address.clone(),
-            endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true),
-        ))
+    let endpoint = |address: &String| match address::endpoint(address) {
+        Ok(endpoint) => Ok((address.clone(), endpoint)),
+        Err(reason) => Err(Error::BadAddress(reason)),
     };
     join.iter().map(endpoint).collect()
 }
@@ -89,7 +74,10 @@ pub(crate) async fn keep(
 
 /// One connection, from its opening to its end. `Err` when it did not open; both say why.
 async fn talk(endpoint: &Endpoint, notes: &Notes) -> Result<String, String> {
-    let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| error_chain(&error))?;
     let mut client = WorkersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (control, from_hub) = mpsc::unbounded_channel();
     let (records, records_from_hub) = mpsc::unbounded_channel();
@@ -179,15 +167,4 @@ fn reason_of(outcome: Result<(), Status>) -> String {
         Ok(()) => "it was closed".to_owned(),
         Err(status) => status.message().to_owned(),
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

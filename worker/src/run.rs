@@ -50,13 +50,8 @@ pub enum Error {
     #[error("the coordinator refuses this worker: {0}")]
     Refused(String),
     /// An address makes no sense.
-    #[error("--join {address}: {reason}; expected host:port, such as 10.0.0.1:4600")]
-    BadAddress {
-        /// As given.
-        address: String,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error("--join {0}")]
+    BadAddress(String),
     /// The system failed.
     #[error("{what}: {source}")]
     Io {

@@ -50,10 +50,12 @@ pub enum Output {
     Refused(String),
 }
 
-/// Orders the ranks of a job by age.
-type Place = (String, u64, u32);
+/// A rank on a worker: the ranks of a job are in the order of their worlds.
+pub type Place = (String, u64, u32);
 
-fn place(key: &v1::RankKey) -> Place {
+/// The place of a rank.
+#[must_use]
+pub fn place(key: &v1::RankKey) -> Place {
     (key.job.clone(), key.generation, key.rank)
 }
 

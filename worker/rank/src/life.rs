@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use muster_cluster::command::NumericsClass;
+use muster_cluster::error_chain;
 use muster_cluster::ids::{Generation, History, RankId};
 use muster_collective::tcp::{self, Token};
 use muster_collective::{
@@ -21,7 +22,7 @@ use v1::step_record::Record;
 use crate::prepare::{Build, Prepared, prepare};
 use crate::records::Records;
 use crate::shared::{Shared, Trouble};
-use crate::writer::{Writer, source_chain};
+use crate::writer::Writer;
 
 /// Runs a rank to its dismissal.
 pub(crate) fn live(
@@ -308,7 +309,7 @@ fn read_notes(notes: &[Vec<u8>]) -> Result<(bool, Vec<ShardNote>), Trouble> {
 }
 
 fn failed(error: &dyn std::error::Error) -> Trouble {
-    Trouble::Failed(source_chain(error))
+    Trouble::Failed(error_chain(error))
 }
 
 fn millis(time: Duration) -> f64 {

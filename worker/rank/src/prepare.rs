@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use muster_cluster::command::NumericsClass;
+use muster_cluster::error_chain;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
 use muster_cluster::tree::{self, Run};
 use muster_proto::v1;
@@ -10,7 +11,6 @@ use muster_trainer::checkpoint;
 use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
 
 use crate::shared::Trouble;
-use crate::writer::source_chain;
 
 /// Makes the learner of a job.
 pub type Build = fn(&JobSpec) -> Result<Box<dyn Learner>, LearnerError>;
@@ -48,10 +48,10 @@ pub(crate) fn prepare(
         )));
     }
     let (run, holdings) = shards(assignment, spec.train.logical_shards)?;
-    let dataset = Dataset::load(&spec.data).map_err(|error| failed(source_chain(&error)))?;
+    let dataset = Dataset::load(&spec.data).map_err(|error| failed(error_chain(&error)))?;
     let learner = build(&spec).map_err(|error| failed(error.to_string()))?;
     let mut trainer =
-        Trainer::new(&spec, learner, dataset).map_err(|error| failed(source_chain(&error)))?;
+        Trainer::new(&spec, learner, dataset).map_err(|error| failed(error_chain(&error)))?;
     let folder = PathBuf::from(&assignment.checkpoint_folder);
     if let Some(source) = &assignment.source {
         restore(&mut trainer, source)?;
@@ -128,12 +128,12 @@ fn restore(trainer: &mut Trainer, source: &v1::Manifest) -> Result<(), Trouble> 
         checkpoint::read_verified(folder, &file.clone().into()).map_err(|error| Trouble::Damaged {
             history: source.history,
             step: source.step,
-            reason: source_chain(&error),
+            reason: error_chain(&error),
         })
     };
     let (params, optimizer) = (read("params")?, read("optimizer")?);
     let identity = trainer.identity().to_owned();
     trainer
         .restore(&params, &optimizer, &identity)
-        .map_err(|error| failed(source_chain(&error)))
+        .map_err(|error| failed(error_chain(&error)))
 }

@@ -9,6 +9,7 @@ use std::thread;
 
 use anyhow::Context as _;
 use muster_cluster::command::NumericsClass;
+use muster_cluster::error_chain;
 use muster_proto::{frame, v1};
 use muster_trainer::checkpoint;
 use v1::rank_report::Report;
@@ -18,7 +19,6 @@ use crate::life::live;
 use crate::prepare::Build;
 use crate::records::Records;
 use crate::shared::{Shared, Trouble};
-use crate::writer::source_chain;
 
 /// How a rank ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +196,7 @@ fn read_orders(shared: &Shared, mut control: TcpStream, folder: &str) {
             && let Err(error) = checkpoint::remove_retired(folder.as_ref(), &committed.keep)
         {
             tracing::warn!(
-                error = source_chain(&error),
+                error = error_chain(&error),
                 "old checkpoint files could not be removed"
             );
         }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use muster_cluster::error_chain;
 use muster_cluster::job::JobSpec;
 use muster_trainer::checkpoint;
 use muster_trainer::{Dataset, Trainer};
 
 use crate::prepare::Build;
-use crate::writer::source_chain;
 
 /// What a job's data amounts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct DataSummary {
 /// # Errors
 /// When it cannot be read; the text names it.
 pub fn digest_file(path: &Path) -> Result<String, String> {
-    Dataset::digest_file(path).map_err(|error| source_chain(&error))
+    Dataset::digest_file(path).map_err(|error| error_chain(&error))
 }
 
 /// Reads the data of a job and builds its model.
@@ -36,10 +36,10 @@ pub fn digest_file(path: &Path) -> Result<String, String> {
 /// When a row is wrong, the data is not the job's, or model and data do not fit; the text says
 /// where.
 pub fn validate(spec: &JobSpec, build: Build) -> Result<DataSummary, String> {
-    let dataset = Dataset::load(&spec.data).map_err(|error| source_chain(&error))?;
+    let dataset = Dataset::load(&spec.data).map_err(|error| error_chain(&error))?;
     let (train, heldout) = (dataset.train_len(), dataset.heldout_len());
     let learner = build(spec).map_err(|error| error.to_string())?;
-    let trainer = Trainer::new(spec, learner, dataset).map_err(|error| source_chain(&error))?;
+    let trainer = Trainer::new(spec, learner, dataset).map_err(|error| error_chain(&error))?;
     Ok(DataSummary {
         train,
         heldout,
@@ -53,5 +53,5 @@ pub fn validate(spec: &JobSpec, build: Build) -> Result<DataSummary, String> {
 /// # Errors
 /// When not; the text says why.
 pub fn check_checkpoint_folder(folder: &Path) -> Result<(), String> {
-    checkpoint::check_writable(folder).map_err(|error| source_chain(&error))
+    checkpoint::check_writable(folder).map_err(|error| error_chain(&error))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::{io, thread};
 
+use muster_cluster::error_chain;
 use muster_proto::v1;
 use muster_trainer::Snapshot;
 use muster_trainer::checkpoint::{self, FILES, Meta};
@@ -50,7 +51,7 @@ fn run(shared: &Shared, snapshots: &Receiver<Snapshot>, folder: &Path, meta: &Me
             let written = match checkpoint::publish(folder, snapshot.step(), name, &bytes) {
                 Ok(written) => written,
                 Err(error) => {
-                    let reason = source_chain(&error);
+                    let reason = error_chain(&error);
                     return shared.fail(Trouble::Failed(format!(
                         "no checkpoint can be written: {reason}"
                     )));
@@ -68,15 +69,4 @@ fn run(shared: &Shared, snapshots: &Receiver<Snapshot>, folder: &Path, meta: &Me
             shared.tell(|machine| machine.part_written(part));
         }
     }
-}
-
-/// An error with its causes, as one sentence.
-pub(crate) fn source_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

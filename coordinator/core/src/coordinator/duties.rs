@@ -229,22 +229,7 @@ fn end_of(job: &Job, watch: &WorldWatch, size: usize) -> Option<Outcome> {
         (None, Some(Ok(done))) => return Some(done_outcome(job, done)),
         (None, None) => return None,
     };
-    let manifest = job.latest_manifest();
-    Some(Outcome {
-        kind: OutcomeKind::Failed,
-        reason,
-        step: job.committed_step(),
-        arena_hash: manifest
-            .map(|manifest| manifest.arena_hash.clone())
-            .unwrap_or_default(),
-        optimizer_hash: manifest
-            .map(|manifest| manifest.optimizer_hash.clone())
-            .unwrap_or_default(),
-        trace: manifest
-            .map(|manifest| manifest.trace.clone())
-            .unwrap_or_default(),
-        metrics: BTreeMap::new(),
-    })
+    Some(job.rest(OutcomeKind::Failed, reason))
 }
 
 fn done_outcome(job: &Job, done: v1::Done) -> Outcome {

@@ -1,0 +1,46 @@
+//! Where a coordinator is, as people write it.
+
+use std::time::Duration;
+
+use tonic::transport::Endpoint;
+
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What can be connected to at `host:port`.
+///
+/// # Errors
+/// When it is no such address; the text says what is wrong and gives an example.
+pub fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let bad =
+        |reason: String| format!("{address}: {reason}; expected host:port, such as 10.0.0.1:4600");
+    let (_, port) = address
+        .rsplit_once(':')
+        .ok_or_else(|| bad("there is no port".to_owned()))?;
+    port.parse::<u16>()
+        .map_err(|_| bad(format!("{port:?} is no port")))?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| bad(error.to_string()))?;
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_address_is_refused_by_its_fault() {
+        assert!(
+            endpoint("10.0.0.1:4600").is_ok()
+                && endpoint("[::1]:4600").is_ok()
+                && endpoint("head:1").is_ok()
+        );
+        assert!(
+            endpoint("head")
+                .unwrap_err()
+                .starts_with("head: there is no port; expected host:port")
+        );
+        assert!(endpoint("head:x").unwrap_err().contains("\"x\" is no port"));
+        assert!(endpoint("a b:1").is_err());
+    }
+}
