@@ -4,10 +4,11 @@
 //! 1. [`serve`]: the process, from its start to its end.
 //! 2. [`store`]: the replicated log on disk.
 //!
-//! Inside: the driver owns the machine, `records` the events' files, `logs` what ranks print, and
+//! Inside: `door` admits connections, the driver owns the machine, `records` the events' files, `logs` what ranks print, and
 //! `workers` and `clients` are the two services.
 
 mod clients;
+mod door;
 mod driver;
 mod logs;
 mod records;

@@ -9,11 +9,11 @@ use muster_proto::v1::clients_server::ClientsServer;
 use muster_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::clients::ClientsService;
+use crate::door::{self, Refusals};
 use crate::driver::{Driver, DriverError, Note, note_of};
 use crate::logs::Logs;
 use crate::records::{Records, RecordsError};
@@ -98,13 +98,14 @@ pub async fn serve(
 
     let (notes, receiver) = mpsc::unbounded_channel();
     let (driver, handle, records, logs, first) = open(&options, &notes, receiver)?;
+    let refusals = Refusals::default();
     let server = Server::builder()
-        .tcp_nodelay(true)
         .add_service(
             WorkersServer::new(WorkersService::new(
                 handle.clone(),
                 records.clone(),
                 logs.clone(),
+                refusals.clone(),
             ))
             .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
@@ -112,7 +113,7 @@ pub async fn serve(
             ClientsServer::new(ClientsService::new(handle, records, logs))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .serve_with_incoming(door::admit(listener, refusals.clone()));
     tracing::info!(%address, data = %options.data.display(), "coordinator serves");
     ready(address);
     // Streams last as long as their workers: a server that waited for them would never end.

@@ -14,6 +14,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use v1::from_worker::Message as From;
 
+use crate::door::Refusals;
 use crate::driver::{Call, Ended, Handle, orders};
 use crate::logs::Logs;
 use crate::records::Records;
@@ -29,15 +30,17 @@ pub(crate) struct WorkersService {
     driver: Handle,
     records: Records,
     logs: Logs,
+    refusals: Refusals,
     num_sessions: AtomicU64,
 }
 
 impl WorkersService {
-    pub(crate) fn new(driver: Handle, records: Records, logs: Logs) -> Self {
+    pub(crate) fn new(driver: Handle, records: Records, logs: Logs, refusals: Refusals) -> Self {
         Self {
             driver,
             records,
             logs,
+            refusals,
             num_sessions: AtomicU64::new(0),
         }
     }
@@ -52,13 +55,19 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<v1::FromWorker>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
+        let from = request.remote_addr();
         let mut messages = request.into_inner();
-        let Some(v1::FromWorker {
-            message: Some(From::Hello(hello)),
-        }) = messages.message().await?
-        else {
+        let first = match messages.message().await {
+            Ok(first) => first.and_then(|first| first.message),
+            Err(status) => {
+                self.refusals.count(from, status.message());
+                return Err(status);
+            }
+        };
+        let Some(From::Hello(hello)) = first else {
             let expected =
                 "the first message of a control stream must be a hello with the worker's name";
+            self.refusals.count(from, expected);
             return Err(Status::invalid_argument(expected));
         };
         let session = Session(self.num_sessions.fetch_add(1, Ordering::Relaxed) + 1);

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -33,10 +34,27 @@ impl Cluster {
         cluster
     }
 
-    fn spawn(&mut self, command: &mut Command) -> &mut Child {
-        self.children
-            .push(command.stderr(Stdio::null()).spawn().unwrap());
+    /// Starts a process whose log is in `<name>.log`.
+    fn spawn(&mut self, name: &str, command: &mut Command) -> &mut Child {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_of(name))
+            .unwrap();
+        self.children.push(command.stderr(log).spawn().unwrap());
         self.children.last_mut().unwrap()
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.sandbox.path().join(format!("{name}.log"))
+    }
+
+    /// Waits until a process has logged so many refusals.
+    fn wait_for_refusals(&self, name: &str, num: usize) {
+        eventually(DEADLINE, "the refusals", || {
+            let log = std::fs::read_to_string(self.log_of(name)).unwrap();
+            (log.matches("refused").count() == num).then_some(())
+        });
     }
 
     /// Returns its process id.
@@ -52,7 +70,7 @@ impl Cluster {
                 "--data",
             ])
             .arg(data);
-        let child = self.spawn(command.stdout(Stdio::piped()));
+        let child = self.spawn("coordinator", command.stdout(Stdio::piped()));
         let pid = child.id();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
@@ -63,21 +81,14 @@ impl Cluster {
         pid
     }
 
-    /// Returns its process id; its log is in `<name>.log`.
+    /// Returns its process id.
     fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
-        let log = std::fs::File::create(self.log_of(name)).unwrap();
         let mut command = self.sandbox.muster();
         command.args(["worker", "--join", &self.address, "--name", name]);
         command
             .args(["--devices", &devices.to_string()])
-            .stdout(Stdio::null())
-            .stderr(log);
-        self.children.push(command.spawn().unwrap());
-        self.children.last().unwrap().id()
-    }
-
-    fn log_of(&self, name: &str) -> PathBuf {
-        self.sandbox.path().join(format!("{name}.log"))
+            .stdout(Stdio::null());
+        self.spawn(name, &mut command).id()
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -254,6 +265,8 @@ fn strangers_at_the_ports_disturb_nobody() {
         // It may be cut off in the middle.
         let _ = stream.write_all(bytes);
     }
+    // The last of them begins as HTTP/2 does, and is ended there.
+    cluster.wait_for_refusals("coordinator", 3);
     cluster.start_worker("a", 2);
     cluster.submit(&["--set", "workers.min=2", "--set", "train.epochs=40"]);
     // The worker's port for its ranks, as seen from outside.
@@ -279,9 +292,6 @@ fn strangers_at_the_ports_disturb_nobody() {
             .write_all(bytes)
             .unwrap();
     }
-    eventually(DEADLINE, "five refusals", || {
-        let log = std::fs::read_to_string(cluster.log_of("a")).unwrap();
-        (log.matches("was refused").count() == 5).then_some(())
-    });
+    cluster.wait_for_refusals("a", 5);
     assert!(cluster.text(&["wait", "digits-mlp"]).contains("completed"));
 }
