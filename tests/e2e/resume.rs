@@ -53,14 +53,19 @@ fn from_step(finished: &Finished) -> u64 {
         .unwrap()
 }
 
+/// The files in the only folder of checkpoints that the job has.
 fn checkpoint_files(sandbox: &Sandbox) -> Vec<PathBuf> {
-    let folder = sandbox.state_dir().join("train/digits/checkpoints/digits");
-    let mut files: Vec<PathBuf> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    files
+    let list = |folder: PathBuf| {
+        let entries = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let mut paths: Vec<PathBuf> = entries.collect();
+        paths.sort();
+        paths
+    };
+    let folders = list(sandbox.state_dir().join("train/digits/checkpoints"));
+    assert_eq!(folders.len(), 1, "{folders:#?}");
+    list(folders[0].clone())
 }
 
 #[test]

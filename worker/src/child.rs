@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::SystemTime;
 
@@ -20,6 +20,9 @@ use crate::hub::{Lines, Note, Notes, Start};
 
 /// A longer line is told in pieces.
 const MAX_LINE_BYTES: u64 = 16 << 10;
+
+/// What is kept of one process's output.
+const MAX_LOG_BYTES: usize = 64 << 20;
 
 /// How many of the last lines a report of the exit carries.
 const TAIL_LINES: usize = 10;
@@ -48,10 +51,10 @@ pub(crate) async fn run(
     }));
 }
 
-async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, File)> {
+async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, Log)> {
     // The name becomes a folder's.
     let job = convert::job_name(&key.job).map_err(io::Error::other)?;
-    let log = open_log(&start.logs.join(job.to_string()), key).await?;
+    let log = Log::open(&start.logs.join(job.to_string()), key).await?;
     let mut command = Command::new(&start.program);
     command
         .arg("rank")
@@ -77,20 +80,45 @@ async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Chi
     Ok((command.spawn()?, log))
 }
 
-async fn open_log(folder: &Path, key: &v1::RankKey) -> io::Result<File> {
-    fs::create_dir_all(folder).await?;
-    let path: PathBuf = folder.join(format!("g{}-rank{}.log", key.generation, key.rank));
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .await
+/// The file of what a rank prints, which does not fill the disk.
+struct Log {
+    file: File,
+    bytes: usize,
+}
+
+impl Log {
+    async fn open(folder: &Path, key: &v1::RankKey) -> io::Result<Self> {
+        fs::create_dir_all(folder).await?;
+        let path = folder.join(format!("g{}-rank{}.log", key.generation, key.rank));
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .await?;
+        Ok(Self { file, bytes: 0 })
+    }
+
+    /// Appends a line, until there are too many.
+    async fn write(&mut self, line: &str) -> io::Result<()> {
+        if self.bytes >= MAX_LOG_BYTES {
+            return Ok(());
+        }
+        self.bytes += line.len() + 1;
+        let note = if self.bytes < MAX_LOG_BYTES {
+            ""
+        } else {
+            "(the log is full; what follows is not kept)\n"
+        };
+        self.file
+            .write_all(format!("{line}\n{note}").as_bytes())
+            .await
+    }
 }
 
 /// Waits for the end of a process, and keeps what it prints meanwhile.
 async fn attend(
     mut child: Child,
-    mut log: File,
+    mut log: Log,
     key: &v1::RankKey,
     kill: &CancellationToken,
     lines: watch::Receiver<Option<Lines>>,
@@ -134,19 +162,19 @@ async fn attend(
             child.wait().await
         }
     };
-    let _ = log.flush().await;
+    let _ = log.file.flush().await;
     let reason = status.map_or_else(|error| error.to_string(), describe);
     (reason, Vec::from(tail).join("\n"))
 }
 
 async fn keep(
     line: String,
-    log: &mut File,
+    log: &mut Log,
     key: &v1::RankKey,
     lines: &watch::Receiver<Option<Lines>>,
     tail: &mut VecDeque<String>,
 ) {
-    if let Err(error) = log.write_all(format!("{line}\n").as_bytes()).await {
+    if let Err(error) = log.write(&line).await {
         tracing::warn!(job = key.job, rank = key.rank, %error, "a line of a rank's log is lost");
     }
     let since_epoch = SystemTime::now()

@@ -269,6 +269,8 @@ impl Coordinator {
 
     /// Takes one input.
     pub fn handle(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
+        // What a step did changes no decision; a busy job must not make the leader think at every step.
+        let is_record = matches!(input, Input::Record(_)) && self.early.is_empty();
         match input {
             Input::Tick => {
                 self.forgive_a_late_tick(now);
@@ -281,7 +283,7 @@ impl Coordinator {
             // A group of one leads as soon as its log is replayed; until then nobody is answered.
             input => self.early.push(input),
         }
-        if self.is_leader {
+        if self.is_leader && !is_record {
             for input in std::mem::take(&mut self.early) {
                 self.take(input, now, outputs);
             }

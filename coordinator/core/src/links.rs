@@ -22,8 +22,6 @@ pub(crate) struct Told {
     pub peers: bool,
     pub stop: bool,
     pub committed: Option<Step>,
-    pub dismissed: bool,
-    pub revoked: bool,
 }
 
 /// One stream.

@@ -81,46 +81,42 @@ impl Coordinator {
         self.end_ranks(outputs);
     }
 
-    /// Dismisses the ranks that have done their part, and revokes those that nobody needs.
+    /// Dismisses the ranks that have done their part, and revokes those that nobody needs; nothing
+    /// more is said to either.
     fn end_ranks(&mut self, outputs: &mut Vec<Output>) {
         for (session, link) in &mut self.links {
-            for ((name, generation, rank), told) in &mut link.told {
+            link.told.retain(|(name, generation, rank), _| {
                 let job = self.state.jobs.get(name);
                 let is_current = job.is_some_and(|job| job.generation == *generation);
                 if is_current && job.is_some_and(Job::has_world) {
-                    continue;
+                    return true;
                 }
                 let watch = self
                     .worlds
                     .get(name)
                     .filter(|watch| is_current && watch.watch.generation == *generation);
-                let is_done = watch.is_some_and(|watch| watch.done.contains_key(rank));
-                let message = if is_done && !told.dismissed {
-                    told.dismissed = true;
-                    let history = job
-                        .and_then(|job| job.ledger.last())
-                        .map_or(0, |entry| entry.history.0);
-                    let key = v1::RankKey {
-                        job: name.to_string(),
-                        history,
-                        generation: generation.0,
-                        rank: rank.0,
-                    };
-                    order(&key, Order::Dismiss(v1::Dismiss {}))
-                } else if !is_done && !told.revoked {
-                    told.revoked = true;
-                    Message::Revoke(v1::Revoke {
+                let last = job.and_then(|job| job.ledger.last());
+                let message = match (watch, last) {
+                    (Some(watch), Some(last)) if watch.done.contains_key(rank) => {
+                        let key = v1::RankKey {
+                            job: name.to_string(),
+                            history: last.history.0,
+                            generation: generation.0,
+                            rank: rank.0,
+                        };
+                        order(&key, Order::Dismiss(v1::Dismiss {}))
+                    }
+                    _ => Message::Revoke(v1::Revoke {
                         job: name.to_string(),
                         generation: generation.0,
-                    })
-                } else {
-                    continue;
+                    }),
                 };
                 outputs.push(Output::ToWorker {
                     session: *session,
                     message,
                 });
-            }
+                false
+            });
         }
     }
 }
@@ -172,7 +168,14 @@ fn assignment(
         .folder
         .as_ref()
         .map(|folder| folder.display().to_string());
-    let folder = format!("{}/{}", folder.as_deref().unwrap_or(checkpoints), key.job);
+    // Clusters may share a folder, and each removes what its own manifests name no more: they must
+    // not meet.
+    let cluster = u32::from_be_bytes([cluster_id[0], cluster_id[1], cluster_id[2], cluster_id[3]]);
+    let folder = format!(
+        "{}/{}-{cluster:08x}",
+        folder.as_deref().unwrap_or(checkpoints),
+        key.job
+    );
     let class = job.ledger.last().and_then(|entry| entry.class.as_ref());
     Message::Assignment(v1::Assignment {
         job: key.job.clone(),

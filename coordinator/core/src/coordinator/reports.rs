@@ -2,7 +2,8 @@
 //! world that is no longer the job's newest, or from a worker that does not run the rank, changes
 //! nothing and is counted.
 
-use muster_cluster::ids::{JobName, RankId, Step, WorkerName};
+use muster_cluster::apply::Refusal;
+use muster_cluster::ids::{Generation, History, JobName, RankId, Step, WorkerName};
 use muster_proto::event::{Event, What};
 use muster_proto::{convert, v1};
 use v1::from_worker::Message as From;
@@ -39,10 +40,28 @@ impl Coordinator {
                 return;
             }
         };
+        let known = self
+            .links
+            .values()
+            .filter(|link| link.worker == worker)
+            .map(|link| link.node.incarnation);
+        let registered = self.state.nodes.get(&worker).map(|node| node.incarnation);
+        if known
+            .chain(registered)
+            .any(|known| known > node.incarnation)
+        {
+            let reason = Refusal::OlderIncarnation {
+                worker: worker.to_string(),
+            }
+            .to_string();
+            let message = To::Refused(v1::Refused { reason });
+            outputs.push(Output::ToWorker { session, message });
+            return;
+        }
         let older: Vec<Session> = self
             .links
             .iter()
-            .filter(|(_, link)| link.worker == worker && link.node.incarnation <= node.incarnation)
+            .filter(|(_, link)| link.worker == worker)
             .map(|(session, _)| *session)
             .collect();
         for older in older {
@@ -114,12 +133,8 @@ impl Coordinator {
             return;
         };
         if let Some(link) = self.links.get_mut(&session) {
-            link.told(
-                &job,
-                muster_cluster::ids::Generation(key.generation),
-                RankId(key.rank),
-            )
-            .assigned = true;
+            link.told(&job, Generation(key.generation), RankId(key.rank))
+                .assigned = true;
         }
         let Some((job, worker)) = self.place_of(session, &key) else {
             return;
@@ -170,7 +185,7 @@ impl Coordinator {
                 }
             }
             Report::CheckpointDamaged(damaged) => {
-                let history = muster_cluster::ids::History(damaged.history);
+                let history = History(damaged.history);
                 watch
                     .damaged
                     .get_or_insert((history, Step(damaged.step), damaged.reason));
