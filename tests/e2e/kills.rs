@@ -194,3 +194,18 @@ fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
         );
     }
 }
+
+#[test]
+fn a_coordinator_that_is_killed_as_soon_as_it_is_there_is_started_again() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = job(&sandbox).start();
+    let pid = muster_tests::eventually(DEADLINE, "a coordinator", || {
+        let processes = processes_of(&sandbox);
+        let found = processes
+            .iter()
+            .find(|(_, line)| line.contains("muster coordinator"));
+        found.map(|(pid, _)| *pid)
+    });
+    sandbox.kill(pid, Signal::KILL);
+    check(&sandbox, &train.finish(), "the coordinator at its start");
+}

@@ -2,6 +2,7 @@
 //! when they die. Each child's standard input is a pipe that only this process holds open, so that
 //! none outlives it, however it ends.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ struct Running {
     /// Taken out of the child, since waiting for it would close the pipe.
     _stdin: Option<ChildStdin>,
     started: Instant,
+    /// How long its log was when it started: what is before is an older process's.
+    log_start: u64,
 }
 
 fn spawn(role: &Role) -> Result<Running, Failure> {
@@ -50,6 +53,7 @@ fn spawn(role: &Role) -> Result<Running, Failure> {
         .append(true)
         .open(&role.log)
         .map_err(about_log)?;
+    let log_start = log.metadata().map_err(about_log)?.len();
     let mut child = Command::new(std::env::current_exe()?)
         .args(&role.arguments)
         .stdin(Stdio::piped())
@@ -67,16 +71,17 @@ fn spawn(role: &Role) -> Result<Running, Failure> {
         child,
         _stdin: stdin,
         started: Instant::now(),
+        log_start,
     })
 }
 
-/// Why a child ended, with the last line of its log.
-fn obituary(role: &Role, status: Option<ExitStatus>) -> String {
+/// Why a child ended, with the last line that it logged.
+fn obituary(role: &Role, status: Option<ExitStatus>, log_start: u64) -> String {
     let how = status.map_or_else(
         || "it could not be waited for".to_owned(),
         |status| status.to_string(),
     );
-    match last_line(&role.log) {
+    match last_line(&role.log, log_start) {
         Some(line) => format!(
             "the {} ended ({how}): {line}; more in {}",
             role.name,
@@ -86,30 +91,39 @@ fn obituary(role: &Role, status: Option<ExitStatus>) -> String {
     }
 }
 
-fn last_line(log: &Path) -> Option<String> {
+fn last_line(log: &Path, start: u64) -> Option<String> {
     let text = std::fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let own = text.get(usize::try_from(start).ok()?..)?;
+    let text = String::from_utf8_lossy(own);
     text.lines()
         .rev()
         .find(|line| !line.trim().is_empty())
         .map(str::to_owned)
 }
 
+/// How long to wait before a child is started again that failed so often in a row.
+fn wait_after(num_failures: u32) -> Duration {
+    MIN_WAIT
+        .saturating_mul(2u32.saturating_pow(num_failures.saturating_sub(1)))
+        .min(MAX_WAIT)
+}
+
 /// Starts the coordinator, and returns the address on which it serves.
 pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Result<String, Failure> {
-    let mut running = spawn(role)?;
-    let stdout = running.child.stdout.take();
-    let stdout = stdout.ok_or_else(|| Failure::failed("the coordinator has no standard output"))?;
-    let mut lines = BufReader::new(stdout).lines();
-    let line = lines.next_line().await?;
-    let ready = line.and_then(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
-    let address = ready
-        .as_ref()
-        .and_then(|ready| ready["addr"].as_str())
-        .map(str::to_owned);
-    let Some(address) = address else {
+    let mut num_killed = 0;
+    let (running, address) = loop {
+        let mut running = spawn(role)?;
+        if let Some(address) = read_address(&mut running).await? {
+            break (running, address);
+        }
         let status = running.child.wait().await.ok();
-        return Err(Failure::failed(obituary(role, status)));
+        num_killed += 1;
+        // What it says itself it would say again; a kill tells nothing about the next try.
+        let was_killed = status.is_some_and(|status| status.signal().is_some());
+        if !was_killed || num_killed > MAX_FAST_FAILURES {
+            return Err(Failure::failed(obituary(role, status, running.log_start)));
+        }
+        tokio::time::sleep(wait_after(num_killed)).await;
     };
     // It comes back where its workers look for it.
     for argument in &mut role.arguments {
@@ -119,6 +133,18 @@ pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Resul
     }
     tree.watch(role.clone(), running);
     Ok(address)
+}
+
+/// The address in the line that a coordinator prints when it serves; `None` when it ends before.
+async fn read_address(running: &mut Running) -> Result<Option<String>, Failure> {
+    let stdout = running.child.stdout.take();
+    let stdout = stdout.ok_or_else(|| Failure::failed("the coordinator has no standard output"))?;
+    let line = BufReader::new(stdout).lines().next_line().await?;
+    let ready = line.and_then(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
+    Ok(ready
+        .as_ref()
+        .and_then(|ready| ready["addr"].as_str())
+        .map(str::to_owned))
 }
 
 /// All children.
@@ -186,13 +212,15 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
             1
         };
         if num_fast > MAX_FAST_FAILURES {
-            return Err(Failure::failed(obituary(&role, status)));
+            return Err(Failure::failed(obituary(&role, status, running.log_start)));
         }
-        tracing::warn!("{}; starting it again", obituary(&role, status));
-        let wait = MIN_WAIT * 2u32.pow(num_fast - 1);
+        tracing::warn!(
+            "{}; starting it again",
+            obituary(&role, status, running.log_start)
+        );
         tokio::select! {
             () = ended.cancelled() => return Ok(()),
-            () = tokio::time::sleep(wait.min(MAX_WAIT)) => {}
+            () = tokio::time::sleep(wait_after(num_fast)) => {}
         }
         running = spawn(&role)?;
     }

@@ -144,10 +144,17 @@ pub fn run_rank(
         Err(Trouble::Lost) => return Ok(Ending::Ended),
         Err(Trouble::Broken { lost, reason }) => {
             tracing::warn!(?lost, reason, "this world cannot go on");
+            // Its contributions went with the reduction that failed: what is left is its state.
+            let step = shared.tell(|machine| machine.step()).unwrap_or_default();
+            let holdings = Some(v1::Holdings {
+                step,
+                subtrees: Vec::new(),
+                reduced: false,
+            });
             Report::Broken(v1::Broken {
                 lost,
                 reason,
-                holdings: None,
+                holdings,
             })
         }
         Err(Trouble::Damaged {
