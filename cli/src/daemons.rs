@@ -76,7 +76,7 @@ impl Coordinator {
 pub(crate) struct Worker {
     /// Where coordinators are; several are tried in turn
     #[arg(long, value_name = "HOST:PORT", required = true, value_delimiter = ',')]
-    join: Vec<String>,
+    pub(crate) join: Vec<String>,
     /// Its name, one of its own in the cluster [default: this machine's]
     #[arg(long)]
     name: Option<String>,

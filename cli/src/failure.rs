@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::look::tell;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -36,7 +38,7 @@ impl Failure {
     /// Prints the text, and gives the exit code.
     pub(crate) fn exit(self) -> ExitCode {
         for line in self.text.lines() {
-            eprintln!("error: {line}");
+            tell(&format!("error: {line}"));
         }
         ExitCode::from(self.code)
     }

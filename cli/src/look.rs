@@ -25,7 +25,7 @@ impl Ps {
     pub(crate) async fn run(self) -> Outcome {
         let jobs = Client::new(&self.to)?.jobs().await?;
         if self.json {
-            print_lines(jobs.iter().map(|job| show::job_json(job).to_string()));
+            print_lines(jobs.iter().map(|job| show::json::job(job).to_string()));
         } else {
             print_lines([show::jobs(&jobs)]);
         }
@@ -50,7 +50,7 @@ impl Show {
     pub(crate) async fn run(self) -> Outcome {
         let job = Client::new(&self.to)?.job(&self.job).await?;
         print_lines([if self.json {
-            show::job_json(&job).to_string()
+            show::json::job(&job).to_string()
         } else {
             show::job(&job)
         }]);
@@ -73,7 +73,7 @@ impl Nodes {
     pub(crate) async fn run(self) -> Outcome {
         let nodes = Client::new(&self.to)?.nodes().await?;
         if self.json {
-            print_lines(nodes.iter().map(|node| show::node_json(node).to_string()));
+            print_lines(nodes.iter().map(|node| show::json::node(node).to_string()));
         } else {
             print_lines([show::nodes(&nodes)]);
         }
@@ -126,7 +126,7 @@ impl Logs {
         let broken = |status: tonic::Status| Failure::failed(status.message());
         while let Some(line) = lines.message().await.map_err(broken)? {
             let text = if self.json {
-                show::log_json(&line).to_string()
+                show::json::log(&line).to_string()
             } else {
                 show::log(&line)
             };
@@ -136,6 +136,12 @@ impl Logs {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Tells a person something on standard error. That nobody reads it, or that the disk behind it is
+/// full, is no reason to stop what is being done, so it is not `eprintln!`, which panics then.
+pub(crate) fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Prints lines; false when nobody reads any more, such as behind `| head`.

@@ -106,6 +106,8 @@ fn log_to_stderr(command: &Command) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A line that cannot be written is lost: telling so would write there too, and panic.
+        .log_internal_errors(false)
         .init();
 }
 
@@ -116,5 +118,75 @@ mod tests {
     #[test]
     fn the_command_line_contradicts_itself_nowhere() {
         Arguments::command().debug_assert();
+    }
+
+    /// What is understood of a command line, or the exit code of its refusal.
+    fn parse(line: &str) -> Result<Command, i32> {
+        let words = std::iter::once("muster").chain(line.split_whitespace());
+        Arguments::try_parse_from(words)
+            .map(|arguments| arguments.command)
+            .map_err(|error| error.exit_code())
+    }
+
+    #[test]
+    fn every_command_of_the_help_is_understood() {
+        for line in [
+            "train job.toml",
+            "train job.toml --workers 2 --set a.b=1 --set c=d --fresh --state s --threads 1 --json",
+            "coordinator --data d --listen 127.0.0.1:0 --checkpoints c --tree --ready-json",
+            "worker --join a:1,b:2 --name n --devices 2 --host 10.0.0.1 --state s --threads 2 --tree",
+            "rank",
+            "rank --probe",
+            "submit job.toml --to a:1 --set a=b --json --timeout 3",
+            "ps --json",
+            "show digits --to a:1 --json",
+            "logs digits --follow --rank 1 --json",
+            "logs digits -f --events",
+            "cancel digits --json",
+            "wait digits --json",
+            "nodes --json",
+            "completions bash",
+            "job-reference",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_that_makes_no_sense_is_bad_input() {
+        for line in [
+            "",
+            "tarin job.toml",
+            "train",
+            "train job.toml --workers 0",
+            "train job.toml --workers -1",
+            "train job.toml --threads 0",
+            "coordinator --data d --listen somewhere",
+            "worker",
+            "worker --join a:1 --devices 0",
+            "worker --join a:1 --host name",
+            "logs digits --rank 0 --events",
+            "ps --timeout soon",
+            "completions cobol",
+        ] {
+            assert_eq!(parse(line).map(|_| ()), Err(2), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn coordinators_are_told_apart_at_commas() {
+        let Ok(Command::Worker(worker)) = parse("worker --join a:1,b:2 --join c:3") else {
+            panic!("a worker");
+        };
+        assert_eq!(worker.join, ["a:1", "b:2", "c:3"]);
+    }
+
+    #[test]
+    fn ranks_are_not_for_people() {
+        let help = Arguments::command().render_help().to_string();
+        assert!(
+            !help.contains("  rank") && help.contains("  train"),
+            "{help}"
+        );
     }
 }

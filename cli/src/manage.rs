@@ -67,6 +67,9 @@ pub(crate) struct Cancel {
     job: String,
     #[command(flatten)]
     to: To,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Cancel {
@@ -74,7 +77,11 @@ impl Cancel {
         let reply = Client::new(&self.to)?
             .stop(&self.job, v1::StopWhy::Cancelled)
             .await?;
-        print_lines([reply.message]);
+        print_lines([if self.json {
+            serde_json::json!({ "job": self.job, "message": reply.message }).to_string()
+        } else {
+            reply.message
+        }]);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,7 +1,8 @@
-//! Turns views into aligned text for people, and into JSON for scripts.
+//! Turns views into aligned text for people; [`json`] turns them into JSON for scripts.
+
+pub(crate) mod json;
 
 use muster_proto::v1;
-use serde_json::{Value, json};
 
 /// Rows in columns as wide as their widest cell.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -193,64 +194,6 @@ pub(crate) fn log(line: &v1::LogRecord) -> String {
     format!("[g{} rank {}] {}", line.generation, line.rank, line.text)
 }
 
-pub(crate) fn log_json(line: &v1::LogRecord) -> Value {
-    json!({ "time": line.time, "generation": line.generation, "rank": line.rank, "text": line.text })
-}
-
-pub(crate) fn node_json(node: &v1::NodeView) -> Value {
-    let class = node.class.clone().unwrap_or_default();
-    json!({
-        "worker": node.worker,
-        "connected": node.connected,
-        "devices": node.num_devices,
-        "busy": node.num_busy,
-        "host": node.host,
-        "incarnation": node.incarnation,
-        "last_seen_ms_ago": node.last_seen_ms_ago,
-        "class": { "build": class.build, "canary": class.canary, "libc": class.libc, "cpu": class.cpu },
-    })
-}
-
-pub(crate) fn job_json(job: &v1::JobView) -> Value {
-    let rank = |rank: &v1::RankView| {
-        json!({
-            "rank": rank.rank, "worker": rank.worker, "pid": rank.pid, "state": rank.state,
-            "shards": [rank.shards_start, rank.shards_end],
-        })
-    };
-    let manifest = |manifest: &v1::Manifest| {
-        let file = |file: &v1::FileRef| json!({ "name": file.name, "bytes": file.bytes, "hash": file.hash });
-        json!({
-            "step": manifest.step, "history": manifest.history, "generation": manifest.generation,
-            "folder": manifest.folder, "files": manifest.files.iter().map(file).collect::<Vec<_>>(),
-            "arena_hash": manifest.arena_hash, "optimizer_hash": manifest.optimizer_hash, "trace": manifest.trace,
-        })
-    };
-    let world = |entry: &v1::LedgerView| {
-        json!({
-            "history": entry.history, "generation": entry.generation, "first_step": entry.first_step,
-            "world_size": entry.world_size, "reason": entry.reason, "stamp_ms": entry.stamp_ms,
-        })
-    };
-    json!({
-        "job": job.job,
-        "state": job.state,
-        "reason": job.reason,
-        "history": job.history,
-        "generation": job.generation,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "world_size": job.world_size,
-        "workers": { "min": job.workers_min, "max": job.workers_max },
-        "submitted_ms": job.submitted_ms,
-        "loss": job.loss,
-        "identity": job.identity,
-        "ranks": job.ranks.iter().map(rank).collect::<Vec<_>>(),
-        "checkpoints": job.manifests.iter().map(manifest).collect::<Vec<_>>(),
-        "worlds": job.ledger.iter().map(world).collect::<Vec<_>>(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +208,93 @@ mod tests {
             table(&["X", "Y"], &rows),
             "X       Y\na       long cell\nlonger  b"
         );
+    }
+
+    #[test]
+    fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
+        let file = |bytes| v1::FileRef {
+            bytes,
+            ..Default::default()
+        };
+        let view = v1::JobView {
+            job: "digits".to_owned(),
+            state: "running".to_owned(),
+            step: 50,
+            total_steps: 200,
+            history: 1,
+            generation: 2,
+            world_size: 1,
+            workers_min: 1,
+            workers_max: 1,
+            identity: "abc".to_owned(),
+            ranks: vec![v1::RankView {
+                worker: "a".to_owned(),
+                pid: 77,
+                state: "running".to_owned(),
+                shards_end: 8,
+                ..Default::default()
+            }],
+            manifests: vec![v1::Manifest {
+                step: 25,
+                files: vec![file(100), file(23)],
+                arena_hash: "0123456789abcdef".to_owned(),
+                folder: "/c".to_owned(),
+                ..Default::default()
+            }],
+            ledger: vec![v1::LedgerView {
+                generation: 2,
+                history: 1,
+                first_step: 25,
+                world_size: 1,
+                reason: "rank 1 is gone".to_owned(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(
+            job(&view),
+            "job digits: running\n\
+             step 50/200, history 1, generation 2, workers 1 of 1\n\
+             identity abc\n\
+             \n\
+             RANK  WORKER  PID  STATE    SHARDS\n\
+             0     a       77   running  0..8\n\
+             \n\
+             CHECKPOINT  BYTES  ARENA         FOLDER\n\
+             25          123    0123456789ab  /c\n\
+             \n\
+             GENERATION  HISTORY  FROM STEP  RANKS  WHY\n\
+             2           1        25         1      rank 1 is gone"
+        );
+        let script = json::job(&view);
+        assert_eq!(
+            script["checkpoints"][0]["arena_hash"], "0123456789abcdef",
+            "whole"
+        );
+        assert_eq!(script["ranks"][0]["shards"], serde_json::json!([0, 8]));
+    }
+
+    #[test]
+    fn a_silent_worker_says_for_how_long() {
+        let node = v1::NodeView {
+            worker: "a".to_owned(),
+            num_devices: 2,
+            num_busy: 1,
+            host: "10.0.0.2".to_owned(),
+            last_seen_ms_ago: 2_340,
+            ..Default::default()
+        };
+        assert_eq!(
+            nodes(&[node]),
+            "WORKER  STATE             BUSY  HOST      CANARY\n\
+             a       silent for 2.3 s  1/2   10.0.0.2"
+        );
+    }
+
+    #[test]
+    fn an_empty_list_says_how_to_fill_it() {
+        assert!(jobs(&[]).contains("muster submit"));
+        assert!(nodes(&[]).contains("muster worker --join"));
     }
 
     #[test]

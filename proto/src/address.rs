@@ -7,6 +7,11 @@ use tonic::transport::Endpoint;
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often the other end is asked whether it is there, and how long it may take to say so: a
+/// machine that vanished closes no connection.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What can be connected to at `host:port`.
 ///
 /// # Errors
@@ -21,7 +26,12 @@ pub fn endpoint(address: &str) -> Result<Endpoint, String> {
         .map_err(|_| bad(format!("{port:?} is no port")))?;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| bad(error.to_string()))?;
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true))
 }
 
 #[cfg(test)]

@@ -295,3 +295,21 @@ fn strangers_at_the_ports_disturb_nobody() {
     cluster.wait_for_refusals("a", 5);
     assert!(cluster.text(&["wait", "digits-mlp"]).contains("completed"));
 }
+
+#[test]
+fn a_coordinator_that_says_nothing_does_not_hide_another() {
+    let mut cluster = Cluster::new();
+    // The system takes connections to it, and nobody answers them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = format!("{},{}", silent.local_addr().unwrap(), cluster.address);
+    let mut command = cluster.sandbox.muster();
+    command
+        .args(["worker", "--join", &both, "--name", "a"])
+        .stdout(Stdio::null());
+    cluster.spawn("a", &mut command);
+    eventually(DEADLINE, "the worker", || {
+        cluster.text(&["nodes"]).contains("connected").then_some(())
+    });
+    let log = std::fs::read_to_string(cluster.log_of("a")).unwrap();
+    assert!(log.contains("said nothing for 10 s"), "{log}");
+}

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use muster_proto::{convert, v1};
 use tokio::fs::{self, File, OpenOptions};
@@ -20,6 +20,9 @@ use crate::hub::{Lines, Note, Notes, Start};
 
 /// A longer line is told in pieces.
 const MAX_LINE_BYTES: u64 = 16 << 10;
+
+/// How long the output of a process that has ended is still read.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is kept of one process's output.
 const MAX_LOG_BYTES: usize = 64 << 20;
@@ -140,8 +143,7 @@ async fn attend(
     drop(sender);
     let mut tail = VecDeque::new();
     let mut is_killed = false;
-    // Its output ends when the last process that inherited it does, and so mostly with this one.
-    loop {
+    let status = loop {
         tokio::select! {
             biased;
             () = kill.cancelled(), if !is_killed => {
@@ -149,19 +151,17 @@ async fn attend(
                 // It may have ended just now.
                 let _ = child.start_kill();
             }
-            line = printed.recv() => match line {
-                Some(line) => keep(line, &mut log, key, &lines, &mut tail).await,
-                None => break,
-            },
-        }
-    }
-    let status = tokio::select! {
-        status = child.wait() => status,
-        () = kill.cancelled(), if !is_killed => {
-            let _ = child.start_kill();
-            child.wait().await
+            Some(line) = printed.recv() => keep(line, &mut log, key, &lines, &mut tail).await,
+            status = child.wait() => break status,
         }
     };
+    // A process that it started may hold its output open for ever; its own last lines are there.
+    let rest = async {
+        while let Some(line) = printed.recv().await {
+            keep(line, &mut log, key, &lines, &mut tail).await;
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
     let _ = log.file.flush().await;
     let reason = status.map_or_else(|error| error.to_string(), describe);
     (reason, Vec::from(tail).join("\n"))

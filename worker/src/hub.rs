@@ -237,7 +237,15 @@ impl Hub {
 
     fn input(&mut self, input: Input) {
         let mut outputs = Vec::new();
+        let num_refused = self.agent.num_refused();
         self.agent.handle(input, &mut outputs);
+        if self.agent.num_refused() != num_refused {
+            let count = self.agent.num_refused();
+            tracing::warn!(
+                count,
+                "ignored a message for or of a rank that does not run here"
+            );
+        }
         for output in outputs {
             self.carry_out(output);
         }

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
-use tonic::{Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use crate::hub::{Lines, Note, Notes};
 use crate::run::Error;
@@ -20,7 +20,10 @@ const MIN_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(2);
 
 /// How often the log says that nobody answers.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a coordinator may take to agree to a stream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Log lines that may wait for a slow connection; those beyond are dropped.
 const MAX_WAITING_LINES: usize = 4096;
@@ -111,26 +114,31 @@ async fn converse(
     let messages = UnboundedReceiverStream::new(control).map(|message| v1::FromWorker {
         message: Some(message),
     });
-    let orders = client
-        .control(messages)
-        .await
-        .map_err(|status| status.message().to_owned())?
-        .into_inner();
+    let orders = opened(client.control(messages)).await?;
     let records = UnboundedReceiverStream::new(records).map(|record| v1::BulkItem {
         item: Some(v1::bulk_item::Item::Record(record)),
     });
     let lines = ReceiverStream::new(lines).map(|line| v1::BulkItem {
         item: Some(v1::bulk_item::Item::Log(line)),
     });
-    let acks = client
-        .bulk(records.merge(lines))
-        .await
-        .map_err(|status| status.message().to_owned())?
-        .into_inner();
+    let acks = opened(client.bulk(records.merge(lines))).await?;
     Ok(tokio::select! {
         reason = read_orders(orders, notes) => reason,
         reason = read_acks(acks, notes) => reason,
     })
+}
+
+/// A stream that was asked for, once the coordinator has agreed. One that takes the connection and
+/// says nothing must not keep the worker from trying another.
+async fn opened<T>(answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, String> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.message().to_owned()),
+        Err(_) => Err(format!(
+            "it took the connection and said nothing for {} s",
+            ANSWER_TIMEOUT.as_secs()
+        )),
+    }
 }
 
 async fn read_orders(mut orders: Streaming<v1::ToWorker>, notes: &Notes) -> String {

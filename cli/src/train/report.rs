@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use muster_proto::event::{Event, What};
 
-use crate::look::print_lines;
+use crate::look::{print_lines, tell};
 use crate::show::short;
 
 /// How events are told.
@@ -48,8 +48,8 @@ impl Reporter {
     pub(crate) fn say(&self, text: &str) {
         match self.format {
             Format::Json => {}
-            Format::Terminal => self.bar.suspend(|| eprintln!("{text}")),
-            Format::Lines => eprintln!("{text}"),
+            Format::Terminal => self.bar.suspend(|| tell(text)),
+            Format::Lines => tell(text),
         }
     }
 
@@ -74,7 +74,7 @@ impl Reporter {
                 let tenths = step * 10 / (*total_steps).max(1);
                 if self.format == Format::Lines && tenths > self.told_tenths {
                     self.told_tenths = tenths;
-                    eprintln!("step {step}/{total_steps}  {text}");
+                    tell(&format!("step {step}/{total_steps}  {text}"));
                 }
                 self.bar.set_message(text);
             }

@@ -13,16 +13,8 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::patience::Patience;
 use crate::failure::Failure;
-
-/// A child that ends sooner than this after its start failed fast.
-const FAST: Duration = Duration::from_secs(2);
-
-/// So many fast failures in a row, and it is not started again.
-const MAX_FAST_FAILURES: u32 = 5;
-
-const MIN_WAIT: Duration = Duration::from_millis(100);
-const MAX_WAIT: Duration = Duration::from_secs(2);
 
 /// How long children may take to end when they are asked to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -101,29 +93,23 @@ fn last_line(log: &Path, start: u64) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// How long to wait before a child is started again that failed so often in a row.
-fn wait_after(num_failures: u32) -> Duration {
-    MIN_WAIT
-        .saturating_mul(2u32.saturating_pow(num_failures.saturating_sub(1)))
-        .min(MAX_WAIT)
-}
-
 /// Starts the coordinator, and returns the address on which it serves.
 pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Result<String, Failure> {
-    let mut num_killed = 0;
+    let mut patience = Patience::default();
     let (running, address) = loop {
         let mut running = spawn(role)?;
         if let Some(address) = read_address(&mut running).await? {
             break (running, address);
         }
         let status = running.child.wait().await.ok();
-        num_killed += 1;
         // What it says itself it would say again; a kill tells nothing about the next try.
         let was_killed = status.is_some_and(|status| status.signal().is_some());
-        if !was_killed || num_killed > MAX_FAST_FAILURES {
+        // However long it ran, it never served: that counts as fast.
+        let wait = patience.after(Duration::ZERO).filter(|_| was_killed);
+        let Some(wait) = wait else {
             return Err(Failure::failed(obituary(role, status, running.log_start)));
-        }
-        tokio::time::sleep(wait_after(num_killed)).await;
+        };
+        tokio::time::sleep(wait).await;
     };
     // It comes back where its workers look for it.
     for argument in &mut role.arguments {
@@ -197,7 +183,7 @@ impl Tree {
 
 /// Starts a child again whenever it ends, until it fails too fast.
 async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Result<(), Failure> {
-    let mut num_fast = 0;
+    let mut patience = Patience::default();
     loop {
         let status = tokio::select! {
             () = ended.cancelled() => {
@@ -206,21 +192,16 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
             }
             status = running.child.wait() => status.ok(),
         };
-        num_fast = if running.started.elapsed() < FAST {
-            num_fast + 1
-        } else {
-            1
-        };
-        if num_fast > MAX_FAST_FAILURES {
+        let Some(wait) = patience.after(running.started.elapsed()) else {
             return Err(Failure::failed(obituary(&role, status, running.log_start)));
-        }
+        };
         tracing::warn!(
             "{}; starting it again",
             obituary(&role, status, running.log_start)
         );
         tokio::select! {
             () = ended.cancelled() => return Ok(()),
-            () = tokio::time::sleep(wait_after(num_fast)) => {}
+            () = tokio::time::sleep(wait) => {}
         }
         running = spawn(&role)?;
     }

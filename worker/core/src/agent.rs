@@ -84,6 +84,8 @@ pub struct Agent {
     worker: v1::RegisterWorker,
     is_connected: bool,
     ranks: BTreeMap<Place, Rank>,
+    /// The oldest world of each job that may still start here.
+    newest: BTreeMap<String, u64>,
     num_refused: u64,
 }
 
@@ -95,6 +97,7 @@ impl Agent {
             worker,
             is_connected: false,
             ranks: BTreeMap::new(),
+            newest: BTreeMap::new(),
             num_refused: 0,
         }
     }
@@ -224,6 +227,9 @@ impl Agent {
                 }
             }
             FromCoordinator::Revoke(revoke) => {
+                // Nothing of what is revoked starts again.
+                let newest = self.newest.entry(revoke.job.clone()).or_default();
+                *newest = revoke.generation.saturating_add(1).max(*newest);
                 self.end(
                     |key| key.job == revoke.job && key.generation <= revoke.generation,
                     outputs,
@@ -241,13 +247,15 @@ impl Agent {
             generation: assignment.generation,
             rank: assignment.rank,
         };
-        let mut of_job = self.ranks.values().filter(|rank| rank.key.job == key.job);
-        if self.ranks.contains_key(&place(&key))
-            || of_job.any(|rank| rank.key.generation > key.generation)
-        {
+        if self.ranks.contains_key(&place(&key)) {
+            return;
+        }
+        let newest = self.newest.entry(key.job.clone()).or_default();
+        if *newest > key.generation {
             self.num_refused += 1;
             return;
         }
+        *newest = key.generation;
         self.end(
             |old| old.job == key.job && old.generation < key.generation,
             outputs,

@@ -207,6 +207,20 @@ fn a_newer_world_and_a_revocation_end_older_ranks_and_nobody_hears_of_it() {
         [],
         "an older world is not started"
     );
+    last(&mut agent, [Input::Exited(exited(key(2, 1)))]);
+    for generation in [1, 2] {
+        let before = agent.num_refused();
+        assert_eq!(
+            last(&mut agent, [assignment(generation, 0)]),
+            [],
+            "nor when all have ended"
+        );
+        assert_eq!(agent.num_refused(), before + 1);
+    }
+    assert_eq!(
+        last(&mut agent, [assignment(3, 0)]),
+        [Output::Start(key(3, 0))]
+    );
 }
 
 #[test]
