@@ -65,7 +65,7 @@ impl StoreThread {
         let (sender, receiver) = sync_channel(MAX_WAITING_BATCHES);
         let thread = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || run(store, &receiver, report))?;
+            .spawn(move || run(store, receiver, report))?;
         Ok(Self {
             batches: Some(sender),
             thread: Some(thread),
@@ -107,7 +107,7 @@ impl Drop for StoreThread {
     }
 }
 
-fn run(mut store: Store, batches: &Receiver<Batch>, mut report: impl FnMut(Report)) {
+fn run(mut store: Store, batches: Receiver<Batch>, mut report: impl FnMut(Report)) {
     while let Ok(first) = batches.recv() {
         // No more than the bound at once, so that a steady stream still gets its reports.
         let rest = batches.try_iter().take(MAX_WAITING_BATCHES);
@@ -116,8 +116,9 @@ fn run(mut store: Store, batches: &Receiver<Batch>, mut report: impl FnMut(Repor
                 .into_iter()
                 .for_each(|batch| report(Report::Durable { batch })),
             Err(error) => {
-                // The store is closed before anybody can act on the report.
+                // The store is closed, and takes nothing more, before anybody can act on the report.
                 drop(store);
+                drop(batches);
                 report(Report::Failed(error));
                 return;
             }
