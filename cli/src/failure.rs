@@ -49,3 +49,16 @@ impl From<std::io::Error> for Failure {
         Self::failed(error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_input_and_failures_are_told_apart_by_the_exit_code() {
+        assert_eq!(Failure::bad_input("").exit(), ExitCode::from(2));
+        assert_eq!(Failure::failed("").exit(), ExitCode::from(1));
+        let error = std::io::Error::other("the disk is gone");
+        assert_eq!(Failure::from(error).exit(), ExitCode::from(1));
+    }
+}

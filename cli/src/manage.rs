@@ -143,3 +143,17 @@ pub(crate) fn exit_code_of(state: &str) -> ExitCode {
         _ => ExitCode::FAILURE,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_completed_job_is_a_success() {
+        assert_eq!(exit_code_of("completed"), ExitCode::SUCCESS);
+        assert_eq!(exit_code_of("interrupted"), ExitCode::from(130));
+        for state in ["failed", "cancelled", "", "a state of a later version"] {
+            assert_eq!(exit_code_of(state), ExitCode::from(1), "{state:?}");
+        }
+    }
+}

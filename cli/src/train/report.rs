@@ -186,24 +186,4 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_summary_says_how_it_ended_and_what_came_out() {
-        let json = r#"{"time":1.0,"job":"digits","history":1,"event":"finished","state":"interrupted","step":100,
-            "steps_run":110,"arena_hash":"0123456789abcdef","optimizer_hash":"","trace":"fedcba9876543210",
-            "metrics":{"accuracy":0.975,"loss":0.1},"goodput":0.9,"wall_s":2.0,"reason":"","path":"/c"}"#;
-        let event: Event = serde_json::from_str(json).unwrap();
-        let text = summary(&event, 1).join("\n");
-        assert_eq!(
-            text,
-            "digits interrupted at step 100\n\
-             held-out    accuracy 97.50 %, loss 0.1000\n\
-             time        2.0 s, 110 steps run, 55 steps/s, goodput 0.90, 1 rank was lost\n\
-             bits        parameters 0123456789ab, samples fedcba987654\n\
-             checkpoint  /c\n\
-             the same command goes on from here"
-        );
-    }
-}
+mod tests;
