@@ -11,6 +11,14 @@ const MAX_FAST_FAILURES: u32 = 5;
 /// The first wait; each further fast failure doubles it.
 const MIN_WAIT: Duration = Duration::from_millis(100);
 
+/// Why a child is not started again, for whoever reads how it ended last.
+pub(super) fn gave_up() -> String {
+    format!(
+        "it ended {MAX_FAST_FAILURES} times in a row within {} s of its start, and is not started again",
+        FAST.as_secs()
+    )
+}
+
 /// What is left of the patience with one child.
 #[derive(Debug, Default)]
 pub(super) struct Patience {

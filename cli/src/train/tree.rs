@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::patience::Patience;
+use super::patience::{Patience, gave_up};
 use crate::failure::Failure;
 
 /// How long children may take to end when they are asked to.
@@ -193,7 +193,12 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
             status = running.child.wait() => status.ok(),
         };
         let Some(wait) = patience.after(running.started.elapsed()) else {
-            return Err(Failure::failed(obituary(&role, status, running.log_start)));
+            let last = obituary(&role, status, running.log_start);
+            return Err(Failure::failed(format!(
+                "{last}; {}; its log is {}",
+                gave_up(),
+                role.log.display()
+            )));
         };
         tracing::warn!(
             "{}; starting it again",

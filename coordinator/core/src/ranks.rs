@@ -21,6 +21,8 @@ pub struct WorldWatch {
     pub parts: BTreeMap<Step, Vec<v1::CheckpointPart>>,
     /// What ranks that are done reported.
     pub done: BTreeMap<RankId, v1::Done>,
+    /// A rank whose world broke and who knows of nobody that is dead: since when, and what it says.
+    pub unblamed: Option<(u64, String)>,
     /// Why a rank says that the job cannot go on anywhere.
     pub failed: Option<String>,
     /// The checkpoint that the world should have started from, and what is wrong with it.

@@ -40,7 +40,8 @@ pub fn rank_main(build: Build, canary: fn() -> String) -> ExitCode {
         Ok(Ending::Dismissed) => ExitCode::SUCCESS,
         Ok(Ending::Ended) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // The log may be gone with the worker.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -120,7 +121,7 @@ pub fn run_rank(
     build: Build,
     class: &NumericsClass,
     host: IpAddr,
-    on_lost: impl Fn() + Send + 'static,
+    on_lost: fn(),
 ) -> anyhow::Result<Ending> {
     let first: Option<v1::ToRank> = frame::read(&mut control).context("reading the assignment")?;
     let assignment = match first.and_then(|first| first.message) {
@@ -128,7 +129,7 @@ pub fn run_rank(
         Some(other) => anyhow::bail!("the worker began with {other:?}; an assignment was expected"),
         None => return Ok(Ending::Ended),
     };
-    let shared = Arc::new(Shared::new(key, control.try_clone()?));
+    let shared = Arc::new(Shared::new(key, control.try_clone()?, on_lost));
     let folder = assignment.checkpoint_folder.clone();
     let of_reader = Arc::clone(&shared);
     thread::Builder::new()
@@ -136,7 +137,6 @@ pub fn run_rank(
         .spawn(move || {
             read_orders(&of_reader, control, &folder);
             of_reader.fail(Trouble::Lost);
-            on_lost();
         })?;
     let records = Records::start(&shared, bulk)?;
     let report = match live(&shared, &assignment, build, class, host, records) {

@@ -40,6 +40,8 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) key: v1::RankKey,
+    /// Called when the worker is gone, before anything else is done about it.
+    on_lost: fn(),
     /// Ends the collectives of this rank.
     pub(crate) revoker: Revoker,
     /// Whether this rank was told to stop; it travels on the next step's note.
@@ -53,9 +55,10 @@ pub(crate) struct Shared {
 const MAX_UNACKED: usize = 65_536;
 
 impl Shared {
-    pub(crate) fn new(key: v1::RankKey, control: TcpStream) -> Self {
+    pub(crate) fn new(key: v1::RankKey, control: TcpStream, on_lost: fn()) -> Self {
         Self {
             key,
+            on_lost,
             revoker: Revoker::default(),
             stop: AtomicBool::new(false),
             inner: Mutex::new(Inner::default()),
@@ -126,6 +129,11 @@ impl Shared {
 
     /// Ends the rank's work; the first trouble counts, but that the worker is gone outweighs all.
     pub(crate) fn fail(&self, trouble: Trouble) {
+        if trouble == Trouble::Lost {
+            // No goodbye to the peers: a connection that just ends is the proof of death that they
+            // can pass on.
+            (self.on_lost)();
+        }
         {
             let mut inner = self.lock();
             if inner.trouble.is_none() || trouble == Trouble::Lost {

@@ -102,6 +102,9 @@ impl Coordinator {
             for (since, _) in world.watch.missed.values_mut() {
                 *since = now.monotonic_ms;
             }
+            if let Some((since, _)) = &mut world.unblamed {
+                *since = now.monotonic_ms;
+            }
         }
     }
 
@@ -178,6 +181,13 @@ impl Coordinator {
                     manifest,
                 };
                 proposals.push((Duty::Commit(name.clone()), command));
+            }
+            // Who broke it is mostly known a moment later, from an exit or a stream that ends: a world
+            // that is made before would count on the dead.
+            if let Some((since, reason)) = &watch.unblamed
+                && now.monotonic_ms.saturating_sub(*since) > self.patience.detect_ms
+            {
+                watch.watch.broken.get_or_insert_with(|| reason.clone());
             }
             if let Some((history, step, reason)) = &watch.damaged {
                 let is_known = job

@@ -168,10 +168,8 @@ impl Coordinator {
                 watch.addresses.insert(rank, ready.address);
             }
             Report::Broken(broken) if broken.lost.is_empty() => {
-                watch
-                    .watch
-                    .broken
-                    .get_or_insert(format!("rank {rank}: {}", broken.reason));
+                let reason = format!("rank {rank}: {}", broken.reason);
+                watch.unblamed.get_or_insert((now.monotonic_ms, reason));
             }
             Report::Broken(broken) => {
                 for lost in broken.lost {

@@ -371,3 +371,34 @@ fn a_coordinator_that_was_held_up_blames_nobody() {
     bench.pass(2_000, &[a]);
     assert!(!bench.coordinator.job_view(JOB).unwrap().reason.is_empty());
 }
+
+#[test]
+fn a_world_that_broke_without_a_culprit_waits_for_one_and_then_for_none() {
+    let (mut bench, ranks) = running();
+    let [(a, rank_a), (b, _)] = ranks;
+    let broken = || {
+        Report::Broken(v1::Broken {
+            lost: Vec::new(),
+            reason: "it gave up".to_owned(),
+            holdings: None,
+        })
+    };
+    bench.report(a, &rank_a, broken());
+    assert_eq!(bench.coordinator.job_view(JOB).unwrap().generation, 1);
+    // The culprit shows: its worker is gone, and nobody counts on it.
+    bench.input(Input::WorkerGone { session: b });
+    bench.pass(5_000, &[a]);
+    let view = bench.coordinator.job_view(JOB).unwrap();
+    assert!(
+        view.generation == 1 && view.reason.contains("1 free, 2 needed"),
+        "{view:?}"
+    );
+    let b = bench.hello("b", 2, Vec::new());
+    bench.pass(5_000, &[a, b]);
+    let assigned = bench.assigned(b).unwrap();
+    assert_eq!(assigned.generation, 2);
+    // And where nobody is gone, the world is made anew with all.
+    bench.report(b, &key_of(&assigned), broken());
+    bench.pass(5_000, &[a, b]);
+    assert_eq!(bench.coordinator.job_view(JOB).unwrap().generation, 3);
+}
