@@ -38,17 +38,25 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 pub(crate) struct Client {
     address: String,
     timeout: Duration,
+    /// What the user can do when it does not answer.
+    what_to_do: &'static str,
     inner: ClientsClient<Channel>,
 }
 
 impl Client {
     /// The client of the coordinator that a command names.
     pub(crate) fn new(to: &To) -> Result<Self, Failure> {
-        Self::at(&to.to, Duration::from_secs(to.timeout))
+        let what_to_do = "is it running? --to names another, --timeout waits longer";
+        Self::at(&to.to, Duration::from_secs(to.timeout), what_to_do)
     }
 
-    /// The client of the coordinator at an address.
-    pub(crate) fn at(address: &str, timeout: Duration) -> Result<Self, Failure> {
+    /// The client of the coordinator at an address; `what_to_do` ends the complaint that it does not
+    /// answer.
+    pub(crate) fn at(
+        address: &str,
+        timeout: Duration,
+        what_to_do: &'static str,
+    ) -> Result<Self, Failure> {
         let channel = address::endpoint(address)
             .map_err(Failure::bad_input)?
             .connect_lazy();
@@ -56,6 +64,7 @@ impl Client {
         Ok(Self {
             address: address.to_owned(),
             timeout,
+            what_to_do,
             inner,
         })
     }
@@ -79,9 +88,10 @@ impl Client {
             if start.elapsed() + RETRY_WAIT >= self.timeout {
                 let seconds = self.timeout.as_secs();
                 return Err(Failure::bad_input(format!(
-                    "the coordinator at {} did not answer for {seconds} s ({}); is it running? --to names another, --timeout waits longer",
+                    "the coordinator at {} did not answer for {seconds} s ({}); {}",
                     self.address,
-                    reason_of(&status)
+                    reason_of(&status),
+                    self.what_to_do
                 )));
             }
             tokio::time::sleep(RETRY_WAIT).await;

@@ -11,10 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, Outcome};
 use crate::jobfile;
-use crate::look::print_lines;
-
-/// The exit code of a process whose tree lost its root.
-const EXIT_WITHOUT_ROOT: i32 = 3;
+use crate::output::print_lines;
 
 /// Run a coordinator: the replicated truth of a cluster
 #[derive(Debug, Args)]
@@ -40,7 +37,7 @@ pub(crate) struct Coordinator {
 impl Coordinator {
     pub(crate) async fn run(self) -> Outcome {
         if self.tree {
-            end_with_the_tree()?;
+            muster_rank::end_with_the_tree()?;
         }
         let ready_json = self.ready_json;
         let options = muster_coordinator::Options {
@@ -100,7 +97,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) async fn run(self) -> Outcome {
         if self.tree {
-            end_with_the_tree()?;
+            muster_rank::end_with_the_tree()?;
         }
         let machine = rustix::system::uname()
             .nodename()
@@ -172,16 +169,4 @@ fn shutdown_signal() -> Result<CancellationToken, Failure> {
         on_signal.cancel();
     });
     Ok(shutdown)
-}
-
-/// Ends this process when standard input does: a pipe that only the root of the tree holds open.
-fn end_with_the_tree() -> Result<(), Failure> {
-    std::thread::Builder::new()
-        .name("tree".to_owned())
-        .spawn(|| {
-            // Nothing is ever written to it.
-            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-            std::process::exit(EXIT_WITHOUT_ROOT);
-        })?;
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::look::tell;
+use crate::output::tell;
 
 /// Why a command failed.
 #[derive(Debug)]

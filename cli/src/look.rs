@@ -1,6 +1,5 @@
 //! `muster ps`, `show`, `nodes` and `logs`: what is, without changing it.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,6 +7,7 @@ use muster_proto::v1;
 
 use crate::client::{Client, To};
 use crate::failure::{Failure, Outcome};
+use crate::output::print_lines;
 use crate::show;
 
 /// List the jobs, and why each that waits does so
@@ -136,18 +136,4 @@ impl Logs {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Tells a person something on standard error. That nobody reads it, or that the disk behind it is
-/// full, is no reason to stop what is being done, so it is not `eprintln!`, which panics then.
-pub(crate) fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Prints lines; false when nobody reads any more, such as behind `| head`.
-pub(crate) fn print_lines(lines: impl IntoIterator<Item = String>) -> bool {
-    let mut stdout = std::io::stdout().lock();
-    lines
-        .into_iter()
-        .all(|line| writeln!(stdout, "{line}").is_ok())
 }

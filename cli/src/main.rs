@@ -6,6 +6,7 @@ mod failure;
 mod jobfile;
 mod look;
 mod manage;
+mod output;
 mod show;
 mod train;
 
@@ -64,12 +65,12 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Rank(rank) => return Ok(rank.run()),
         Command::JobReference => {
-            look::print_lines([muster_cluster::job::reference()]);
+            output::print_lines([muster_cluster::job::reference()]);
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "muster", &mut script);
-            look::print_lines([String::from_utf8_lossy(&script).into_owned()]);
+            output::print_lines([String::from_utf8_lossy(&script).into_owned()]);
         }
         Command::Train(train) => return block_on(train.run()),
         Command::Coordinator(coordinator) => return block_on(coordinator.run()),

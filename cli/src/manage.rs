@@ -9,7 +9,7 @@ use muster_proto::v1;
 use crate::client::{Client, To};
 use crate::failure::{Failure, INTERRUPTED, Outcome};
 use crate::jobfile::{JobArguments, prepare};
-use crate::look::print_lines;
+use crate::output::print_lines;
 
 /// Submit a job to a cluster
 #[derive(Debug, Args)]

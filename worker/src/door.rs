@@ -17,6 +17,9 @@ use crate::hub::{Note, Notes};
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long to wait after a connection could not be accepted, instead of spinning.
+const ACCEPT_RETRY_WAIT: Duration = Duration::from_millis(100);
+
 /// Admits connections until `ended`.
 pub(crate) async fn admit(listener: TcpListener, notes: Notes, ended: CancellationToken) {
     loop {
@@ -35,9 +38,9 @@ pub(crate) async fn admit(listener: TcpListener, notes: Notes, ended: Cancellati
                 });
             }
             Err(error) => {
-                // Mostly too many open files: wait for some to close instead of spinning.
+                // Mostly too many open files. Nobody tells when one is closed.
                 tracing::warn!(%error, "a rank's connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_RETRY_WAIT).await;
             }
         }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use muster_proto::event::{Event, What};
 
-use crate::look::{print_lines, tell};
+use crate::output::{print_lines, tell};
 use crate::show::short;
 
 /// How events are told.

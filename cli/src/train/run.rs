@@ -67,7 +67,11 @@ impl Run<'_> {
             address = start_coordinator(&mut coordinator, tree) => address?,
             () = signals.next() => return Ok(ExitCode::from(INTERRUPTED)),
         };
-        let client = Client::at(&address, COORDINATOR_TIMEOUT)?;
+        let client = Client::at(
+            &address,
+            COORDINATOR_TIMEOUT,
+            "its log is in the state folder; the same command goes on from the last checkpoint",
+        )?;
         let job = self.prepared.spec.name.to_string();
         let mut has_workers = false;
         loop {

@@ -73,14 +73,14 @@ fn obituary(role: &Role, status: Option<ExitStatus>, log_start: u64) -> String {
         || "it could not be waited for".to_owned(),
         |status| status.to_string(),
     );
-    match last_line(&role.log, log_start) {
-        Some(line) => format!(
-            "the {} ended ({how}): {line}; more in {}",
-            role.name,
-            role.log.display()
-        ),
-        None => format!("the {} ended ({how})", role.name),
-    }
+    let last = last_line(&role.log, log_start)
+        .map(|line| format!(": {line}"))
+        .unwrap_or_default();
+    format!(
+        "the {} ended ({how}){last}; its log is {}",
+        role.name,
+        role.log.display()
+    )
 }
 
 fn last_line(log: &Path, start: u64) -> Option<String> {
@@ -194,11 +194,7 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
         };
         let Some(wait) = patience.after(running.started.elapsed()) else {
             let last = obituary(&role, status, running.log_start);
-            return Err(Failure::failed(format!(
-                "{last}; {}; its log is {}",
-                gave_up(),
-                role.log.display()
-            )));
+            return Err(Failure::failed(format!("{last}; {}", gave_up())));
         };
         tracing::warn!(
             "{}; starting it again",

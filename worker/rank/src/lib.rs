@@ -4,7 +4,8 @@
 //! 1. [`rank_main`]: the process, from its environment to its exit code.
 //! 2. [`run_rank`]: the rank itself, on two sockets.
 //! 3. [`class`] and [`probe`]: what decides its bits beside the job.
-//! 4. [`validate`]: whether a job fits its data, before anything is started.
+//! 4. [`end_with_the_tree`]: how a process of a tree notices that its root is gone.
+//! 5. [`validate`]: whether a job fits its data, before anything is started.
 
 mod class;
 mod life;
@@ -12,10 +13,12 @@ mod prepare;
 mod process;
 mod records;
 mod shared;
+mod tree;
 mod validate;
 mod writer;
 
 pub use class::{class, probe};
 pub use prepare::Build;
 pub use process::{Ending, rank_main, run_rank};
+pub use tree::end_with_the_tree;
 pub use validate::{DataSummary, check_checkpoint_folder, digest_file, validate};

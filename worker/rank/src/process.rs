@@ -1,7 +1,7 @@
 //! A rank as a process: what its worker tells it through the environment and two sockets, and how
 //! it ends.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use crate::life::live;
 use crate::prepare::Build;
 use crate::records::Records;
 use crate::shared::{Shared, Trouble};
+use crate::tree::end_with_the_tree;
 
 /// How a rank ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +29,6 @@ pub enum Ending {
     /// Its worker is gone, or ended it.
     Ended,
 }
-
-/// The exit code of a rank whose process tree lost its root.
-const EXIT_WITHOUT_ROOT: i32 = 3;
 
 /// Runs the process of a rank, as its worker starts it: `build` makes the learner of a job,
 /// `canary` is the digest of a fixed computation.
@@ -95,18 +93,6 @@ fn start(build: Build, canary: fn() -> String) -> anyhow::Result<Ending> {
     run_rank(control, bulk, key, build, &class, host, || {
         std::process::exit(1)
     })
-}
-
-/// Ends the process when standard input ends: a pipe that only the root of the process tree holds
-/// open for writing, so that its end is the root's.
-fn end_with_the_tree() -> io::Result<()> {
-    thread::Builder::new().name("tree".to_owned()).spawn(|| {
-        let mut stdin = io::stdin().lock();
-        let mut bytes = [0; 64];
-        while stdin.read(&mut bytes).is_ok_and(|read| read > 0) {}
-        std::process::exit(EXIT_WITHOUT_ROOT);
-    })?;
-    Ok(())
 }
 
 /// Runs one rank on its two connections to the worker, after the hellos. `on_lost` is called when

@@ -43,6 +43,10 @@ impl Writer {
 
 fn run(shared: &Shared, snapshots: &Receiver<Snapshot>, folder: &Path, meta: &Meta, files: &[u32]) {
     while let Ok(snapshot) = snapshots.recv() {
+        if files.is_empty() {
+            continue;
+        }
+        let (arena_hash, optimizer_hash) = (snapshot.arena_hash(), snapshot.optimizer_hash());
         for file in files {
             let Some(name) = FILES.get(*file as usize) else {
                 continue;
@@ -62,8 +66,8 @@ fn run(shared: &Shared, snapshots: &Receiver<Snapshot>, folder: &Path, meta: &Me
                 file: Some((&written).into()),
                 num_files: u32::try_from(FILES.len()).unwrap_or(u32::MAX),
                 folder: folder.display().to_string(),
-                arena_hash: snapshot.arena_hash(),
-                optimizer_hash: snapshot.optimizer_hash(),
+                arena_hash: arena_hash.clone(),
+                optimizer_hash: optimizer_hash.clone(),
                 trace: snapshot.trace(),
             };
             shared.tell(|machine| machine.part_written(part));
