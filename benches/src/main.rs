@@ -1,35 +1,62 @@
 //! Measurements of the built binary, printed as tables.
 //!
-//! `cargo run --release -p muster-bench -- overhead` says where the time of a step goes. Timings are
-//! shares and ratios from interleaved runs, so that a slow minute of the machine hits all of them.
+//! `cargo run --release -p muster-bench -- overhead` says where the time of a step goes, `-- faults`
+//! what deaths cost, and `-- pause` how long the survivors of one stand still. Timings are shares and
+//! ratios, from interleaved runs where a run is short, so that a slow minute of the machine hits all
+//! of them.
 
+mod faults;
 mod overhead;
+mod run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+const USAGE: &str = "usage: cargo run --release -p muster-bench -- overhead [ROUNDS=5] \
+| faults [STEPS=200] [\"0.3 s\" | \"2 s\"] | pause [KILLS=50]";
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let which = arguments.next();
-    let rounds = arguments.next().map_or(Ok(5), |text| text.parse::<usize>());
-    match (which.as_deref(), rounds) {
-        (Some("overhead"), Ok(rounds)) if rounds > 0 => {
-            match muster().and_then(|muster| overhead::run(&muster, rounds)) {
-                Ok(table) => {
-                    println!("{table}");
-                    ExitCode::SUCCESS
-                }
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    ExitCode::FAILURE
-                }
-            }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let Some(table) = measure(&arguments) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match table {
+        Ok(table) => {
+            println!("{table}");
+            ExitCode::SUCCESS
         }
-        _ => {
-            eprintln!("usage: cargo run --release -p muster-bench -- overhead [ROUNDS=5]");
-            ExitCode::from(2)
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
         }
     }
+}
+
+/// Measures what is asked for; `None` where nobody can know what that is.
+fn measure(arguments: &[&str]) -> Option<Result<String, String>> {
+    let (which, rest) = arguments.split_first()?;
+    let number = |default: u64| match rest.first() {
+        None => Some(default),
+        Some(text) => text.parse::<u64>().ok().filter(|number| *number > 0),
+    };
+    let size = |number: u64| usize::try_from(number).ok();
+    Some(match *which {
+        "overhead" => {
+            let rounds = size(number(5)?)?;
+            muster().and_then(|muster| overhead::run(&muster, rounds))
+        }
+        "faults" => {
+            let steps = number(200)?;
+            muster().and_then(|muster| faults::run(&muster, steps, rest.get(1).copied()))
+        }
+        "pause" => {
+            let kills = size(number(50)?)?;
+            muster().and_then(|muster| faults::pause(&muster, kills))
+        }
+        _ => return None,
+    })
 }
 
 /// The binary beside this one.

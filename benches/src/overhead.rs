@@ -2,10 +2,8 @@
 //! which is the protocol's (records, orders, checkpoints' snapshots).
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde_json::Value;
+use crate::run::{Run, median, number};
 
 /// The first steps of a run fill caches and pools.
 const WARM_UP_STEPS: usize = 50;
@@ -73,63 +71,21 @@ pub(crate) fn run(muster: &Path, rounds: usize) -> Result<String, String> {
     Ok(lines.join("\n"))
 }
 
-/// One run in a state folder of its own; the steps behind the warm-up.
+/// One run; the steps behind the warm-up.
 fn train(muster: &Path, variant: &Variant) -> Result<Vec<Step>, String> {
-    static RUN: AtomicU32 = AtomicU32::new(0);
-    let number = RUN.fetch_add(1, Ordering::Relaxed);
-    let state = std::env::temp_dir().join(format!("muster-bench-{}-{number}", std::process::id()));
-    let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/digits/job.toml");
-    let output = Command::new(muster)
-        .args([
-            "train",
-            job,
-            "--json",
-            "--threads",
-            "1",
-            "--workers",
-            variant.workers,
-            "--state",
-        ])
-        .arg(&state)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("{}: {error}", muster.display()))?;
-    // What is left of a failed run may help to find out why.
-    if !output.status.success() {
-        return Err(format!(
-            "the run ended with {}; its state is in {}",
-            output.status,
-            state.display()
-        ));
-    }
-    std::fs::remove_dir_all(&state).map_err(|error| format!("{}: {error}", state.display()))?;
-    let events = String::from_utf8_lossy(&output.stdout).into_owned();
+    let arguments = ["--workers", variant.workers].map(str::to_owned);
     let mut steps = Vec::new();
-    for line in events.lines() {
-        let event: Value =
-            serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))?;
+    for event in Run::start(muster, "job.toml", &arguments)?.finish()? {
         if event["event"] != "step" {
             continue;
         }
-        let number = |name: &str| {
-            event[name]
-                .as_f64()
-                .ok_or_else(|| format!("no {name} in {line}"))
-        };
         steps.push(Step {
-            wall: number("wall_ms")?,
-            contribute: number("contribute_ms")?,
-            reduce: number("reduce_ms")?,
-            update: number("update_ms")?,
+            wall: number(&event, "wall_ms")?,
+            contribute: number(&event, "contribute_ms")?,
+            reduce: number(&event, "reduce_ms")?,
+            update: number(&event, "update_ms")?,
         });
     }
     steps.drain(..WARM_UP_STEPS.min(steps.len()));
     Ok(steps)
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

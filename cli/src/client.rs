@@ -10,6 +10,7 @@ use muster_proto::{address, v1};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use crate::chaos::is_local;
 use crate::failure::Failure;
 
 /// Which coordinator a command speaks to.
@@ -69,6 +70,12 @@ impl Client {
         })
     }
 
+    /// Whether the coordinator that it speaks to is on this machine.
+    pub(crate) async fn is_on_this_machine(&self) -> bool {
+        let found = tokio::net::lookup_host(&self.address).await;
+        found.is_ok_and(|mut found| found.all(|address| is_local(address.ip())))
+    }
+
     /// Asks until there is an answer, or the time is over.
     async fn ask<T, F: Future<Output = Result<T, Status>>>(
         &self,
@@ -126,6 +133,53 @@ impl Client {
         .await
     }
 
+    pub(crate) async fn scale(&self, job: &str, max: u32) -> Result<v1::ScaleReply, Failure> {
+        let scale = v1::Scale {
+            job: job.to_owned(),
+            max,
+        };
+        let request = v1::ScaleRequest {
+            request_id: request_id()?,
+            scale: Some(scale),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.scale_job(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    pub(crate) async fn drain(
+        &self,
+        worker: &str,
+        drains: bool,
+    ) -> Result<v1::DrainReply, Failure> {
+        let drain = v1::Drain {
+            worker: worker.to_owned(),
+            drains,
+        };
+        let request = v1::DrainRequest {
+            request_id: request_id()?,
+            drain: Some(drain),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.drain_node(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    pub(crate) async fn ledger(&self, job: &str) -> Result<v1::LedgerReply, Failure> {
+        let request = v1::ShowLedgerRequest {
+            job: job.to_owned(),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.show_ledger(request).await?.into_inner()) }
+        })
+        .await
+    }
+
     pub(crate) async fn jobs(&self) -> Result<Vec<v1::JobView>, Failure> {
         let reply = self.ask(|mut inner| async move {
             Ok(inner.list_jobs(v1::ListJobsRequest {}).await?.into_inner())
@@ -144,14 +198,14 @@ impl Client {
         .await
     }
 
-    pub(crate) async fn nodes(&self) -> Result<Vec<v1::NodeView>, Failure> {
-        let reply = self.ask(|mut inner| async move {
+    pub(crate) async fn nodes(&self) -> Result<v1::ListNodesReply, Failure> {
+        self.ask(|mut inner| async move {
             Ok(inner
                 .list_nodes(v1::ListNodesRequest {})
                 .await?
                 .into_inner())
-        });
-        Ok(reply.await?.nodes)
+        })
+        .await
     }
 
     pub(crate) async fn logs(

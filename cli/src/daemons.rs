@@ -9,6 +9,8 @@ use muster_cluster::error_chain;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use muster_cluster::plan::Patience;
+
 use crate::failure::{Failure, Outcome};
 use crate::jobfile;
 use crate::output::print_lines;
@@ -26,6 +28,12 @@ pub(crate) struct Coordinator {
     /// The folder of checkpoints of jobs that name none [default: checkpoints in --data]
     #[arg(long, value_name = "FOLDER")]
     checkpoints: Option<PathBuf>,
+    /// A machine from which nothing comes for so long is missed; all other times follow from it
+    #[arg(long, value_name = "MS", default_value_t = Patience::default().detect_ms, value_parser = clap::value_parser!(u64).range(200..=60_000))]
+    detect_ms: u64,
+    /// How long a job that has its fewest workers waits for more before it begins
+    #[arg(long, value_name = "MS", default_value_t = Patience::default().gather_ms, value_parser = clap::value_parser!(u64).range(..=600_000))]
+    gather_ms: u64,
     /// Print one line of JSON with the address and the process id once it serves
     #[arg(long)]
     ready_json: bool,
@@ -44,6 +52,11 @@ impl Coordinator {
             data: self.data,
             listen: self.listen,
             checkpoints: self.checkpoints,
+            patience: Patience {
+                detect_ms: self.detect_ms,
+                gather_ms: self.gather_ms,
+                ..Patience::default()
+            },
         };
         let ready = move |address: SocketAddr| {
             let line = if ready_json {

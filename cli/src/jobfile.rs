@@ -46,8 +46,8 @@ impl Prepared {
     }
 }
 
-/// Reads and checks a job. `workers` replaces the range of the file when it is given the range that
-/// the file states.
+/// Reads and checks a job. `workers` says how many there are at most when it is given the range that
+/// the file states; no more than those are the fewest, then.
 pub(crate) fn prepare(
     arguments: &JobArguments,
     workers: impl FnOnce(u32, u32) -> Option<u32>,
@@ -73,8 +73,9 @@ pub(crate) fn prepare(
     // The file's own faults first, then those of the data that it names.
     let spec = draft.check(&base_dir, "").map_err(bad)?;
     if let Some(workers) = workers(spec.workers.min, spec.workers.max) {
-        for key in ["workers.min", "workers.max"] {
-            set.push(Override::parse(&format!("{key}={workers}")).map_err(bad)?);
+        let min = spec.workers.min.min(workers);
+        for (key, value) in [("workers.min", min), ("workers.max", workers)] {
+            set.push(Override::parse(&format!("{key}={value}")).map_err(bad)?);
         }
         draft = parse(&set)?;
     }

@@ -71,7 +71,7 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) async fn run(self) -> Outcome {
-        let nodes = Client::new(&self.to)?.nodes().await?;
+        let nodes = Client::new(&self.to)?.nodes().await?.nodes;
         if self.json {
             print_lines(nodes.iter().map(|node| show::json::node(node).to_string()));
         } else {

@@ -1,9 +1,12 @@
 //! The one binary: reads what it was asked for, and hands it to the part that does it.
 
+mod chaos;
 mod client;
 mod daemons;
+mod elastic;
 mod failure;
 mod jobfile;
+mod ledger;
 mod look;
 mod manage;
 mod output;
@@ -45,6 +48,10 @@ enum Command {
     Logs(look::Logs),
     Cancel(manage::Cancel),
     Wait(manage::Wait),
+    Scale(elastic::Scale),
+    Drain(elastic::Drain),
+    Ledger(ledger::Ledger),
+    Chaos(chaos::Chaos),
     Nodes(look::Nodes),
     /// Print what a job file may say, with defaults
     JobReference,
@@ -81,6 +88,10 @@ fn run(command: Command) -> Outcome {
         Command::Logs(logs) => return block_on(logs.run()),
         Command::Cancel(cancel) => return block_on(cancel.run()),
         Command::Wait(wait) => return block_on(wait.run()),
+        Command::Scale(scale) => return block_on(scale.run()),
+        Command::Drain(drain) => return block_on(drain.run()),
+        Command::Ledger(ledger) => return block_on(ledger.run()),
+        Command::Chaos(chaos) => return block_on(chaos.run()),
         Command::Nodes(nodes) => return block_on(nodes.run()),
     }
     Ok(ExitCode::SUCCESS)
@@ -146,6 +157,14 @@ mod tests {
             "cancel digits --json",
             "wait digits --json",
             "nodes --json",
+            "scale digits 4 --to a:1 --json",
+            "drain a --json --wait",
+            "drain a --undo",
+            "chaos digits --kill-every 2s",
+            "chaos digits --kill-every 500ms --what rank,worker,coordinator --for 2m --kills 3 --json",
+            "chaos digits --kill-every 1m --pause --seed 7 --to a:1",
+            "ledger digits --json",
+            "ledger digits --verify --to a:1",
             "completions bash",
             "job-reference",
         ] {
@@ -168,6 +187,15 @@ mod tests {
             "worker --join a:1 --host name",
             "logs digits --rank 0 --events",
             "ps --timeout soon",
+            "scale digits",
+            "scale digits 0",
+            "scale digits -1",
+            "chaos digits",
+            "chaos digits --kill-every 0s",
+            "chaos digits --kill-every 2s --kills 0",
+            "chaos digits --kill-every 2s --what machine",
+            "drain",
+            "drain a --undo --wait",
             "completions cobol",
         ] {
             assert_eq!(parse(line).map(|_| ()), Err(2), "{line:?}");

@@ -5,7 +5,7 @@ pub(crate) mod json;
 use muster_proto::v1;
 
 /// Rows in columns as wide as their widest cell.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width_of = |column: usize, title: &str| {
         let cells = rows
             .iter()
@@ -166,11 +166,18 @@ pub(crate) fn nodes(nodes: &[v1::NodeView]) -> String {
     let row = |node: &v1::NodeView| {
         #[expect(clippy::cast_precision_loss, reason = "a duration for people")]
         let seconds = node.last_seen_ms_ago as f64 / 1000.0;
-        let state = if node.connected {
+        let mut state = if node.connected {
             "connected".to_owned()
         } else {
             format!("silent for {seconds:.1} s")
         };
+        if node.draining {
+            state += if node.jobs.is_empty() {
+                ", drained"
+            } else {
+                ", draining"
+            };
+        }
         let class = node
             .class
             .as_ref()

@@ -32,7 +32,8 @@ Exit code: 0 completed, 1 failed, 2 the input is wrong, 130 interrupted.")]
 pub(crate) struct Train {
     #[command(flatten)]
     job: JobArguments,
-    /// How many worker processes [default: one per processor, within the job's range]
+    /// How many ranks, each on a worker of its own, beside spares; while some are lost the job goes
+    /// on with as few as its workers.min [default: one per processor, within the job's range]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
     /// How many threads each computes with [default: its share of the processors]
@@ -54,7 +55,8 @@ impl Train {
         let prepared = prepare(&self.job, |min, max| {
             Some(self.workers.unwrap_or(own.clamp(min, max.max(min))))
         })?;
-        let workers = prepared.spec.workers.max;
+        let ranks = prepared.spec.workers.max;
+        let workers = ranks + prepared.spec.workers.spares;
         let folder = state_folder(self.state.as_deref())?
             .join("train")
             .join(prepared.spec.name.to_string());
@@ -78,10 +80,9 @@ impl Train {
             prepared: &prepared,
             folder: &folder,
             workers,
-            threads: self.threads.map_or(
-                (processors / workers as usize).max(1),
-                std::num::NonZero::get,
-            ),
+            threads: self
+                .threads
+                .map_or((processors / ranks as usize).max(1), std::num::NonZero::get),
             reporter: Reporter::new(format),
             at_once: false,
         };

@@ -1,153 +1,21 @@
 //! How a command changes the state. Total and deterministic: the same commands in the same order
 //! give the same state on every replica, and a refusal is an answer, not an error.
 
+mod answer;
+
+use std::collections::BTreeMap;
+
 use crate::command::{
     Command, NumericsClass, Outcome, OutcomeKind, RequestId, Stamped, StopWhy, Submission,
 };
-use crate::ids::{Generation, History, JobName, Step};
-use crate::job::{Change, Identity, JobDraft};
-use crate::state::{ClusterState, Job, LedgerEntry, Manifest, Phase, World};
+use crate::ids::{Generation, History, JobName, ProcessId, Step, WorkerName};
+use crate::job::{Identity, JobDraft};
+use crate::state::{ClusterState, Job, LedgerEntry, Manifest, Phase, Poison, Seat, World};
+
+pub use answer::{Answer, Effect, Refusal};
 
 /// How many answers are remembered for retries.
 const MAX_ANSWERED: usize = 4096;
-
-/// What a command led to.
-pub type Answer = Result<Effect, Refusal>;
-
-/// What a command changed.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// A job is queued; `from` is the step it goes on from.
-    Queued {
-        /// Which job.
-        job: JobName,
-        /// The step that its first world starts from.
-        from: Step,
-    },
-    /// The job ran to its end before; nothing was changed.
-    AlreadyFinished {
-        /// Which job.
-        job: JobName,
-        /// Its last step.
-        step: Step,
-    },
-    /// The job runs now; nothing was changed but the range of its workers, which counts from its
-    /// next world on.
-    AlreadyRunning {
-        /// Which job.
-        job: JobName,
-    },
-    /// The job ends at the next step boundary.
-    Stopping {
-        /// Which job.
-        job: JobName,
-        /// Whether it rests already, since it had no world.
-        at_rest: bool,
-    },
-    /// A worker is known.
-    Registered,
-    /// A job has a new world.
-    WorldStarted {
-        /// Which job.
-        job: JobName,
-    },
-    /// A checkpoint counts.
-    ManifestCommitted {
-        /// Which job.
-        job: JobName,
-        /// Its step.
-        step: Step,
-    },
-    /// A damaged checkpoint counts no more.
-    ManifestRejected {
-        /// Which job.
-        job: JobName,
-        /// Its step.
-        step: Step,
-    },
-    /// A job is over.
-    Finished {
-        /// Which job.
-        job: JobName,
-    },
-}
-
-/// Why a command changed nothing.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// No job has this name.
-    #[error("no job is named {0:?}; `muster ps` lists the jobs")]
-    UnknownJob(String),
-    /// The draft is no job.
-    #[error("{0}")]
-    BadJob(String),
-    /// The name is taken by a job with other bits.
-    #[error(
-        "job {job} exists and differs: {}; submit under another name, or start over with --fresh",
-        list(changes)
-    )]
-    OtherIdentity {
-        /// Which job.
-        job: JobName,
-        /// What differs.
-        changes: Vec<Change>,
-    },
-    /// `--fresh` was asked for while the job runs.
-    #[error("job {0} is running; cancel it before starting over with --fresh")]
-    StillRunning(JobName),
-    /// The job is over.
-    #[error("job {job} has ended ({how}); there is nothing to stop")]
-    AlreadyEnded {
-        /// Which job.
-        job: JobName,
-        /// How.
-        how: &'static str,
-    },
-    /// It speaks for a world that is no longer.
-    #[error("{what} of generation {got} is refused: job {job} is at generation {current}")]
-    Stale {
-        /// Which job.
-        job: JobName,
-        /// What was asked for.
-        what: &'static str,
-        /// The generation it came from.
-        got: Generation,
-        /// The job's.
-        current: Generation,
-    },
-    /// It belongs to another line of steps, or is not above the last committed step.
-    #[error(
-        "the manifest of step {step} in history {history} is refused: job {job} is at step {committed} of history {current}"
-    )]
-    StaleManifest {
-        /// Which job.
-        job: JobName,
-        /// The manifest's history.
-        history: History,
-        /// The manifest's step.
-        step: Step,
-        /// The job's history.
-        current: History,
-        /// The job's last committed step.
-        committed: Step,
-    },
-    /// An older life of a worker speaks.
-    #[error(
-        "worker {worker} is registered by a newer process; stop one of the two, or name them differently with --name"
-    )]
-    OlderIncarnation {
-        /// Which worker.
-        worker: String,
-    },
-}
-
-fn list(changes: &[Change]) -> String {
-    changes
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
-}
 
 impl ClusterState {
     /// Applies one command. Commands that carry a request already answered give the same answer
@@ -198,7 +66,25 @@ impl ClusterState {
                 world,
                 reason,
                 predecessor_progressed,
-            } => self.start_world(&job, world, reason, predecessor_progressed),
+                poison,
+            } => self.start_world(&job, world, reason, predecessor_progressed, poison),
+            Command::StartStandby { job, process, seat } => self.start_standby(&job, process, seat),
+            Command::EndStandby { job, process, .. } => {
+                self.job_mut(&job)?.standbys.remove(&process);
+                Ok(Effect::StandbyEnded)
+            }
+            Command::Scale { job, max } => self.scale(job, max),
+            Command::Drain { worker, drains } => {
+                if !self.nodes.contains_key(&worker) {
+                    return Err(Refusal::UnknownWorker(worker));
+                }
+                if drains {
+                    self.draining.insert(worker.clone());
+                } else {
+                    self.draining.remove(&worker);
+                }
+                Ok(Effect::Drained { worker, drains })
+            }
             Command::CommitManifest { job, manifest } => self.commit_manifest(&job, manifest),
             Command::RejectManifest {
                 job, history, step, ..
@@ -239,6 +125,9 @@ impl ClusterState {
                 history: History(1),
                 generation: Generation(0),
                 world: None,
+                standbys: BTreeMap::new(),
+                newest_process: ProcessId(0),
+                poison: None,
                 manifests: Vec::new(),
                 ledger: Vec::new(),
                 num_fruitless_worlds: 0,
@@ -284,6 +173,7 @@ impl ClusterState {
         job.identity = identity;
         job.phase = Phase::Queued;
         job.num_fruitless_worlds = 0;
+        job.poison = None;
         job.num_submissions += 1;
         job.submitted_ms = submitted_ms;
         Ok(Effect::Queued {
@@ -301,8 +191,7 @@ impl ClusterState {
             }),
             Phase::Queued => {
                 let outcome = job.rest(why.into(), "it had no world".to_owned());
-                job.phase = Phase::Ended(outcome);
-                job.world = None;
+                job.end(outcome);
                 Ok(Effect::Stopping {
                     job: name.clone(),
                     at_rest: true,
@@ -324,23 +213,19 @@ impl ClusterState {
         world: World,
         reason: String,
         progressed: bool,
+        poison: Option<Poison>,
     ) -> Answer {
         let stamp_ms = self.stamp_ms;
         let class = self.class_of(&world).cloned();
         let job = self.job_mut(name)?;
-        // A world that replaces another one falls back, so each history has at most one world.
         // The state may have moved on since the planner looked: a job that was ended and submitted
         // again is in a later history, which an older plan must not take back.
-        let history = if job.has_world() {
-            job.history.next()
+        let follows = if world.finish.is_some() {
+            job.is_healed_by(&world)
         } else {
-            job.history
+            job.is_followed_by(&world)
         };
-        if world.generation != job.generation.next()
-            || world.history != history
-            || world.first_step != job.committed_step()
-            || matches!(job.phase, Phase::Ended(_))
-        {
+        if !follows || world.generation != job.generation.next() || job.is_over() {
             return Err(Refusal::Stale {
                 job: name.clone(),
                 what: "a world",
@@ -348,13 +233,27 @@ impl ClusterState {
                 current: job.generation,
             });
         }
+        // Where a rank is lost, that may be why no step was applied; it is counted as poison.
+        let all_go_on = job.world.as_ref().is_some_and(|old| {
+            let mut ranks = old.ranks.iter();
+            world.finish.is_none() || ranks.all(|rank| world.has(rank.process))
+        });
+        if progressed || job.world.is_none() {
+            job.num_fruitless_worlds = 0;
+        } else if all_go_on {
+            job.num_fruitless_worlds = job.num_fruitless_worlds.saturating_add(1);
+        }
+        if world.finish.is_none() {
+            // A world of new processes has nothing to do with those that wait to heal the old one.
+            job.standbys.clear();
+        }
+        job.poison = poison;
         job.history = world.history;
         job.generation = world.generation;
-        job.num_fruitless_worlds = if progressed || job.world.is_none() {
-            0
-        } else {
-            job.num_fruitless_worlds + 1
-        };
+        for placement in &world.ranks {
+            job.standbys.remove(&placement.process);
+            job.newest_process = job.newest_process.max(placement.process);
+        }
         if job.phase == Phase::Queued {
             job.phase = Phase::Running;
         }
@@ -369,6 +268,36 @@ impl ClusterState {
         });
         job.world = Some(world);
         Ok(Effect::WorldStarted { job: name.clone() })
+    }
+
+    fn start_standby(&mut self, name: &JobName, process: ProcessId, seat: Seat) -> Answer {
+        let job = self.job_mut(name)?;
+        if !job.has_world() || process != job.newest_process.next() {
+            return Err(Refusal::Stale {
+                job: name.clone(),
+                what: "a process",
+                got: job.generation,
+                current: job.generation,
+            });
+        }
+        job.newest_process = process;
+        job.standbys.insert(process, seat);
+        Ok(Effect::StandbyStarted)
+    }
+
+    fn scale(&mut self, name: JobName, max: u32) -> Answer {
+        let job = self.job_mut(&name)?;
+        let (min, shards) = (job.spec.workers.min, job.spec.train.logical_shards);
+        if max < min || max > shards {
+            return Err(Refusal::BadScale {
+                job: name,
+                max,
+                min,
+                shards,
+            });
+        }
+        job.spec.workers.max = max;
+        Ok(Effect::Scaled { job: name, max })
     }
 
     fn commit_manifest(&mut self, name: &JobName, manifest: Manifest) -> Answer {
@@ -409,22 +338,15 @@ impl ClusterState {
                 current: job.generation,
             });
         }
-        job.phase = Phase::Ended(outcome);
-        job.world = None;
+        job.end(outcome);
         Ok(Effect::Finished { job: name.clone() })
     }
 
-    /// The devices of a worker that worlds hold now.
+    /// The devices of a worker that processes of jobs hold now.
     #[must_use]
-    pub fn num_busy_devices(&self, worker: &crate::ids::WorkerName) -> u32 {
-        let placements = self
-            .jobs
-            .values()
-            .filter_map(|job| job.world.as_ref())
-            .flat_map(|world| &world.ranks);
-        let busy = placements
-            .filter(|placement| placement.worker == *worker)
-            .count();
+    pub fn num_busy_devices(&self, worker: &WorkerName) -> u32 {
+        let held = self.jobs.values().flat_map(Job::held_workers);
+        let busy = held.filter(|holder| *holder == worker).count();
         u32::try_from(busy).unwrap_or(u32::MAX)
     }
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
-use crate::state::{Manifest, World};
+use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step, WorkerName};
+use crate::state::{Manifest, Poison, Seat, World};
 
 /// A command with the time and the request it came with.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,8 +48,42 @@ pub enum Command {
         world: World,
         /// Why, in one sentence.
         reason: String,
-        /// Whether the world before this one applied a step.
+        /// Whether the world before this one applied a step, or was closed on purpose.
         predecessor_progressed: bool,
+        /// What is known by now of a shard that kills ranks again and again.
+        poison: Option<Poison>,
+    },
+    /// A job gets a process that is to enter a later world.
+    StartStandby {
+        /// Which job.
+        job: JobName,
+        /// The process; its number is one above the job's newest.
+        process: ProcessId,
+        /// Where it runs.
+        seat: Seat,
+    },
+    /// A process that has not entered a world is no more, or not wanted any longer.
+    EndStandby {
+        /// Which job.
+        job: JobName,
+        /// Which process.
+        process: ProcessId,
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// A user wants a job to run with another number of workers.
+    Scale {
+        /// Which job.
+        job: JobName,
+        /// The most ranks of its next worlds.
+        max: u32,
+    },
+    /// An operator wants a node free, or gives it back.
+    Drain {
+        /// Which node.
+        worker: WorkerName,
+        /// Whether its ranks leave; `false` gives it back.
+        drains: bool,
     },
     /// Every file of a checkpoint is durable.
     CommitManifest {

@@ -41,6 +41,10 @@ number!(
     RankId(u32), ""
 );
 number!(
+    /// A process of a job, numbered from 1 through the job's life: it may be a rank of many worlds.
+    ProcessId(u64), "p"
+);
+number!(
     /// A fixed slice of a step's global batch, from 0.
     ShardId(u32), ""
 );

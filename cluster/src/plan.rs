@@ -4,15 +4,29 @@
 use std::collections::BTreeMap;
 
 use crate::command::{Command, Outcome, OutcomeKind};
-use crate::ids::{Generation, Incarnation, JobName, RankId, Step, WorkerName};
+use crate::ids::{Incarnation, JobName, Step, WorkerName};
 use crate::state::{ClusterState, Job, Phase};
 
+mod closure;
+mod fate;
+mod finish;
+mod heal;
 mod place;
+mod poison;
+mod standby;
+mod watch;
 
+pub use watch::{Closed, Failures, Standby, Watch};
+
+use fate::Running;
+use heal::Verdict;
 use place::{Wanting, place};
 
 /// Worlds in a row that may end without having applied a step.
 pub const MAX_FRUITLESS_WORLDS: u32 = 5;
+
+/// A job ends when so many worlds in a row lost ranks with the same shard of the same step to compute.
+pub const MAX_POISONED_WORLDS: u32 = 5;
 
 /// What the leader saw and Raft does not know; rebuilt by every new leader.
 #[derive(Clone, Debug, Default)]
@@ -25,24 +39,6 @@ pub struct Observed {
     pub worlds: BTreeMap<JobName, Watch>,
 }
 
-/// What the leader saw of one world.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watch {
-    /// Which world.
-    pub generation: Generation,
-    /// Ranks that are gone, and how that is known. Proof: an exit that a worker saw, or a worker
-    /// that came back as a new incarnation.
-    pub gone: BTreeMap<RankId, String>,
-    /// Ranks that a peer misses: since when, and what it says.
-    pub missed: BTreeMap<RankId, (u64, String)>,
-    /// Set when a world cannot go on though no rank is known to be gone.
-    pub broken: Option<String>,
-    /// Whether the world applied a step.
-    pub progressed: bool,
-    /// Since when there are enough workers for the job; for gathering.
-    pub wanting_since_ms: Option<u64>,
-}
-
 /// How long the leader waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
@@ -52,6 +48,21 @@ pub struct Patience {
     pub gather_ms: u64,
     /// Silence alone ends a rank after this long.
     pub fallback_after_ms: u64,
+}
+
+impl Patience {
+    /// How often a worker shows that it is there: a few times before it is missed.
+    #[must_use]
+    pub fn heartbeat_ms(self) -> u64 {
+        (self.detect_ms / 4).max(1)
+    }
+
+    /// How long a rank waits for a peer that is there and sends nothing of the step, as one that
+    /// computes does. A peer that is silent or gone is noticed otherwise.
+    #[must_use]
+    pub fn collective_timeout_ms(self) -> u64 {
+        self.detect_ms.saturating_mul(600)
+    }
 }
 
 impl Default for Patience {
@@ -71,6 +82,17 @@ pub struct Plan {
     pub commands: Vec<Command>,
     /// Why each job that waits does so.
     pub waits: BTreeMap<JobName, Wait>,
+    /// Worlds to be closed, and how soon.
+    pub closing: BTreeMap<JobName, Closing>,
+}
+
+/// A world is to be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// At once: it cannot go on.
+    Now(String),
+    /// Behind the step that runs: its ranks are to be others.
+    BehindStep(String),
 }
 
 /// Why a job has no world yet.
@@ -101,7 +123,7 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
             .worlds
             .get(name)
             .filter(|watch| watch.generation == job.generation);
-        let (why, since) = match &job.phase {
+        let (why, since, poison) = match &job.phase {
             Phase::Ended(_) => continue,
             Phase::Queued => {
                 let why = match job.committed_step() {
@@ -110,13 +132,25 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
                 };
                 // It has no world yet whose number a watch could carry.
                 let watch = observed.worlds.get(name);
-                (why, watch.and_then(|watch| watch.wanting_since_ms))
+                (why, watch.and_then(|watch| watch.wanting_since_ms), None)
             }
             Phase::Running | Phase::Stopping(_) => {
-                let Some(why) = why_lost(job, observed, watch, patience, now_ms) else {
+                let running = Running {
+                    name,
+                    job,
+                    watch,
+                    state,
+                    observed,
+                    patience,
+                    now_ms,
+                };
+                let verdict = heal::judge(&running);
+                let Verdict::FallBack(why, poison) = verdict else {
+                    plan.keep_running(&running, verdict, &mut free);
                     continue;
                 };
-                if let Some(outcome) = end_of(job, watch, &why) {
+                let end = end_of(job, watch, &why);
+                if let Some(outcome) = end.or_else(|| poison::end(job, poison.as_ref(), &why)) {
                     plan.commands.push(Command::Finish {
                         job: name.clone(),
                         generation: job.generation,
@@ -124,7 +158,9 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
                     });
                     continue;
                 }
-                (why, watch.and_then(|watch| watch.wanting_since_ms))
+                // A step behind the checkpoint is not run again.
+                let poison = poison.filter(|poison| poison.step >= job.committed_step());
+                (why, watch.and_then(|watch| watch.wanting_since_ms), poison)
             }
         };
         // Until the state gives it a new world, a lost one holds its devices: a job further down
@@ -137,6 +173,7 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
             why,
             since,
             watch,
+            poison,
         };
         match place(&mut offered, state, wanting, patience, now_ms) {
             Ok(command) => {
@@ -151,6 +188,29 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
     plan
 }
 
+impl Plan {
+    /// What comes of a world whose ranks go on, or may.
+    fn keep_running(&mut self, running: &Running<'_>, verdict: Verdict, free: &mut Devices) {
+        match verdict {
+            Verdict::Heal(command) => {
+                // Who enters and who is wanted beside it is judged anew when it is there.
+                self.commands.push(command);
+                return;
+            }
+            Verdict::Close(closing, why) => {
+                self.closing.insert(running.name.clone(), closing);
+                if let Some(why) = why {
+                    let gathers = false;
+                    self.waits
+                        .insert(running.name.clone(), Wait { gathers, why });
+                }
+            }
+            Verdict::Lives | Verdict::FallBack(..) => {}
+        }
+        self.commands.extend(standby::next(running, free));
+    }
+}
+
 /// How a job ends whose world is lost, or `None` when it is to get another one.
 fn end_of(job: &Job, watch: Option<&Watch>, why: &str) -> Option<Outcome> {
     if let Phase::Stopping(stop) = job.phase {
@@ -158,10 +218,10 @@ fn end_of(job: &Job, watch: Option<&Watch>, why: &str) -> Option<Outcome> {
         return Some(job.rest(stop.into(), reason));
     }
     let progressed = watch.is_some_and(|watch| watch.progressed);
-    let is_fruitless = !progressed && job.num_fruitless_worlds + 1 >= MAX_FRUITLESS_WORLDS;
+    let num_fruitless = job.num_fruitless_worlds.saturating_add(1);
+    let is_fruitless = !progressed && num_fruitless >= MAX_FRUITLESS_WORLDS;
     is_fruitless.then(|| {
-        let reason =
-            format!("{MAX_FRUITLESS_WORLDS} worlds in a row applied no step; the last: {why}");
+        let reason = format!("{num_fruitless} worlds in a row applied no step; the last: {why}");
         job.rest(OutcomeKind::Failed, reason)
     })
 }
@@ -179,84 +239,21 @@ fn free_devices(state: &ClusterState, observed: &Observed) -> Devices {
             let node = state
                 .nodes
                 .get(worker)
-                .filter(|node| node.incarnation == *incarnation)?;
+                .filter(|node| node.incarnation == *incarnation)
+                .filter(|_| !state.draining.contains(worker))?;
             let free = i64::from(node.num_devices) - i64::from(state.num_busy_devices(worker));
             Some((worker.clone(), free))
         });
     alive.collect()
 }
 
-/// A job that gets a new world gives its old devices back first.
+/// A job that gets a world of new processes gives its old devices back first.
 fn give_back(free: &mut Devices, job: &Job) {
-    for placement in job.world.iter().flat_map(|world| &world.ranks) {
-        if let Some(devices) = free.get_mut(&placement.worker) {
+    for worker in job.held_workers() {
+        if let Some(devices) = free.get_mut(worker) {
             *devices += 1;
         }
     }
-}
-
-/// Why the job's world is lost, or `None` while it lives.
-fn why_lost(
-    job: &Job,
-    observed: &Observed,
-    watch: Option<&Watch>,
-    patience: Patience,
-    now_ms: u64,
-) -> Option<String> {
-    let world = job.world.as_ref()?;
-    if let Some(watch) = watch {
-        if let Some((rank, how)) = watch.gone.iter().next() {
-            return Some(format!("rank {rank} is gone: {how}"));
-        }
-        if let Some(reason) = &watch.broken {
-            return Some(reason.clone());
-        }
-    }
-    for (rank, placement) in (0u32..).zip(&world.ranks) {
-        match observed.connected.get(&placement.worker) {
-            Some(incarnation) if *incarnation == placement.incarnation => {
-                // The worker is there: it will say soon whether the rank exited. If it says
-                // nothing, the link between the two ranks is at fault, and the world is, too.
-                let missed = watch.and_then(|watch| watch.missed.get(&RankId(rank)));
-                if let Some((since, how)) = missed
-                    && now_ms.saturating_sub(*since) > patience.detect_ms
-                {
-                    return Some(format!("rank {rank} is missed by a peer: {how}"));
-                }
-            }
-            Some(_) => {
-                return Some(format!(
-                    "rank {rank} is gone: worker {} came back as a new process",
-                    placement.worker
-                ));
-            }
-            None => {
-                let since = observed
-                    .silent_since_ms
-                    .get(&placement.worker)
-                    .copied()
-                    .unwrap_or(now_ms);
-                let silent_ms = now_ms.saturating_sub(since);
-                let missed = watch.and_then(|watch| watch.missed.get(&RankId(rank)));
-                if let Some((_, how)) = missed
-                    && silent_ms > patience.detect_ms
-                {
-                    return Some(format!(
-                        "rank {rank} is lost: worker {} is silent, and a peer says: {how}",
-                        placement.worker
-                    ));
-                }
-                if silent_ms > patience.fallback_after_ms {
-                    return Some(format!(
-                        "rank {rank} is lost: worker {} is silent for {} s",
-                        placement.worker,
-                        silent_ms / 1000
-                    ));
-                }
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! What Raft replicates: jobs, worlds, manifests and nodes. Heartbeats, ranks' progress and
 //! metrics are not here: they are the leader's observation.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::apply::Answer;
 use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, RequestId, StopWhy, Submission};
-use crate::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
+use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
 use crate::job::{Identity, JobSpec};
 use crate::tree::Run;
 
@@ -16,6 +16,9 @@ pub struct ClusterState {
     pub jobs: BTreeMap<JobName, Job>,
     /// Every worker that ever registered, by name.
     pub nodes: BTreeMap<WorkerName, Node>,
+    /// The workers that an operator wants free: they get no ranks, and those they have leave at a
+    /// step boundary.
+    pub draining: BTreeSet<WorkerName>,
     /// The latest stamp; it never goes back.
     pub stamp_ms: u64,
     /// The answers to the last requests, so that a retry gets the first answer.
@@ -39,6 +42,12 @@ pub struct Job {
     pub generation: Generation,
     /// Its newest world, while it runs.
     pub world: Option<World>,
+    /// Processes that are to enter a later world: joiners and hot spares.
+    pub standbys: BTreeMap<ProcessId, Seat>,
+    /// The number of the newest process.
+    pub newest_process: ProcessId,
+    /// What kills ranks at one step again and again, if anything does.
+    pub poison: Option<Poison>,
     /// Committed checkpoints, oldest first, at most `checkpoint.keep`.
     pub manifests: Vec<Manifest>,
     /// Which generation ran which steps with which world.
@@ -92,21 +101,88 @@ pub struct World {
     pub history: History,
     /// Its number.
     pub generation: Generation,
-    /// The first step it runs; where above 0, from the manifest of that step.
+    /// The first step it runs. A world that does not heal another starts it from the manifest of
+    /// that step, or from initial values where it is 0.
     pub first_step: Step,
     /// One placement a rank, by rank.
     pub ranks: Vec<Placement>,
+    /// How the first step is finished that the world before began; `None` for a world of new
+    /// processes.
+    pub finish: Option<Finish>,
+}
+
+impl World {
+    /// Whether a process of the job is a rank of it.
+    #[must_use]
+    pub fn has(&self, process: ProcessId) -> bool {
+        self.ranks.iter().any(|rank| rank.process == process)
+    }
 }
 
 /// Where one rank runs, and what it computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
+    /// Which process of the job it is.
+    pub process: ProcessId,
     /// On which worker.
     pub worker: WorkerName,
     /// In which life of that worker.
     pub incarnation: Incarnation,
-    /// Its logical shards.
+    /// Its logical shards; of a world that heals, from its second step on.
     pub shards: Run,
+}
+
+/// Where a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// On which worker.
+    pub worker: WorkerName,
+    /// In which life of that worker.
+    pub incarnation: Incarnation,
+}
+
+/// How a world gets through the step that the world before it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Whether every rank has the evaluation that follows the steps so far.
+    pub evaluated: bool,
+    /// What each rank does, by rank.
+    pub parts: Vec<Part>,
+}
+
+/// One rank's part in finishing a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The shards it brings into the sum: those it has a contribution of, and those it computes.
+    pub shards: Vec<Run>,
+    /// What it is given before, if it is not at the step yet.
+    pub heal: Option<Heal>,
+}
+
+/// What a rank needs to be at the step that its world finishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heal {
+    /// It is one step behind, and applies the reduced vector that another rank still has.
+    Reduced {
+        /// Who has it.
+        from: RankId,
+    },
+    /// It takes the whole state over.
+    State {
+        /// Who sends it, each an equal share.
+        from: Vec<RankId>,
+    },
+}
+
+/// Deaths in a row at one step of ranks that all had one of these shards to compute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poison {
+    /// The step that does not end.
+    pub step: Step,
+    /// What all of the dead had to compute.
+    pub shards: Vec<Run>,
+    /// How many worlds in a row it broke.
+    pub num_worlds: u32,
 }
 
 /// The files of a checkpoint: the state after `step` steps.
@@ -231,5 +307,64 @@ impl Job {
     #[must_use]
     pub fn has_world(&self) -> bool {
         self.world.is_some()
+    }
+
+    /// Whether it has ended, or rests.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// The worker of each of its processes.
+    pub fn held_workers(&self) -> impl Iterator<Item = &WorkerName> {
+        let ranks = self.world.iter().flat_map(|world| &world.ranks);
+        let standbys = self.standbys.values().map(|seat| &seat.worker);
+        ranks.map(|rank| &rank.worker).chain(standbys)
+    }
+
+    /// Whether a process is part of its world, or waits to be.
+    #[must_use]
+    pub fn has_process(&self, process: ProcessId) -> bool {
+        let is_rank = |world: &World| world.has(process);
+        self.standbys.contains_key(&process) || self.world.as_ref().is_some_and(is_rank)
+    }
+
+    /// It is over, or rests.
+    pub(crate) fn end(&mut self, outcome: Outcome) {
+        self.phase = Phase::Ended(outcome);
+        self.world = None;
+        self.standbys.clear();
+    }
+
+    /// Whether `world` goes on from the last checkpoint, with processes of its own. One that
+    /// replaces another world falls back, so each history has one world of this kind.
+    pub(crate) fn is_followed_by(&self, world: &World) -> bool {
+        let history = if self.has_world() {
+            self.history.next()
+        } else {
+            self.history
+        };
+        let mut newest = self.newest_process;
+        world.history == history
+            && world.first_step == self.committed_step()
+            && world.ranks.iter().all(|rank| {
+                newest = newest.next();
+                rank.process == newest
+            })
+    }
+
+    /// Whether `world` goes on with the state of the job's world: its ranks are of that world, or
+    /// waited to enter it, and each has its part. Its first step may be one that the last world was
+    /// past, where those who had applied it are gone; applied again it gives the same bits.
+    pub(crate) fn is_healed_by(&self, world: &World) -> bool {
+        let mut members = BTreeSet::new();
+        let is_whole = |finish: &Finish| finish.parts.len() == world.ranks.len();
+        world.history == self.history
+            && self.has_world()
+            && world.finish.as_ref().is_some_and(is_whole)
+            && world
+                .ranks
+                .iter()
+                .all(|rank| self.has_process(rank.process) && members.insert(rank.process))
     }
 }

@@ -83,6 +83,60 @@ pub fn subtrees(num_shards: u32, run: Run) -> Vec<Run> {
     out
 }
 
+/// The fewest nodes of the tree over `0..num_shards` that together hold exactly these shards, in
+/// order: what a rank's contributions to them add up to.
+#[must_use]
+pub fn cover(num_shards: u32, shards: &[Run]) -> Vec<Run> {
+    let shards = union(shards);
+    let nodes = shards.iter().flat_map(|run| subtrees(num_shards, *run));
+    nodes.collect()
+}
+
+/// The same shards as the fewest runs, in order.
+#[must_use]
+pub fn union(shards: &[Run]) -> Vec<Run> {
+    let mut runs: Vec<Run> = shards.to_vec();
+    runs.sort_unstable();
+    let mut merged: Vec<Run> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
+
+/// The shards that both hold, as the fewest runs, in order.
+#[must_use]
+pub fn intersection(these: &[Run], those: &[Run]) -> Vec<Run> {
+    let common = these.iter().flat_map(|this| {
+        those.iter().filter_map(move |that| {
+            let (start, end) = (this.start.max(that.start), this.end.min(that.end));
+            (start < end).then_some(Run { start, end })
+        })
+    });
+    union(&common.collect::<Vec<_>>())
+}
+
+/// The shards of `these` that are not in `those`, as the fewest runs, in order.
+#[must_use]
+pub fn difference(these: &[Run], those: &[Run]) -> Vec<Run> {
+    let mut rest = union(these);
+    for that in those {
+        let cut = |run: Run| {
+            let left = (run.start, run.end.min(that.start));
+            let right = (run.start.max(that.end), run.end);
+            [left, right]
+                .into_iter()
+                .filter(|(start, end)| start < end)
+                .map(|(start, end)| Run { start, end })
+        };
+        rest = rest.into_iter().flat_map(cut).collect();
+    }
+    rest
+}
+
 /// Sums the leaves under `node` along the canonical tree: `leaf` gives a part that is already
 /// summed (a shard, or a whole subtree, where it returns `Some`), `add` adds the right child into
 /// the left one. Returns `None` when a leaf is missing.
@@ -143,7 +197,27 @@ mod tests {
         assert_eq!(text(6, 4, 6), "4..6");
     }
 
+    /// The runs of the shards whose bit is set.
+    fn of_bits(bits: u32) -> Vec<Run> {
+        let runs = (0..32).filter(|shard| bits >> shard & 1 == 1);
+        runs.map(|shard| Run::new(shard, shard + 1)).collect()
+    }
+
     proptest! {
+        #[test]
+        fn sets_of_shards_behave_as_sets(a in any::<u32>(), b in any::<u32>()) {
+            let (left, right) = (of_bits(a), of_bits(b));
+            let both = [left.clone(), right.clone()].concat();
+            prop_assert_eq!(union(&both), union(&of_bits(a | b)));
+            prop_assert_eq!(intersection(&left, &right), union(&of_bits(a & b)));
+            prop_assert_eq!(difference(&left, &right), union(&of_bits(a & !b)));
+            let covered: u32 = cover(32, &left).iter().flat_map(|run| run.shards()).map(|s| 1 << s).sum();
+            prop_assert_eq!(covered, a);
+            for node in cover(32, &left) {
+                prop_assert_eq!(subtrees(32, node), vec![node]);
+            }
+        }
+
         #[test]
         fn any_split_over_ranks_sums_in_one_order(num_shards in 1u32..65, num_ranks in 1u32..65) {
             prop_assume!(num_ranks <= num_shards);

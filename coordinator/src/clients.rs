@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::driver::{Call, Handle};
 use crate::logs::Logs;
 use crate::records::{Durable, Records};
+use crate::words;
 use crate::workers::ended;
 
 /// Events or lines that may wait for one client.
@@ -132,7 +133,6 @@ impl Clients for ClientsService {
         let stop = request
             .stop
             .ok_or_else(|| Status::invalid_argument("no job is named"))?;
-        let invalid = |error: convert::BadMessage| Status::invalid_argument(error.to_string());
         let job = convert::job_name(&stop.job).map_err(invalid)?;
         let why = convert::stop_why(stop.why).map_err(invalid)?;
         let effect = self
@@ -149,6 +149,73 @@ impl Clients for ClientsService {
             _ => format!("job {job} ends at the next step boundary, behind a checkpoint"),
         };
         Ok(Response::new(v1::StopReply { message }))
+    }
+
+    async fn scale_job(
+        &self,
+        request: Request<v1::ScaleRequest>,
+    ) -> Result<Response<v1::ScaleReply>, Status> {
+        let request = request.into_inner();
+        let scale = request
+            .scale
+            .ok_or_else(|| Status::invalid_argument("no job is named"))?;
+        let name = convert::job_name(&scale.job).map_err(invalid)?;
+        let max = scale.max;
+        self.apply(&request.request_id, Command::Scale { job: name, max })
+            .await?;
+        let view = self.must_exist(&scale.job).await?;
+        Ok(Response::new(v1::ScaleReply {
+            message: words::scaled(&view, max),
+            workers_min: view.workers_min,
+            workers_max: view.workers_max,
+            world_size: view.world_size,
+        }))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainReply>, Status> {
+        let request = request.into_inner();
+        let drain = request
+            .drain
+            .ok_or_else(|| Status::invalid_argument("no node is named"))?;
+        let worker = convert::worker_name(&drain.worker).map_err(invalid)?;
+        let drains = drain.drains;
+        let command = Command::Drain {
+            worker: worker.clone(),
+            drains,
+        };
+        self.apply(&request.request_id, command).await?;
+        let reply = self
+            .driver
+            .look(move |coordinator, _| {
+                let jobs = coordinator.jobs_on(&worker);
+                let views = jobs.iter().filter_map(|job| coordinator.job_view(job));
+                let views: Vec<v1::JobView> = views.collect();
+                v1::DrainReply {
+                    message: words::drained(&drain.worker, drains, &views),
+                    jobs,
+                }
+            })
+            .await
+            .map_err(ended)?;
+        Ok(Response::new(reply))
+    }
+
+    async fn show_ledger(
+        &self,
+        request: Request<v1::ShowLedgerRequest>,
+    ) -> Result<Response<v1::LedgerReply>, Status> {
+        let job = request.into_inner().job;
+        self.must_exist(&job).await?;
+        let ledger = self
+            .driver
+            .look(move |coordinator, _| coordinator.ledger(&job))
+            .await
+            .map_err(ended)?;
+        let ledger = ledger.ok_or_else(|| Status::internal("the job has no ledger"))?;
+        Ok(Response::new(ledger))
     }
 
     async fn list_jobs(
@@ -181,7 +248,10 @@ impl Clients for ClientsService {
             .look(muster_coordinator_core::Coordinator::node_views)
             .await
             .map_err(ended)?;
-        Ok(Response::new(v1::ListNodesReply { nodes }))
+        Ok(Response::new(v1::ListNodesReply {
+            nodes,
+            coordinator_pid: std::process::id(),
+        }))
     }
 
     async fn events(
@@ -245,6 +315,11 @@ impl Clients for ClientsService {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+fn invalid(error: convert::BadMessage) -> Status {
+    Status::invalid_argument(error.to_string())
 }
 
 /// Sends the lines of a job's file that are durable, and, to a follower, those that become so.

@@ -4,8 +4,8 @@
 //! 1. [`serve`]: the process, from its start to its end.
 //! 2. [`store`]: the replicated log on disk.
 //!
-//! Inside: `door` admits connections, the driver owns the machine, `records` the events' files, `logs` what ranks print, and
-//! `workers` and `clients` are the two services.
+//! Inside: `door` admits connections, the driver owns the machine, `records` the events' files, `logs` what ranks print,
+//! `workers` and `clients` are the two services, and `words` says what a client's command leads to.
 
 mod clients;
 mod door;
@@ -14,6 +14,7 @@ mod logs;
 mod records;
 mod serve;
 pub mod store;
+mod words;
 mod workers;
 
 pub use driver::DriverError;

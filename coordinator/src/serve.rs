@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use muster_cluster::plan::Patience;
 use muster_coordinator_core::Coordinator;
 use muster_proto::v1::clients_server::ClientsServer;
 use muster_proto::v1::workers_server::WorkersServer;
@@ -33,6 +34,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The folder of checkpoints for jobs that name none; `None`: `checkpoints` in `data`.
     pub checkpoints: Option<PathBuf>,
+    /// How long it waits for what.
+    pub patience: Patience,
 }
 
 /// Why a coordinator cannot start, or go on.
@@ -165,9 +168,10 @@ fn open(
     let checkpoints = checkpoints.display().to_string();
     let coordinator = Coordinator::new(recovered, meta.cluster_id, checkpoints, past, &mut first)
         .map_err(|reason| Error::Recover {
-        folder: folder.clone(),
-        reason,
-    })?;
+            folder: folder.clone(),
+            reason,
+        })?
+        .with_patience(options.patience);
     let reports = notes.clone();
     let report = move |report| {
         let _ = reports.send(note_of(report));

@@ -1,17 +1,20 @@
 //! What Raft replicates, from the vocabulary to the wire and back. Bytes that make no sense are an
 //! error with a name, never a panic.
 
+mod world;
+
 use std::path::PathBuf;
 
 use muster_cluster::command::{
     Command, Node, NumericsClass, Outcome, OutcomeKind, Stamped, StopWhy, Submission,
 };
-use muster_cluster::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
-use muster_cluster::state::{FileRef, Manifest, Placement, World};
-use muster_cluster::tree::Run;
+use muster_cluster::ids::{Generation, History, Incarnation, JobName, ProcessId, Step, WorkerName};
+use muster_cluster::state::{FileRef, Manifest, Seat};
 use prost::Message;
 
 use crate::v1;
+
+pub use world::{placements, runs, shards};
 
 /// A message that is not one of ours, or lacks what it must have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,11 +77,36 @@ pub fn encode(stamped: &Stamped) -> Vec<u8> {
             world,
             reason,
             predecessor_progressed,
+            poison,
         } => Wire::StartWorld(v1::StartWorld {
             job: job.to_string(),
             world: Some(world.into()),
             reason: reason.clone(),
             predecessor_progressed: *predecessor_progressed,
+            poison: poison.as_ref().map(Into::into),
+        }),
+        Command::StartStandby { job, process, seat } => Wire::StartStandby(v1::StartStandby {
+            job: job.to_string(),
+            process: process.0,
+            worker: seat.worker.to_string(),
+            incarnation: seat.incarnation.0,
+        }),
+        Command::EndStandby {
+            job,
+            process,
+            reason,
+        } => Wire::EndStandby(v1::EndStandby {
+            job: job.to_string(),
+            process: process.0,
+            reason: reason.clone(),
+        }),
+        Command::Scale { job, max } => Wire::Scale(v1::Scale {
+            job: job.to_string(),
+            max: *max,
+        }),
+        Command::Drain { worker, drains } => Wire::Drain(v1::Drain {
+            worker: worker.to_string(),
+            drains: *drains,
         }),
         Command::CommitManifest { job, manifest } => Wire::CommitManifest(v1::CommitManifest {
             job: job.to_string(),
@@ -140,6 +168,28 @@ pub fn decode(bytes: &[u8]) -> Result<Stamped, BadMessage> {
                 .try_into()?,
             reason: start.reason,
             predecessor_progressed: start.predecessor_progressed,
+            poison: start.poison.map(TryInto::try_into).transpose()?,
+        },
+        Wire::StartStandby(start) => Command::StartStandby {
+            job: job_name(&start.job)?,
+            process: ProcessId(start.process),
+            seat: Seat {
+                worker: worker_name(&start.worker)?,
+                incarnation: Incarnation(start.incarnation),
+            },
+        },
+        Wire::EndStandby(end) => Command::EndStandby {
+            job: job_name(&end.job)?,
+            process: ProcessId(end.process),
+            reason: end.reason,
+        },
+        Wire::Scale(scale) => Command::Scale {
+            job: job_name(&scale.job)?,
+            max: scale.max,
+        },
+        Wire::Drain(drain) => Command::Drain {
+            worker: worker_name(&drain.worker)?,
+            drains: drain.drains,
         },
         Wire::CommitManifest(commit) => Command::CommitManifest {
             job: job_name(&commit.job)?,
@@ -328,56 +378,6 @@ impl From<v1::NumericsClass> for NumericsClass {
             libc,
             cpu,
         }
-    }
-}
-
-impl From<&World> for v1::World {
-    fn from(world: &World) -> Self {
-        let placement = |(rank, placement): (u32, &Placement)| v1::Placement {
-            rank,
-            worker: placement.worker.to_string(),
-            incarnation: placement.incarnation.0,
-            shards_start: placement.shards.start,
-            shards_end: placement.shards.end,
-        };
-        Self {
-            history: world.history.0,
-            generation: world.generation.0,
-            first_step: world.first_step.0,
-            ranks: (0..).zip(&world.ranks).map(placement).collect(),
-        }
-    }
-}
-
-impl TryFrom<v1::World> for World {
-    type Error = BadMessage;
-
-    fn try_from(message: v1::World) -> Result<Self, BadMessage> {
-        let placement = |(rank, placement): (u32, v1::Placement)| {
-            if placement.rank != rank || placement.shards_start >= placement.shards_end {
-                return Err(BadMessage::Senseless {
-                    what: "world",
-                    why: format!("rank {rank} is out of place"),
-                });
-            }
-            Ok(Placement {
-                worker: worker_name(&placement.worker)?,
-                incarnation: Incarnation(placement.incarnation),
-                shards: Run {
-                    start: placement.shards_start,
-                    end: placement.shards_end,
-                },
-            })
-        };
-        Ok(Self {
-            history: History(message.history),
-            generation: Generation(message.generation),
-            first_step: Step(message.first_step),
-            ranks: (0..)
-                .zip(message.ranks)
-                .map(placement)
-                .collect::<Result<_, _>>()?,
-        })
     }
 }
 

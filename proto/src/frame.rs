@@ -71,6 +71,7 @@ mod tests {
             history: 1,
             generation: 2,
             rank: 3,
+            process: 4,
         };
         let started = v1::RankStarted {
             key: Some(key),

@@ -3,144 +3,31 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::fs::OpenOptions;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use muster_tests::{Sandbox, Signal, eventually, processes_of};
+use muster_tests::{Cluster, Signal, eventually, processes_of};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A cluster in a sandbox, which ends its processes.
-struct Cluster {
-    sandbox: Sandbox,
-    address: String,
-    children: Vec<Child>,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let mut cluster = Self {
-            sandbox,
-            address: "127.0.0.1:0".to_owned(),
-            children: Vec::new(),
-        };
-        cluster.start_coordinator();
-        cluster
-    }
-
-    /// Starts a process whose log is in `<name>.log`.
-    fn spawn(&mut self, name: &str, command: &mut Command) -> &mut Child {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_of(name))
-            .unwrap();
-        self.children.push(command.stderr(log).spawn().unwrap());
-        self.children.last_mut().unwrap()
-    }
-
-    fn log_of(&self, name: &str) -> PathBuf {
-        self.sandbox.path().join(format!("{name}.log"))
-    }
-
-    /// Waits until a process has logged so many refusals.
-    fn wait_for_refusals(&self, name: &str, num: usize) {
-        eventually(DEADLINE, "the refusals", || {
-            let log = std::fs::read_to_string(self.log_of(name)).unwrap();
-            (log.matches("refused").count() == num).then_some(())
-        });
-    }
-
-    /// Returns its process id.
-    fn start_coordinator(&mut self) -> u32 {
-        let data = self.sandbox.path().join("data");
-        let mut command = self.sandbox.muster();
-        command
-            .args([
-                "coordinator",
-                "--ready-json",
-                "--listen",
-                &self.address,
-                "--data",
-            ])
-            .arg(data);
-        let child = self.spawn("coordinator", command.stdout(Stdio::piped()));
-        let pid = child.id();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap();
-        self.address = ready["addr"].as_str().unwrap().to_owned();
-        pid
-    }
-
-    /// Returns its process id.
-    fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
-        let mut command = self.sandbox.muster();
-        command.args(["worker", "--join", &self.address, "--name", name]);
-        command
-            .args(["--devices", &devices.to_string()])
-            .stdout(Stdio::null());
-        self.spawn(name, &mut command).id()
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.sandbox
-            .muster()
-            .args(arguments)
-            .args(["--to", &self.address])
-            .output()
-            .unwrap()
-    }
-
-    /// Standard output of a command that succeeds.
-    fn text(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.text(arguments)).unwrap()
-    }
-
-    fn submit(&self, arguments: &[&str]) -> Value {
-        let all = [
-            &["submit", "mlp.toml", "--json", "--set", "train.epochs=4"],
-            arguments,
-        ]
-        .concat();
-        self.json(&all)
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            // It may have ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+fn submit(cluster: &Cluster, arguments: &[&str]) -> Value {
+    let all = [
+        &["submit", "mlp.toml", "--json", "--set", "train.epochs=4"],
+        arguments,
+    ]
+    .concat();
+    cluster.json(&all)
 }
 
 #[test]
 fn a_submitted_job_waits_says_why_runs_and_is_shown() {
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     assert!(cluster.text(&["ps"]).contains("no jobs"));
     assert!(cluster.text(&["nodes"]).contains("no workers"));
-    let reply = cluster.submit(&["--set", "workers.min=2"]);
+    let reply = submit(&cluster, &["--set", "workers.min=2"]);
     assert_eq!(
         (&reply["job"], &reply["status"]),
         (&"digits-mlp".into(), &"queued".into())
@@ -148,7 +35,7 @@ fn a_submitted_job_waits_says_why_runs_and_is_shown() {
     let ps = cluster.text(&["ps"]);
     assert!(ps.contains("waits for workers: 0 free, 2 needed"), "{ps}");
     assert_eq!(
-        cluster.submit(&["--set", "workers.min=2"])["status"],
+        submit(&cluster, &["--set", "workers.min=2"])["status"],
         "already_running"
     );
     cluster.start_worker("a", 1);
@@ -174,14 +61,14 @@ fn a_submitted_job_waits_says_why_runs_and_is_shown() {
         (&last["event"], &last["state"]),
         (&"finished".into(), &"completed".into())
     );
-    assert_eq!(cluster.submit(&[])["status"], "already_finished");
+    assert_eq!(submit(&cluster, &[])["status"], "already_finished");
 }
 
 #[test]
 fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     let worker = cluster.start_worker("a", 2);
-    cluster.submit(&["--set", "train.epochs=4000"]);
+    submit(&cluster, &["--set", "train.epochs=4000"]);
     eventually(DEADLINE, "some steps", || {
         let job = cluster.json(&["show", "digits-mlp", "--json"]);
         (job["step"].as_u64() > Some(50)).then_some(())
@@ -220,7 +107,7 @@ fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
     );
 
     // The same job goes on from where it rested.
-    let reply = cluster.submit(&["--set", "train.epochs=4000"]);
+    let reply = submit(&cluster, &["--set", "train.epochs=4000"]);
     assert_eq!(
         (&reply["status"], &reply["step"]),
         (&"resumed".into(), &before["step"])
@@ -253,7 +140,7 @@ fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
 
 #[test]
 fn strangers_at_the_ports_disturb_nobody() {
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     let garbage: [&[u8]; 4] = [
         &[0xff; 4096],
         b"GET / HTTP/1.1\r\n\r\n",
@@ -268,7 +155,10 @@ fn strangers_at_the_ports_disturb_nobody() {
     // The last of them begins as HTTP/2 does, and is ended there.
     cluster.wait_for_refusals("coordinator", 3);
     cluster.start_worker("a", 2);
-    cluster.submit(&["--set", "workers.min=2", "--set", "train.epochs=40"]);
+    submit(
+        &cluster,
+        &["--set", "workers.min=2", "--set", "train.epochs=40"],
+    );
     // The worker's port for its ranks, as seen from outside.
     let ports = eventually(DEADLINE, "a rank", || {
         let ranks: Vec<u32> = processes_of(&cluster.sandbox)
@@ -298,7 +188,7 @@ fn strangers_at_the_ports_disturb_nobody() {
 
 #[test]
 fn a_coordinator_that_says_nothing_does_not_hide_another() {
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     // The system takes connections to it, and nobody answers them.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let both = format!("{},{}", silent.local_addr().unwrap(), cluster.address);

@@ -13,10 +13,14 @@ const STEPS: u64 = 180;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn job(sandbox: &Sandbox) -> TrainCommand<'_> {
+    job_on(sandbox, 2)
+}
+
+fn job_on(sandbox: &Sandbox, num_workers: u32) -> TrainCommand<'_> {
     let steps = format!("train.steps={STEPS}");
     sandbox
         .train("job.toml")
-        .workers(2)
+        .workers(num_workers)
         .set(&steps)
         .set("checkpoint.every_steps=25")
 }
@@ -88,24 +92,64 @@ fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
     assert_eq!(steps.max(), Some(STEPS), "{what}");
 }
 
+/// Every step was applied, and told, once.
+fn check_no_step_is_lost(finished: &Finished, what: &str) {
+    let steps: Vec<_> = finished
+        .of_kind("step")
+        .filter_map(|event| event["step"].as_u64())
+        .collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "{what}");
+    assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
+}
+
+/// There was more than one world, and none of them fell back.
+fn check_one_history(finished: &Finished, what: &str) {
+    let worlds: Vec<_> = finished.of_kind("generation").collect();
+    assert!(worlds.len() > 1, "{what}: {worlds:#?}");
+    let is_first = |world: &&Value| world["history"] == worlds[0]["history"];
+    assert!(worlds.iter().all(is_first), "{what}: {worlds:#?}");
+}
+
 #[test]
-fn a_rank_that_is_killed_at_ten_moments_changes_no_bit() {
+fn a_rank_that_is_killed_at_ten_moments_loses_no_step_and_changes_no_bit() {
     for (number, step) in (0..).zip(moments(1)) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox).start();
         wait_for_step(&train, step);
         let rank = number % 2;
+        let what = format!("rank {rank} at step {step}");
         train.kill(pid_of_rank(&train, rank), Signal::KILL);
         let finished = train.finish();
-        check(&sandbox, &finished, &format!("rank {rank} at step {step}"));
+        check(&sandbox, &finished, &what);
+        check_no_step_is_lost(&finished, &what);
         let lost: Vec<_> = finished.of_kind("lost").collect();
         assert_eq!(lost.len(), 1, "{lost:#?}");
         assert_eq!(
             (&lost[0]["rank"], &lost[0]["reason"]),
             (&rank.into(), &"signal 9".into())
         );
-        assert_eq!(finished.of_kind("generation").count(), 2);
-        assert!(finished.end()["steps_run"].as_u64() >= Some(STEPS));
+        check_one_history(&finished, &what);
+    }
+}
+
+/// Two of four ranks at once: the others go on at the step where they are, and those that take the
+/// places of the dead get the state from them.
+#[test]
+fn two_of_four_ranks_killed_at_once_lose_no_step_and_change_no_bit() {
+    for (number, step) in (0..).zip(moments(5).take(5)) {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job_on(&sandbox, 4).start();
+        wait_for_step(&train, step);
+        let (one, other) = (number % 4, (number + 1 + number / 4) % 4);
+        let what = format!("ranks {one} and {other} at step {step}");
+        let pids = [one, other].map(|rank| pid_of_rank(&train, rank));
+        for pid in pids {
+            train.kill(pid, Signal::KILL);
+        }
+        let finished = train.finish();
+        check(&sandbox, &finished, &what);
+        check_no_step_is_lost(&finished, &what);
+        check_one_history(&finished, &what);
     }
 }
 
@@ -118,12 +162,10 @@ fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
         let worker = format!("--name worker-{}", number % 2);
         sandbox.kill(pid_of(&sandbox, &worker), Signal::KILL);
         let finished = train.finish();
-        check(&sandbox, &finished, &format!("{worker} at step {step}"));
-        assert_eq!(
-            finished.of_kind("generation").count(),
-            2,
-            "{worker} at step {step}"
-        );
+        let what = format!("{worker} at step {step}");
+        check(&sandbox, &finished, &what);
+        check_no_step_is_lost(&finished, &what);
+        check_one_history(&finished, &what);
     }
 }
 

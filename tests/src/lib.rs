@@ -3,14 +3,17 @@
 //!
 //! 1. [`Sandbox`]: a folder with a state folder and a job, and the processes that belong to it.
 //! 2. [`Train`]: one running `muster train --json`, and what it has said so far.
-//! 3. [`eventually`]: waits for a state, never for a time.
+//! 3. [`Cluster`]: a coordinator and workers that are started by hand.
+//! 4. [`eventually`]: waits for a state, never for a time.
 //!
 //! A helper that fails panics, as an assertion does, and prints what the program said.
 
+mod cluster;
 mod sandbox;
 mod train;
 mod wait;
 
+pub use cluster::Cluster;
 pub use rustix::process::Signal;
 pub use sandbox::{Sandbox, processes_of};
 pub use train::{Finished, Train, TrainCommand};

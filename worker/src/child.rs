@@ -33,17 +33,25 @@ const TAIL_LINES: usize = 10;
 /// Lines that may wait between the readers of a rank's output and its log.
 const MAX_WAITING_LINES: usize = 256;
 
-/// Runs the process of a rank to its end, and says how it ended.
+/// Runs a process to its end, and says how it ended. `present` is what it is at each time; it is
+/// started, and its end is told, as what it is at first.
 pub(crate) async fn run(
-    key: v1::RankKey,
+    present: watch::Receiver<v1::RankKey>,
     token: String,
     start: Start,
     kill: CancellationToken,
     lines: watch::Receiver<Option<Lines>>,
     notes: Notes,
 ) {
+    let key = present.borrow().clone();
     let (reason, log_tail) = match spawn(&key, &token, &start).await {
-        Ok((child, log)) => attend(child, log, &key, &kill, lines, &notes).await,
+        Ok((child, log)) => {
+            if let Some(pid) = child.id() {
+                let key = key.clone();
+                let _ = notes.send(Note::Started { key, pid });
+            }
+            attend(child, log, &present, &kill, lines).await
+        }
         Err(error) => (format!("could not be started: {error}"), String::new()),
     };
     // The worker may have ended.
@@ -68,6 +76,7 @@ async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Chi
         .env("MUSTER_RANK_HISTORY", key.history.to_string())
         .env("MUSTER_RANK_GENERATION", key.generation.to_string())
         .env("MUSTER_RANK_RANK", key.rank.to_string())
+        .env("MUSTER_RANK_PROCESS", key.process.to_string())
         .env("RAYON_NUM_THREADS", start.threads.to_string())
         .stdin(if start.tree {
             Stdio::inherit()
@@ -92,7 +101,7 @@ struct Log {
 impl Log {
     async fn open(folder: &Path, key: &v1::RankKey) -> io::Result<Self> {
         fs::create_dir_all(folder).await?;
-        let path = folder.join(format!("g{}-rank{}.log", key.generation, key.rank));
+        let path = folder.join(format!("p{}.log", key.process));
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -122,17 +131,10 @@ impl Log {
 async fn attend(
     mut child: Child,
     mut log: Log,
-    key: &v1::RankKey,
+    present: &watch::Receiver<v1::RankKey>,
     kill: &CancellationToken,
     lines: watch::Receiver<Option<Lines>>,
-    notes: &Notes,
 ) -> (String, String) {
-    if let Some(pid) = child.id() {
-        let _ = notes.send(Note::Started {
-            key: key.clone(),
-            pid,
-        });
-    }
     let (sender, mut printed) = mpsc::channel(MAX_WAITING_LINES);
     if let Some(stdout) = child.stdout.take() {
         tokio::spawn(read_lines(stdout, sender.clone()));
@@ -151,14 +153,14 @@ async fn attend(
                 // It may have ended just now.
                 let _ = child.start_kill();
             }
-            Some(line) = printed.recv() => keep(line, &mut log, key, &lines, &mut tail).await,
+            Some(line) = printed.recv() => keep(line, &mut log, present, &lines, &mut tail).await,
             status = child.wait() => break status,
         }
     };
     // A process that it started may hold its output open for ever; its own last lines are there.
     let rest = async {
         while let Some(line) = printed.recv().await {
-            keep(line, &mut log, key, &lines, &mut tail).await;
+            keep(line, &mut log, present, &lines, &mut tail).await;
         }
     };
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
@@ -170,10 +172,11 @@ async fn attend(
 async fn keep(
     line: String,
     log: &mut Log,
-    key: &v1::RankKey,
+    present: &watch::Receiver<v1::RankKey>,
     lines: &watch::Receiver<Option<Lines>>,
     tail: &mut VecDeque<String>,
 ) {
+    let key = present.borrow().clone();
     if let Err(error) = log.write(&line).await {
         tracing::warn!(job = key.job, rank = key.rank, %error, "a line of a rank's log is lost");
     }
@@ -181,7 +184,7 @@ async fn keep(
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     let told = v1::LogLine {
-        key: Some(key.clone()),
+        key: Some(key),
         time: since_epoch.as_secs_f64(),
         text: line.clone(),
     };

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use muster_proto::{frame, v1};
+use muster_worker_core::agent::place;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -75,24 +76,30 @@ async fn serve(stream: TcpStream, notes: Notes) {
     };
     if notes.send(knock).is_err() || !answer.await.unwrap_or(false) {
         return refused(format!(
-            "no rank {} of job {:?} with this token was started here",
-            key.rank, key.job
+            "no process {} of job {:?} with this token was started here",
+            key.process, key.job
         ));
     }
     tokio::spawn(write(writing, messages));
+    // Which world it is in changes while the connection lives.
+    let is_its_own =
+        |said: Option<&v1::RankKey>| said.is_some_and(|said| place(said) == place(&key));
     loop {
         let message = match read(&mut reading).await {
             Ok(Some(message)) => message.message,
             Ok(None) => return,
             Err(error) => {
-                return refused(format!("rank {} of job {:?}: {error}", key.rank, key.job));
+                return refused(format!(
+                    "process {} of job {:?}: {error}",
+                    key.process, key.job
+                ));
             }
         };
         let note = match message {
-            Some(v1::from_rank::Message::Report(report)) if report.key.as_ref() == Some(&key) => {
+            Some(v1::from_rank::Message::Report(report)) if is_its_own(report.key.as_ref()) => {
                 Note::FromRank(report)
             }
-            Some(v1::from_rank::Message::Record(record)) if record.key.as_ref() == Some(&key) => {
+            Some(v1::from_rank::Message::Record(record)) if is_its_own(record.key.as_ref()) => {
                 Note::Record(record)
             }
             _ => {

@@ -1,7 +1,7 @@
 //! The one task that owns the agent: it feeds it with what the other tasks note, and carries out
 //! what it says. It also keeps the records that the coordinator has not acknowledged.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use muster_proto::v1;
+use muster_worker_core::agent::records::Unacked;
 use muster_worker_core::agent::{Agent, Input, Output, Place, place};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -74,7 +75,8 @@ pub(crate) struct Start {
 
 /// One process, as the hub holds it.
 struct Process {
-    key: v1::RankKey,
+    /// What it was told to be.
+    key: watch::Sender<v1::RankKey>,
     token: String,
     kill: CancellationToken,
     control: Option<mpsc::UnboundedSender<v1::to_rank::Message>>,
@@ -87,8 +89,7 @@ pub(crate) struct Hub {
     start: Start,
     notes: Notes,
     processes: BTreeMap<Place, Process>,
-    /// Per job and history, in order.
-    unacked: BTreeMap<(String, u64), VecDeque<v1::StepRecord>>,
+    unacked: Unacked,
     control: Option<mpsc::UnboundedSender<ToCoordinator>>,
     records: Option<mpsc::UnboundedSender<v1::StepRecord>>,
     lines: watch::Sender<Option<Lines>>,
@@ -104,7 +105,7 @@ impl Hub {
             start,
             notes,
             processes: BTreeMap::new(),
-            unacked: BTreeMap::new(),
+            unacked: Unacked::default(),
             control: None,
             records: None,
             lines: watch::Sender::new(None),
@@ -179,7 +180,7 @@ impl Hub {
                 records,
                 lines,
             } => {
-                for record in self.unacked.values().flatten() {
+                for record in self.unacked.iter() {
                     let _ = records.send(record.clone());
                 }
                 self.control = Some(control);
@@ -214,21 +215,30 @@ impl Hub {
                 }
             }
             Note::FromRank(report) => self.input(Input::FromRank(report)),
-            Note::Record(record) => self.recorded(record),
+            Note::Record(record) => {
+                if self.unacked.keep(&record)
+                    && let Some(records) = &self.records
+                {
+                    let _ = records.send(record);
+                }
+            }
             Note::Stranger => {
                 self.num_strangers += 1;
                 tracing::debug!(count = self.num_strangers, "refused at the ranks' port");
             }
             Note::Started { key, pid } => self.input(Input::Started { key, pid }),
             Note::Exited(exited) => {
-                if let Some(key) = &exited.key {
+                let place = exited.key.as_ref().map(place);
+                if let Some(process) = place.and_then(|place| self.processes.remove(&place)) {
+                    let key = process.key.borrow();
                     tracing::info!(
                         job = key.job,
+                        process = key.process,
+                        generation = key.generation,
                         rank = key.rank,
                         reason = exited.reason,
                         "a rank ended"
                     );
-                    self.processes.remove(&place(key));
                 }
                 self.input(Input::Exited(exited));
             }
@@ -243,7 +253,7 @@ impl Hub {
             let count = self.agent.num_refused();
             tracing::warn!(
                 count,
-                "ignored a message for or of a rank that does not run here"
+                "ignored a message for or of a rank that does not run here, or is in another world"
             );
         }
         for output in outputs {
@@ -261,7 +271,10 @@ impl Hub {
             }
             Output::ToRank(key, message) => {
                 let process = self.processes.get(&place(&key));
-                if let Some(control) = process.and_then(|process| process.control.as_ref()) {
+                if let Some((process, control)) =
+                    process.and_then(|process| Some((process, process.control.as_ref()?)))
+                {
+                    process.key.send_replace(key);
                     // When the rank is gone, its exit is noted.
                     let _ = control.send(message);
                 }
@@ -290,14 +303,14 @@ impl Hub {
         };
         let kill = CancellationToken::new();
         let process = Process {
-            key: key.clone(),
+            key: watch::Sender::new(key.clone()),
             token,
             kill: kill.clone(),
             control: None,
             bulk: None,
         };
         let run = child::run(
-            key.clone(),
+            process.key.subscribe(),
             process.token.clone(),
             self.start.clone(),
             kill,
@@ -316,9 +329,7 @@ impl Hub {
         sender: mpsc::UnboundedSender<v1::to_rank::Message>,
     ) -> bool {
         let process = self.processes.get_mut(&place(key));
-        let Some(process) =
-            process.filter(|process| process.key == *key && process.token.as_bytes() == token)
-        else {
+        let Some(process) = process.filter(|process| process.token.as_bytes() == token) else {
             return false;
         };
         let side = if is_bulk {
@@ -331,44 +342,18 @@ impl Hub {
         is_first
     }
 
-    fn recorded(&mut self, record: v1::StepRecord) {
-        let Some(key) = &record.key else { return };
-        let stream = (key.job.clone(), key.history);
-        if let Some(records) = &self.records {
-            let _ = records.send(record.clone());
-        }
-        self.unacked.entry(stream).or_default().push_back(record);
-    }
-
+    /// Tells every process of the history: each may become the one that sends the records.
     fn acknowledged(&mut self, ack: &v1::RecordAck) {
-        let stream = (ack.job.clone(), ack.history);
-        if let Some(records) = self.unacked.get_mut(&stream) {
-            while records
-                .front()
-                .is_some_and(|record| order_of(record) <= (ack.step, ack.evaluated))
-            {
-                records.pop_front();
-            }
-            if records.is_empty() {
-                self.unacked.remove(&stream);
-            }
-        }
-        let of_history =
-            |process: &&Process| process.key.job == ack.job && process.key.history == ack.history;
+        self.unacked.acknowledged(ack);
+        let of_history = |process: &&Process| {
+            let key = process.key.borrow();
+            key.job == ack.job && key.history == ack.history
+        };
         for process in self.processes.values().filter(of_history) {
             if let Some(bulk) = &process.bulk {
                 let _ = bulk.send(v1::to_rank::Message::Ack(ack.clone()));
             }
         }
-    }
-}
-
-/// A record's place among those of its history: an evaluation follows its step.
-fn order_of(record: &v1::StepRecord) -> (u64, bool) {
-    match &record.record {
-        Some(v1::step_record::Record::Applied(applied)) => (applied.step, false),
-        Some(v1::step_record::Record::Evaluated(evaluated)) => (evaluated.step, true),
-        None => (0, false),
     }
 }
 
@@ -378,3 +363,6 @@ fn token() -> io::Result<String> {
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,8 @@ pub(crate) fn node(node: &v1::NodeView) -> Value {
         "host": node.host,
         "incarnation": node.incarnation,
         "last_seen_ms_ago": node.last_seen_ms_ago,
+        "draining": node.draining,
+        "jobs": node.jobs,
         "class": { "build": class.build, "canary": class.canary, "libc": class.libc, "cpu": class.cpu },
     })
 }

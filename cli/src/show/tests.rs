@@ -96,6 +96,23 @@ fn a_silent_worker_says_for_how_long() {
 }
 
 #[test]
+fn a_drained_worker_says_whether_it_is_free_yet() {
+    let mut node = v1::NodeView {
+        worker: "a".to_owned(),
+        connected: true,
+        draining: true,
+        jobs: vec!["digits".to_owned()],
+        ..Default::default()
+    };
+    let text = nodes(std::slice::from_ref(&node));
+    assert!(text.contains("connected, draining"), "{text}");
+    assert_eq!(json::node(&node)["jobs"], serde_json::json!(["digits"]));
+    node.jobs.clear();
+    let text = nodes(&[node]);
+    assert!(text.contains("connected, drained"), "{text}");
+}
+
+#[test]
 fn an_empty_list_says_how_to_fill_it() {
     assert!(jobs(&[]).contains("muster submit"));
     assert!(nodes(&[]).contains("muster worker --join"));

@@ -194,6 +194,8 @@ impl Run<'_> {
             &text(self.folder.join("coordinator")),
             "--checkpoints",
             &text(self.folder.join("checkpoints")),
+            "--gather-ms",
+            GATHER_MS,
         ];
         Role {
             name: "coordinator".to_owned(),
@@ -225,6 +227,9 @@ impl Run<'_> {
         }
     }
 }
+
+/// All of the job's workers are about to come, unless one of them cannot.
+const GATHER_MS: &str = "30000";
 
 /// What is needed to follow a job.
 struct Follow<'a> {

@@ -1,14 +1,12 @@
 //! What holds for any sequence of commands, and the few answers that the planner's scenarios do
 //! not show: retries, older lives of a worker, and what is proposed twice.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
+mod properties;
 
 use super::{Answer, Effect, MAX_ANSWERED, Refusal};
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
-use crate::ids::{Generation, History, Incarnation, JobName, Step};
-use crate::state::{ClusterState, Job, Phase, Placement, World};
+use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step};
+use crate::state::{ClusterState, Finish, Job, Part, Phase, Placement, Poison, Seat, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
 use crate::tree::Run;
 
@@ -34,20 +32,58 @@ fn world(job: Option<&Job>, add_generation: u64, add_history: u64, add_step: u64
         generation: Generation(generation.wrapping_add(add_generation)),
         first_step: Step(step.wrapping_add(add_step)),
         ranks: vec![Placement {
+            process: job.map_or(ProcessId(1), |job| job.newest_process.next()),
             worker: worker("w1"),
             incarnation: Incarnation(1),
             shards: Run::new(0, 8),
         }],
+        finish: None,
     }
 }
 
 fn start(state: &mut ClusterState, name: &str, progressed: bool) -> Answer {
     let world = world(state.jobs.get(&job(name)), 0, 0, 0);
-    let command = Command::StartWorld {
+    apply(state, start_world(name, world, progressed))
+}
+
+fn start_world(name: &str, world: World, progressed: bool) -> Command {
+    Command::StartWorld {
         job: job(name),
         world,
         reason: "a test".to_owned(),
         predecessor_progressed: progressed,
+        poison: None,
+    }
+}
+
+/// A world of these processes that heals the job's.
+fn healing(job: &Job, processes: &[u64]) -> World {
+    let rank = |process: &u64| Placement {
+        process: ProcessId(*process),
+        worker: worker("w1"),
+        incarnation: Incarnation(1),
+        shards: Run::new(0, 8),
+    };
+    World {
+        history: job.history,
+        generation: job.generation.next(),
+        first_step: Step(7),
+        ranks: processes.iter().map(rank).collect(),
+        finish: Some(Finish {
+            evaluated: false,
+            parts: vec![Part::default(); processes.len()],
+        }),
+    }
+}
+
+fn start_standby(state: &mut ClusterState, name: &str, process: u64) -> Answer {
+    let command = Command::StartStandby {
+        job: job(name),
+        process: ProcessId(process),
+        seat: Seat {
+            worker: worker("w1"),
+            incarnation: Incarnation(1),
+        },
     };
     apply(state, command)
 }
@@ -90,9 +126,130 @@ fn a_world_planned_before_the_job_was_submitted_again_does_not_take_its_history_
         world: planned,
         reason: "planned before the stop".to_owned(),
         predecessor_progressed: false,
+        poison: None,
     };
     apply(&mut state, late).unwrap_err();
     assert_eq!(state.jobs[&job("a")].history, History(2));
+}
+
+#[test]
+fn a_world_is_healed_by_its_ranks_and_the_processes_that_waited_and_by_nobody_else() {
+    let mut state = ClusterState::default();
+    apply(&mut state, submit("a")).unwrap();
+    start_standby(&mut state, "a", 1).unwrap_err();
+    start(&mut state, "a", false).unwrap();
+    start_standby(&mut state, "a", 3).unwrap_err();
+    start_standby(&mut state, "a", 2).unwrap();
+    start_standby(&mut state, "a", 3).unwrap();
+    assert_eq!(state.num_busy_devices(&worker("w1")), 3);
+
+    let fits = healing(&state.jobs[&job("a")], &[1, 2]);
+    let mut refused = Vec::new();
+    for wrong in [&[1, 4][..], &[1, 1], &[2, 1, 2]] {
+        refused.push(healing(&state.jobs[&job("a")], wrong));
+    }
+    let mut partless = fits.clone();
+    partless.finish = Some(Finish {
+        evaluated: false,
+        parts: Vec::new(),
+    });
+    let mut stale = fits.clone();
+    stale.generation = Generation(1);
+    let mut fallen_back = fits.clone();
+    fallen_back.history = History(2);
+    refused.extend([partless, stale, fallen_back]);
+    for world in refused {
+        apply(&mut state, start_world("a", world, true)).unwrap_err();
+    }
+
+    apply(&mut state, start_world("a", fits, true)).unwrap();
+    let known = &state.jobs[&job("a")];
+    let waiting: Vec<_> = known.standbys.keys().collect();
+    assert_eq!(waiting, [&ProcessId(3)], "who entered waits no more");
+    assert_eq!(known.newest_process, ProcessId(3));
+    assert_eq!(
+        (known.history, known.generation),
+        (History(1), Generation(2))
+    );
+
+    let planned = healing(known, &[1, 3]);
+    let end = Command::EndStandby {
+        job: job("a"),
+        process: ProcessId(3),
+        reason: "signal 9".to_owned(),
+    };
+    apply(&mut state, end).unwrap();
+    apply(&mut state, start_world("a", planned, true)).unwrap_err();
+}
+
+#[test]
+fn a_fallback_forgets_who_waited_and_keeps_what_is_known_of_a_shard_that_kills() {
+    let mut state = ClusterState::default();
+    apply(&mut state, submit("a")).unwrap();
+    start(&mut state, "a", false).unwrap();
+    start_standby(&mut state, "a", 2).unwrap();
+    let poison = Poison {
+        step: Step(9),
+        shards: vec![Run::new(3, 4)],
+        num_worlds: 2,
+    };
+    let command = Command::StartWorld {
+        job: job("a"),
+        world: world(state.jobs.get(&job("a")), 0, 0, 0),
+        reason: "a test".to_owned(),
+        predecessor_progressed: true,
+        poison: Some(poison.clone()),
+    };
+    apply(&mut state, command).unwrap();
+    let known = &state.jobs[&job("a")];
+    assert!(known.standbys.is_empty());
+    assert_eq!(known.poison, Some(poison));
+}
+
+#[test]
+fn worlds_without_a_step_are_counted_unless_a_lost_rank_explains_it() {
+    let mut state = ClusterState::default();
+    apply(&mut state, submit("a")).unwrap();
+    start(&mut state, "a", false).unwrap();
+    start_standby(&mut state, "a", 2).unwrap();
+    let mut counts = Vec::new();
+    for (processes, progressed) in [
+        (&[1, 2][..], false),
+        (&[1, 2], false),
+        (&[2], false),
+        (&[2], false),
+        (&[2], true),
+    ] {
+        let world = healing(&state.jobs[&job("a")], processes);
+        apply(&mut state, start_world("a", world, progressed)).unwrap();
+        counts.push(state.jobs[&job("a")].num_fruitless_worlds);
+    }
+    assert_eq!(counts, [1, 2, 2, 3, 0]);
+}
+
+#[test]
+fn a_job_is_scaled_between_its_fewest_ranks_and_its_shards() {
+    let mut state = ClusterState::default();
+    let set = ["workers.min=2", "workers.max=4"];
+    apply(&mut state, Command::Submit(submission("a", &set))).unwrap();
+    let mut scale = |max| apply(&mut state, Command::Scale { job: job("a"), max });
+    assert!(matches!(
+        scale(1),
+        Err(Refusal::BadScale {
+            min: 2,
+            shards: 8,
+            ..
+        })
+    ));
+    assert!(matches!(scale(9), Err(Refusal::BadScale { .. })));
+    assert_eq!(
+        scale(8),
+        Ok(Effect::Scaled {
+            job: job("a"),
+            max: 8
+        })
+    );
+    assert_eq!(state.jobs[&job("a")].spec.workers.max, 8);
 }
 
 #[test]
@@ -152,216 +309,4 @@ fn the_oldest_answers_are_forgotten_first() {
     assert_eq!(state.answer_to(request(0)), None);
     assert!(state.answer_to(request(1)).is_some());
     assert!(state.answer_to(request(MAX_ANSWERED)).is_some());
-}
-
-/// One command, in part relative to the state that it meets.
-#[derive(Clone, Debug)]
-struct Action {
-    kind: u8,
-    job: bool,
-    fresh: bool,
-    seed: u8,
-    /// Mostly 0, so that the command fits.
-    off: [u64; 3],
-    stamp_ms: u64,
-    request: Option<u8>,
-}
-
-fn actions() -> impl Strategy<Value = Vec<Action>> {
-    let off = || prop_oneof![6 => Just(0u64), 1 => Just(u64::MAX), 1 => 1u64..3, 1 => any::<u64>()];
-    let action = (
-        0u8..12,
-        any::<bool>(),
-        prop::bool::weighted(0.2),
-        0u8..5,
-        [off(), off(), off()],
-        any::<u64>(),
-        prop::option::weighted(0.3, 0u8..8),
-    );
-    let action = action.prop_map(|(kind, job, fresh, seed, off, stamp_ms, request)| Action {
-        kind,
-        job,
-        fresh,
-        seed,
-        off,
-        stamp_ms,
-        request,
-    });
-    prop::collection::vec(action, 0..60)
-}
-
-impl Action {
-    fn job(&self) -> JobName {
-        job(if self.job { "a" } else { "b" })
-    }
-
-    fn command(&self, state: &ClusterState) -> Command {
-        let name = self.job();
-        let known = state.jobs.get(&name);
-        let [off0, off1, off2] = self.off;
-        let generation = known.map_or(0, |job| job.generation.0).wrapping_add(off0);
-        let history = History(known.map_or(1, |job| job.history.0).wrapping_add(off1));
-        let committed = known.map_or(0, |job| job.committed_step().0);
-        match self.kind {
-            0 | 1 => {
-                let set = format!("train.seed={}", self.seed / 4);
-                let mut submission = submission(name.as_str(), &[&set]);
-                submission.fresh = self.fresh;
-                if off2 == u64::MAX {
-                    submission.draft.truncate(usize::from(self.seed) * 20);
-                }
-                Command::Submit(submission)
-            }
-            2 => Command::Stop {
-                job: name,
-                why: if self.fresh {
-                    StopWhy::Interrupted
-                } else {
-                    StopWhy::Cancelled
-                },
-            },
-            3 => Command::RegisterWorker {
-                worker: worker("w1"),
-                node: node(off0, u32::MAX, "b1"),
-            },
-            4..=6 => Command::StartWorld {
-                world: world(known, off0, off1, off2),
-                job: name,
-                reason: String::new(),
-                predecessor_progressed: self.fresh,
-            },
-            7..=9 => Command::CommitManifest {
-                manifest: manifest(
-                    history,
-                    Generation(generation),
-                    committed
-                        .wrapping_add(u64::from(self.seed))
-                        .wrapping_add(off2),
-                ),
-                job: name,
-            },
-            10 => Command::RejectManifest {
-                job: name,
-                history,
-                step: Step(committed.wrapping_add(off2)),
-                reason: String::new(),
-            },
-            _ => Command::Finish {
-                job: name,
-                generation: Generation(generation),
-                outcome: outcome(
-                    if self.fresh {
-                        OutcomeKind::Completed
-                    } else {
-                        OutcomeKind::Failed
-                    },
-                    committed,
-                ),
-            },
-        }
-    }
-
-    fn stamped(&self, state: &ClusterState) -> Stamped {
-        Stamped {
-            stamp_ms: self.stamp_ms,
-            request: self.request.map(|number| [number; 16]),
-            command: self.command(state),
-        }
-    }
-}
-
-/// What may never go back, by job.
-fn numbers(state: &ClusterState) -> BTreeMap<JobName, (History, Generation, u64, usize)> {
-    let numbers = |job: &Job| {
-        let (submissions, worlds) = (job.num_submissions, job.ledger.len());
-        (job.history, job.generation, submissions, worlds)
-    };
-    let jobs = state.jobs.iter();
-    jobs.map(|(name, job)| (name.clone(), numbers(job)))
-        .collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
-
-    #[test]
-    fn no_command_panics_and_what_must_not_go_back_does_not(actions in actions()) {
-        let mut state = ClusterState::default();
-        for action in actions {
-            let before = state.clone();
-            let stamped = action.stamped(&state);
-            let is_rejection = matches!(stamped.command, Command::RejectManifest { .. });
-            let answer = state.apply(stamped);
-            prop_assert!(state.stamp_ms >= before.stamp_ms);
-            prop_assert!(state.stamp_ms >= action.stamp_ms);
-            if answer.is_err() {
-                prop_assert_eq!(format!("{:?}", state.jobs), format!("{:?}", before.jobs));
-            }
-            let (old, new) = (numbers(&before), numbers(&state));
-            for (name, old) in old {
-                let new = new[&name];
-                prop_assert!(new.0 >= old.0 && new.1 >= old.1 && new.2 >= old.2 && new.3 >= old.3);
-                // The only thing that takes a committed step back within a history is the finding
-                // that it never was whole.
-                let (before, after) = (&before.jobs[&name], &state.jobs[&name]);
-                if new.0 == old.0 && !is_rejection {
-                    prop_assert!(after.committed_step() >= before.committed_step());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_generation_and_a_history_have_at_most_one_world(actions in actions()) {
-        let mut state = ClusterState::default();
-        for action in actions {
-            let _ = state.apply(action.stamped(&state));
-        }
-        for job in state.jobs.values() {
-            let generations: Vec<u64> = job.ledger.iter().map(|entry| entry.generation.0).collect();
-            let expected: Vec<u64> = (1..=job.generation.0).collect();
-            prop_assert_eq!(generations, expected);
-            let histories: BTreeSet<History> = job.ledger.iter().map(|entry| entry.history).collect();
-            prop_assert_eq!(histories.len(), job.ledger.len());
-            let runs = matches!(job.phase, Phase::Running | Phase::Stopping(_));
-            prop_assert_eq!(job.has_world(), runs);
-            if let Some(world) = &job.world {
-                prop_assert_eq!((world.generation, world.history), (job.generation, job.history));
-            }
-            let manifests: Vec<_> = job.manifests.iter().map(|known| known.step).collect();
-            prop_assert!(manifests.is_sorted() && manifests.len() <= 2);
-        }
-    }
-
-    #[test]
-    fn the_same_commands_give_the_same_state_and_answers(actions in actions()) {
-        let (mut one, mut other) = (ClusterState::default(), ClusterState::default());
-        for action in actions {
-            let stamped = action.stamped(&one);
-            prop_assert_eq!(one.apply(stamped.clone()), other.apply(stamped));
-        }
-        prop_assert_eq!(format!("{one:?}"), format!("{other:?}"));
-    }
-
-    #[test]
-    fn a_request_is_applied_once_whatever_came_in_between(
-        before in actions(),
-        mut between in actions(),
-        action in actions().prop_filter_map("one", |actions| actions.into_iter().next()),
-    ) {
-        let mut state = ClusterState::default();
-        for action in before {
-            let _ = state.apply(action.stamped(&state));
-        }
-        let mut stamped = action.stamped(&state);
-        stamped.request = Some([255; 16]);
-        let answer = state.apply(stamped.clone());
-        between.truncate(20);
-        for action in between {
-            let _ = state.apply(action.stamped(&state));
-        }
-        let jobs = format!("{:?} {:?}", state.jobs, state.nodes);
-        prop_assert_eq!(state.apply(stamped), answer);
-        prop_assert_eq!(format!("{:?} {:?}", state.jobs, state.nodes), jobs);
-    }
 }

@@ -235,6 +235,7 @@ impl Check<'_> {
                 Some(shards.clamp(1, u64::from(MAX_SHARDS))),
                 1..=MAX_SHARDS,
             ),
+            spares: self.whole_u32("workers.spares", Some(0), 0..=MAX_SHARDS),
             device: DeviceSpec::Cpu,
         }
     }

@@ -106,7 +106,7 @@ const fn optional(
 
 /// The keys, section by section, in the order in which a draft is written.
 #[rustfmt::skip] // A table: a key in two lines.
-pub(super) const KEYS: [Key; 34] = [
+pub(super) const KEYS: [Key; 35] = [
     optional("name", Kind::Text, "\"digits\"",
         "What the job is called; default: the name of the file's folder."),
     required("model.family", Kind::Text, "\"cnn\"",
@@ -167,6 +167,8 @@ pub(super) const KEYS: [Key; 34] = [
         "The job does not run with fewer ranks."),
     optional("workers.max", Kind::Whole, "8",
         "The job does not run with more ranks; default: logical_shards."),
+    optional("workers.spares", Kind::Whole, "0",
+        "So many more processes are kept prepared, to take the place of ranks that die."),
     optional("workers.device", Kind::Text, "\"cpu\"",
         "What a rank runs on: \"cpu\"."),
     optional("checkpoint.folder", Kind::Text, "\"checkpoints\"",

@@ -215,6 +215,8 @@ pub struct WorkersSpec {
     pub min: u32,
     /// It does not run with more ranks; at most `logical_shards`.
     pub max: u32,
+    /// So many more processes are kept prepared, to take the place of ranks that die.
+    pub spares: u32,
     /// What a rank runs on.
     pub device: DeviceSpec,
 }

@@ -174,6 +174,7 @@ fn what_is_left_out_has_a_default() {
             workers: WorkersSpec {
                 min: 1,
                 max: 8,
+                spares: 0,
                 device: Cpu,
             },
             checkpoint: CheckpointSpec {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Devices, Patience, Wait, Watch};
 use crate::command::{Command, NumericsClass};
-use crate::ids::{JobName, WorkerName};
-use crate::state::{ClusterState, Job, Placement, World};
+use crate::ids::{JobName, ProcessId, WorkerName};
+use crate::state::{ClusterState, Job, Placement, Poison, World};
 use crate::tree;
 
 /// A job that wants a world.
@@ -20,6 +20,8 @@ pub(super) struct Wanting<'a> {
     pub(super) since: Option<u64>,
     /// What the leader saw of its last world.
     pub(super) watch: Option<&'a Watch>,
+    /// What is known of a shard that kills.
+    pub(super) poison: Option<Poison>,
 }
 
 /// The free devices of one class; within it in the order of the workers' names.
@@ -52,6 +54,7 @@ pub(super) fn place(
         why,
         since,
         watch,
+        poison,
     } = wanting;
     let (min, max) = (job.spec.workers.min, job.spec.workers.max);
     let last_class = class_of_checkpoint(job);
@@ -103,7 +106,9 @@ pub(super) fn place(
         .flat_map(|(worker, free)| std::iter::repeat_n(*worker, *free as usize));
     let ranks: Vec<Placement> = places
         .zip(runs)
-        .map(|(worker, shards)| Placement {
+        .zip(job.newest_process.0 + 1..)
+        .map(|((worker, shards), process)| Placement {
+            process: ProcessId(process),
             worker: worker.clone(),
             incarnation: state.nodes[worker].incarnation,
             shards,
@@ -125,9 +130,11 @@ pub(super) fn place(
             generation: job.generation.next(),
             first_step: job.committed_step(),
             ranks,
+            finish: None,
         },
         reason,
         predecessor_progressed: watch.is_some_and(|watch| watch.progressed),
+        poison,
     })
 }
 

@@ -3,6 +3,7 @@
 //! outcomes anew.
 
 mod properties;
+mod ranks;
 mod scenario;
 
 use expect_test::expect_file;
@@ -21,14 +22,41 @@ macro_rules! scenarios {
 scenarios! {
     gang_placement
     waiting_reasons
+    numerics_class
+    devices_are_not_made_up
     worker_leaves
+    killed_while_computing
+    killed_while_reducing
+    killed_behind_its_last_frame
+    reduced_vector_is_gone
+    two_killed_at_once
+    second_death_while_healing
+    death_beside_a_joiner
     silence
+    silent_machine
+    cut_off_from_the_leader
     late_leader
+    new_leader
+    hanging_rank
+    bad_link
+    fruitless_heals
+    all_ranks_gone
     restart_from_checkpoint
     damaged_checkpoint
-    numerics_class
-    stop
     fruitless_worlds
+    below_min
+    joining
+    spares
+    failing_start
+    drain
+    drain_of_the_only_rank
+    scaling
+    evaluated
+    odd_reports
+    poison
+    poison_alone
+    random_deaths_at_one_step
+    stop
+    stop_while_healing
     submit_again
-    devices_are_not_made_up
 }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use muster_cluster::apply::Answer;
 use muster_cluster::command::{Command, RequestId, Stamped};
-use muster_cluster::ids::{JobName, WorkerName};
-use muster_cluster::plan::{Observed, Patience, Wait};
-use muster_cluster::state::ClusterState;
+use muster_cluster::ids::{Generation, JobName, WorkerName};
+use muster_cluster::plan::{Closing, Observed, Patience, Wait};
+use muster_cluster::state::{ClusterState, World};
 use muster_consensus::{Entry, HardState, Recovered, Replica, ReplicaId};
 use muster_proto::event::Event;
 use muster_proto::{convert, v1};
@@ -23,8 +23,7 @@ mod orders;
 mod reports;
 mod stories;
 
-use account::Account;
-pub(crate) use account::Progress;
+pub(crate) use account::{Account, Progress};
 use duties::Duty;
 
 /// The time, as the shell's clocks say it.
@@ -137,9 +136,6 @@ pub enum Reply {
 /// The time between two ticks, in milliseconds.
 pub const TICK_MS: u64 = 50;
 
-/// How often a worker shows that it is there, in milliseconds.
-pub const HEARTBEAT_MS: u64 = 250;
-
 /// One coordinator.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -157,6 +153,8 @@ pub struct Coordinator {
     worlds: BTreeMap<JobName, WorldWatch>,
     accounts: BTreeMap<JobName, Account>,
     waits: BTreeMap<JobName, Wait>,
+    /// The worlds that are to be closed, and how soon.
+    closing: BTreeMap<JobName, (Generation, Closing)>,
     /// Who waits for which proposal.
     replies: BTreeMap<u64, ReplyTo>,
     next_proposal: u64,
@@ -204,6 +202,7 @@ impl Coordinator {
             worlds: BTreeMap::new(),
             accounts: BTreeMap::new(),
             waits: BTreeMap::new(),
+            closing: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_proposal: 1,
             in_flight: BTreeMap::new(),
@@ -214,6 +213,13 @@ impl Coordinator {
         }
         coordinator.take_replica_outputs(from_replica, outputs);
         Ok(coordinator)
+    }
+
+    /// How long it waits for what; the default's answers are those of [`Patience::default`].
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The state as applied so far.
@@ -255,10 +261,11 @@ impl Coordinator {
     }
 
     pub(crate) fn progress(&self, job: &JobName) -> Progress {
-        self.accounts
-            .get(job)
-            .map(Account::progress)
-            .unwrap_or_default()
+        self.account(job).map(Account::progress).unwrap_or_default()
+    }
+
+    pub(crate) fn account(&self, job: &JobName) -> Option<&Account> {
+        self.accounts.get(job)
     }
 
     /// How many reports came from ranks of worlds that are no longer.
@@ -347,6 +354,14 @@ impl Coordinator {
         );
     }
 
+    /// A job's new world is watched; what stays true of the last one is kept.
+    fn follow(&mut self, job: &JobName, last: Option<&World>, world: &World) {
+        let now_ms = self.last_tick_ms.unwrap_or_default();
+        let watch = self.worlds.remove(job).unwrap_or_default();
+        self.worlds
+            .insert(job.clone(), watch.follow(last, world, now_ms));
+    }
+
     fn step_replica(&mut self, input: muster_consensus::Input, outputs: &mut Vec<Output>) {
         let mut from_replica = Vec::new();
         self.replica.handle(input, &mut from_replica);
@@ -406,8 +421,30 @@ impl Coordinator {
             }
         };
         let command = stamped.command.clone();
+        let last_world = match &command {
+            Command::StartWorld { job, .. } => {
+                self.state.jobs.get(job).and_then(|job| job.world.clone())
+            }
+            _ => None,
+        };
         let answer = self.state.apply(stamped);
+        match (&answer, &command) {
+            (Ok(_), Command::StartWorld { job, world, .. }) => {
+                self.follow(job, last_world.as_ref(), world);
+            }
+            (Ok(_), Command::EndStandby { job, process, .. }) => {
+                if let Some(world) = self.worlds.get_mut(job) {
+                    world.watch.standbys.remove(process);
+                    world.addresses.remove(process);
+                    world.pids.remove(process);
+                }
+            }
+            _ => {}
+        }
         self.tell(index, &command, &answer, outputs);
+        if let (Ok(_), Command::StartWorld { job, world, .. }) = (&answer, &command) {
+            self.tell_ranks(job, world, outputs);
+        }
         if let Some(proposal) = request {
             self.settle(proposal, &answer, outputs);
         }

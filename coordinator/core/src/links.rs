@@ -4,23 +4,26 @@
 use std::collections::BTreeMap;
 
 use muster_cluster::command::Node;
-use muster_cluster::ids::{Generation, JobName, RankId, Step, WorkerName};
+use muster_cluster::ids::{Generation, JobName, ProcessId, Step, WorkerName};
 
 /// One control stream of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Session(pub u64);
 
-/// One rank of one world.
-pub(crate) type RankKey = (JobName, Generation, RankId);
+/// One process of a job.
+pub(crate) type ProcessKey = (JobName, ProcessId);
 
-/// What a worker was told of one rank over this stream. A new stream starts from nothing, and so
-/// everything that still holds is said again.
+/// What a worker was told of one process over this stream, and for which world. A new stream starts
+/// from nothing, and so everything that still holds is said again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
-    /// Its assignment; or the worker said itself that it runs.
-    pub assigned: bool,
-    pub peers: bool,
-    pub stop: bool,
+    /// Its assignment; or the worker said itself that it has it. A process that waits to enter a
+    /// world is assigned to generation 0.
+    pub assigned: Option<Generation>,
+    pub peers: Option<Generation>,
+    pub stop: Option<Generation>,
+    pub pause: Option<Generation>,
+    pub close: Option<Generation>,
     pub committed: Option<Step>,
 }
 
@@ -30,7 +33,7 @@ pub(crate) struct Link {
     pub worker: WorkerName,
     pub node: Node,
     pub last_seen_ms: u64,
-    pub told: BTreeMap<RankKey, Told>,
+    pub told: BTreeMap<ProcessKey, Told>,
 }
 
 impl Link {
@@ -43,15 +46,8 @@ impl Link {
         }
     }
 
-    /// What was told of a rank, to be marked.
-    pub(crate) fn told(
-        &mut self,
-        job: &JobName,
-        generation: Generation,
-        rank: RankId,
-    ) -> &mut Told {
-        self.told
-            .entry((job.clone(), generation, rank))
-            .or_default()
+    /// What was told of a process, to be marked.
+    pub(crate) fn told(&mut self, job: &JobName, process: ProcessId) -> &mut Told {
+        self.told.entry((job.clone(), process)).or_default()
     }
 }

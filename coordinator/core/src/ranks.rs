@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use muster_cluster::ids::{Generation, History, RankId, Step};
-use muster_cluster::plan::Watch;
-use muster_cluster::state::{FileRef, Manifest};
+use muster_cluster::ids::{Generation, History, ProcessId, RankId, Step};
+use muster_cluster::plan::{Standby, Watch};
+use muster_cluster::state::{FileRef, Manifest, World};
 use muster_proto::v1;
 
 /// One world, as seen.
@@ -13,16 +13,14 @@ use muster_proto::v1;
 pub struct WorldWatch {
     /// What the planner needs to know of it.
     pub watch: Watch,
-    /// Process ids by rank.
-    pub pids: BTreeMap<RankId, u32>,
-    /// The addresses of the ranks that listen.
-    pub addresses: BTreeMap<RankId, String>,
+    /// The operating system's number of each process.
+    pub pids: BTreeMap<ProcessId, u32>,
+    /// Where each process listens for its peers, of this world and of later ones.
+    pub addresses: BTreeMap<ProcessId, String>,
     /// The files of checkpoints that are not whole yet, by step.
     pub parts: BTreeMap<Step, Vec<v1::CheckpointPart>>,
     /// What ranks that are done reported.
-    pub done: BTreeMap<RankId, v1::Done>,
-    /// A rank whose world broke and who knows of nobody that is dead: since when, and what it says.
-    pub unblamed: Option<(u64, String)>,
+    pub done: BTreeMap<ProcessId, v1::Done>,
     /// Why a rank says that the job cannot go on anywhere.
     pub failed: Option<String>,
     /// The checkpoint that the world should have started from, and what is wrong with it.
@@ -42,28 +40,61 @@ impl WorldWatch {
         }
     }
 
-    /// A rank runs; the state for people.
+    /// The watch on the world that follows this one. One that heals it goes on with its processes,
+    /// and with the checkpoints that they write.
     #[must_use]
-    pub fn state_of(&self, rank: RankId) -> &'static str {
+    pub fn follow(self, last: Option<&World>, world: &World, now_ms: u64) -> Self {
+        let watch = self.watch.follow(last, world, now_ms);
+        if world.finish.is_none() {
+            return Self {
+                watch,
+                ..Self::default()
+            };
+        }
+        Self {
+            watch,
+            pids: self.pids,
+            addresses: self.addresses,
+            parts: self.parts,
+            failed: self.failed,
+            ..Self::default()
+        }
+    }
+
+    /// What a rank does; the state for people.
+    #[must_use]
+    pub fn state_of(&self, rank: RankId, process: ProcessId) -> &'static str {
         if self.watch.gone.contains_key(&rank) {
             "gone"
-        } else if self.done.contains_key(&rank) {
+        } else if self.done.contains_key(&process) {
             "done"
+        } else if self.watch.closed.contains_key(&rank) {
+            "closed"
         } else if self.watch.progressed {
             "running"
-        } else if self.addresses.contains_key(&rank) {
+        } else if self.addresses.contains_key(&process) {
             "ready"
-        } else if self.pids.contains_key(&rank) {
+        } else if self.pids.contains_key(&process) {
             "starting"
         } else {
             "assigned"
         }
     }
 
-    /// The addresses of a world of `size` ranks by rank, once all listen; `None` before.
+    /// The addresses of a world's ranks by rank, once all listen; `None` before.
     #[must_use]
-    pub fn peers(&self, size: usize) -> Option<Vec<String>> {
-        (self.addresses.len() == size).then(|| self.addresses.values().cloned().collect())
+    pub fn peers(&self, world: &World) -> Option<Vec<String>> {
+        let address = |process| self.addresses.get(process).cloned();
+        let mut processes = world.ranks.iter().map(|rank| &rank.process);
+        processes.by_ref().map(address).collect()
+    }
+
+    /// A process is prepared, and listens for its peers.
+    pub fn listens(&mut self, process: ProcessId, address: String, is_standby: bool) {
+        self.addresses.insert(process, address);
+        if is_standby {
+            self.watch.standbys.insert(process, Standby::Ready);
+        }
     }
 
     /// Takes one durable file; again, if it was reported before.
@@ -129,7 +160,7 @@ impl WorldWatch {
         }
         let mut all = self.done.iter();
         let (_, first) = all.next()?;
-        for (rank, done) in all {
+        for (process, done) in all {
             if (
                 done.step,
                 &done.arena_hash,
@@ -142,7 +173,7 @@ impl WorldWatch {
                 &first.trace,
             ) {
                 return Some(Err(format!(
-                    "rank {rank} ended at step {} with arena {}, rank 0 at step {} with {}",
+                    "process {process} ended at step {} with arena {}, another one at step {} with {}",
                     done.step, done.arena_hash, first.step, first.arena_hash
                 )));
             }

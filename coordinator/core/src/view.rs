@@ -1,6 +1,6 @@
 //! What people are shown of jobs and nodes: the replicated truth with what the leader observed.
 
-use muster_cluster::ids::{JobName, RankId};
+use muster_cluster::ids::{JobName, RankId, WorkerName};
 use muster_cluster::state::{Job, LedgerEntry, Phase};
 use muster_proto::{convert, v1};
 
@@ -28,6 +28,54 @@ impl Coordinator {
             .map(|job| self.view(&name, job))
     }
 
+    /// Which worlds of a job ran which steps, and what it takes to prove it; `None` where no job has
+    /// this name.
+    #[must_use]
+    pub fn ledger(&self, name: &str) -> Option<v1::LedgerReply> {
+        let name = JobName::new(name).ok()?;
+        let job = self.state().jobs.get(&name)?;
+        let account = self.account(&name);
+        let outcome = match &job.phase {
+            Phase::Ended(outcome) => Some(convert::finish(&name, job.generation, outcome)),
+            _ => None,
+        };
+        let world = |entry: &LedgerEntry| v1::WorldRecord {
+            history: entry.history.0,
+            generation: entry.generation.0,
+            first_step: entry.first_step.0,
+            last_step: account
+                .and_then(|account| account.reached.get(&entry.generation.0))
+                .copied(),
+            ranks: convert::placements(&entry.ranks),
+            reason: entry.reason.clone(),
+            stamp_ms: entry.stamp_ms,
+        };
+        let committed = account.into_iter().flat_map(|account| &account.committed);
+        let committed = committed.map(|((history, step), hash)| v1::CommittedCheckpoint {
+            history: *history,
+            step: *step,
+            manifest_hash: hash.clone(),
+        });
+        Some(v1::LedgerReply {
+            worlds: job.ledger.iter().map(world).collect(),
+            manifests: job.manifests.iter().map(Into::into).collect(),
+            submission: Some((&job.submission).into()),
+            identity: job.identity.digest(),
+            history: job.history.0,
+            step: self.step_of(&name, job),
+            outcome,
+            committed: committed.collect(),
+        })
+    }
+
+    /// How many steps of a job are applied, as far as is known.
+    fn step_of(&self, name: &JobName, job: &Job) -> u64 {
+        match &job.phase {
+            Phase::Ended(outcome) => outcome.step.0,
+            _ => self.progress(name).step.max(job.committed_step().0),
+        }
+    }
+
     /// Every worker that ever registered, by name.
     #[must_use]
     pub fn node_views(&self, now: Now) -> Vec<v1::NodeView> {
@@ -48,9 +96,19 @@ impl Coordinator {
                     incarnation: node.incarnation.0,
                     last_seen_ms_ago: last_seen_ms
                         .map_or(0, |seen| now.monotonic_ms.saturating_sub(seen)),
+                    draining: self.state().draining.contains(worker),
+                    jobs: self.jobs_on(worker),
                 }
             })
             .collect()
+    }
+
+    /// The jobs that have a process on a worker, by name.
+    #[must_use]
+    pub fn jobs_on(&self, worker: &WorkerName) -> Vec<String> {
+        let jobs = self.state().jobs.iter();
+        let here = jobs.filter(|(_, job)| job.held_workers().any(|held| held == worker));
+        here.map(|(name, _)| name.to_string()).collect()
     }
 
     fn view(&self, name: &JobName, job: &Job) -> v1::JobView {
@@ -63,17 +121,13 @@ impl Coordinator {
             Phase::Ended(outcome) => Some(convert::finish(name, job.generation, outcome)),
             _ => None,
         };
-        let step = match &job.phase {
-            Phase::Ended(outcome) => outcome.step.0,
-            _ => progress.step.max(job.committed_step().0),
-        };
         v1::JobView {
             job: name.to_string(),
             state: job.phase.as_str().to_owned(),
             reason,
             history: job.history.0,
             generation: job.generation.0,
-            step,
+            step: self.step_of(name, job),
             total_steps: progress.total_steps,
             world_size: job
                 .world
@@ -103,11 +157,13 @@ impl Coordinator {
                 rank,
                 worker: placement.worker.to_string(),
                 pid: watch
-                    .and_then(|watch| watch.pids.get(&RankId(rank)))
+                    .and_then(|watch| watch.pids.get(&placement.process))
                     .copied()
                     .unwrap_or_default(),
                 state: watch
-                    .map_or("assigned", |watch| watch.state_of(RankId(rank)))
+                    .map_or("assigned", |watch| {
+                        watch.state_of(RankId(rank), placement.process)
+                    })
                     .to_owned(),
                 shards_start: placement.shards.start,
                 shards_end: placement.shards.end,

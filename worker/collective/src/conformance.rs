@@ -3,7 +3,11 @@
 //! Waits are for states, never for times: an operation that should succeed gets [`PATIENT`], one
 //! that should fail at once gets it too and must not use it up.
 
+mod losses;
+mod salvage;
+mod silence;
 mod tcp;
+mod vectors;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,6 +27,7 @@ use crate::queue::Patience;
 use crate::reduction::{Input, Operation, Output, Reduced, Reduction};
 use crate::testing::{bits, shard_values, tree_sum};
 use crate::values::Pool;
+use crate::world::World;
 
 const PATIENT: Duration = Duration::from_secs(60);
 /// "At once", with room for a machine that is busy with other tests.
@@ -50,10 +55,15 @@ conformance!(
     every_world_size_gives_the_bits_of_the_plain_tree_sum,
     a_million_elements_give_the_same_bits,
     notes_messages_and_broadcasts_arrive_whole,
+    vectors_of_any_length_arrive_bit_by_bit,
+    a_vector_of_another_length_is_a_broken_rule,
+    a_vector_that_stops_on_its_way_fails_and_one_that_does_not_begin_harms_nothing,
+    a_revocation_ends_a_send_that_waits_for_room,
     a_barrier_opens_only_when_all_have_come,
     operations_may_be_one_apart,
     a_rank_that_leaves_after_its_last_operation_harms_nobody,
     a_rank_that_left_is_named_by_all_survivors,
+    a_rank_that_retired_has_said_goodbye,
     a_rank_that_died_before_the_operation_is_named_by_all_survivors,
     a_rank_that_dies_in_the_operation_is_named_by_all_survivors,
     a_loss_is_blamed_on_the_rank_that_was_lost_first,
@@ -64,7 +74,27 @@ conformance!(
     a_frame_with_another_sender_ends_the_connection,
     ranks_at_different_steps_notice,
     an_impossible_operation_harms_nothing,
+    ranks_may_hold_no_shard,
+    sums_outlive_a_loss_and_are_reduced_again_by_fewer_ranks,
+    sums_outlive_a_revocation_and_are_reduced_again_by_fewer_ranks,
 );
+
+use losses::{
+    a_loss_is_blamed_on_the_rank_that_was_lost_first,
+    a_rank_that_died_before_the_operation_is_named_by_all_survivors,
+    a_rank_that_dies_in_the_operation_is_named_by_all_survivors,
+    a_rank_that_left_is_named_by_all_survivors, a_rank_that_retired_has_said_goodbye,
+    assert_closed, die_within,
+};
+use salvage::{
+    ranks_may_hold_no_shard, sums_outlive_a_loss_and_are_reduced_again_by_fewer_ranks,
+    sums_outlive_a_revocation_and_are_reduced_again_by_fewer_ranks,
+};
+use vectors::{
+    a_revocation_ends_a_send_that_waits_for_room, a_vector_of_another_length_is_a_broken_rule,
+    a_vector_that_stops_on_its_way_fails_and_one_that_does_not_begin_harms_nothing,
+    vectors_of_any_length_arrive_bit_by_bit,
+};
 
 /// Runs `work` on every rank in a thread of its own; the results by rank.
 fn on_ranks<T: Send>(groups: Vec<Group>, work: impl Fn(Group) -> T + Sync) -> Vec<T> {
@@ -86,11 +116,7 @@ fn operation(group: &Group, step: u64, num_shards: u32, num_elements: usize) -> 
     let world = group.world();
     let runs = tree::runs(num_shards, world.size).expect("no more ranks than shards");
     let mut accumulator = Accumulator::new(num_shards, num_elements, group.pool());
-    for shard in runs[world.rank.0 as usize].shards() {
-        let mut values = accumulator.buffer();
-        values.copy_from_slice(&shard_values(shard, num_elements));
-        accumulator.push(ShardId(shard), values).expect("in order");
-    }
+    push(&mut accumulator, runs[world.rank.0 as usize].shards());
     Operation {
         step: Step(step),
         num_shards,
@@ -99,8 +125,19 @@ fn operation(group: &Group, step: u64, num_shards: u32, num_elements: usize) -> 
             .into_iter()
             .map(|run| tree::subtrees(num_shards, run))
             .collect(),
-        mine: accumulator.finish(),
+        mine: accumulator.subtrees(),
         note: note(world.rank, step),
+    }
+}
+
+/// Pushes the contributions that [`shard_values`] defines.
+fn push(accumulator: &mut Accumulator, shards: impl IntoIterator<Item = u32>) {
+    for shard in shards {
+        let mut values = accumulator.buffer();
+        let contribution = shard_values(shard, values.len());
+        values.copy_from_slice(&contribution);
+        let result = accumulator.push(ShardId(shard), values);
+        result.expect("a shard of the step, not held yet");
     }
 }
 
@@ -234,112 +271,6 @@ fn a_rank_that_leaves_after_its_last_operation_harms_nobody(driver: Driver) {
             assert_reduced(&group, 0, &reduced.expect("all ranks took part"), &expected);
         });
     }
-}
-
-/// The end of a connection without a goodbye, as the system may tell it.
-fn assert_closed(seen: LossReason) {
-    let is_closed = matches!(seen, LossReason::Closed(_) | LossReason::Reported { .. });
-    assert!(is_closed, "{seen:?}");
-}
-
-fn a_rank_that_left_is_named_by_all_survivors(driver: Driver) {
-    on_ranks(driver(3, Generation(1)), |mut group| {
-        if group.world().rank == RankId(1) {
-            return;
-        }
-        let begun = Instant::now();
-        let error = group.barrier(PATIENT).expect_err("a rank is missing");
-        assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
-        let Error::PeerLost {
-            rank: RankId(1),
-            reason,
-        } = error
-        else {
-            panic!("{error:?}")
-        };
-        let is_known = matches!(reason, LossReason::Left | LossReason::Reported { .. });
-        assert!(is_known, "{reason:?}");
-        assert_eq!(group.barrier(PATIENT), Err(error), "it stays so");
-    });
-}
-
-fn a_rank_that_died_before_the_operation_is_named_by_all_survivors(driver: Driver) {
-    dies_after(driver, Some(0));
-}
-
-fn a_rank_that_dies_in_the_operation_is_named_by_all_survivors(driver: Driver) {
-    for num_frames in 1..6 {
-        dies_after(driver, Some(num_frames));
-    }
-    dies_after(driver, None);
-}
-
-/// Rank 1 of three sends some of its first frames, or all of them, and dies.
-fn dies_after(driver: Driver, num_frames: Option<usize>) {
-    on_ranks(driver(3, Generation(1)), |mut group| {
-        let operation = operation(&group, 9, 4, 300_000);
-        if group.world().rank == RankId(1) {
-            let machine = Reduction::new(group.world(), 0, operation, &Pool::default());
-            let mut outputs = Vec::new();
-            machine
-                .expect("possible")
-                .handle(Input::Start, &mut outputs);
-            for output in outputs.into_iter().take(num_frames.unwrap_or(usize::MAX)) {
-                let Output::Send { to, frame } = output else {
-                    panic!("{output:?}")
-                };
-                group
-                    .transport()
-                    .send(to, frame, Patience::Never)
-                    .expect("room");
-            }
-            return group.sever();
-        }
-        let begun = Instant::now();
-        let error = group
-            .all_reduce(operation, PATIENT)
-            .expect_err("a rank is missing");
-        assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
-        let Error::PeerLost {
-            rank: RankId(1),
-            reason,
-        } = error
-        else {
-            panic!("{error:?}")
-        };
-        assert_closed(reason);
-    });
-}
-
-fn a_loss_is_blamed_on_the_rank_that_was_lost_first(driver: Driver) {
-    on_ranks(driver(3, Generation(1)), |mut group| {
-        if group.world().rank == RankId(1) {
-            return group.sever();
-        }
-        // Rank 0 fails and leaves; rank 2 begins only after that, and names rank 1 all the same.
-        if group.world().rank == RankId(2) {
-            let error = group.recv(RankId(0), PATIENT).expect_err("rank 0 leaves");
-            let Error::PeerLost {
-                rank: RankId(1),
-                reason,
-            } = error
-            else {
-                panic!("{error:?}")
-            };
-            return assert_closed(reason);
-        }
-        let error = group.barrier(PATIENT).expect_err("rank 1 is gone");
-        assert!(
-            matches!(
-                error,
-                Error::PeerLost {
-                    rank: RankId(1),
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
-    });
 }
 
 fn a_revocation_ends_the_operation_of_every_rank(driver: Driver) {

@@ -23,10 +23,11 @@ pub enum Error {
     /// The operation's deadline passed.
     #[error("the deadline passed while waiting for {}", list(waiting_for))]
     TimedOut {
-        /// The ranks whose frames are still missing, in order.
+        /// The ranks whose frames are still missing, in order; of a send, the rank that has no
+        /// room for more.
         waiting_for: Vec<RankId>,
     },
-    /// A rank broke the rules of the exchange.
+    /// A rank broke the rules of the exchange, or sent a vector of another length than expected.
     #[error("rank {rank} broke the protocol: {what}")]
     Protocol {
         /// The rank that did it.
@@ -74,6 +75,11 @@ pub enum LossReason {
     /// Its connection ended without a goodbye: the process or the link died.
     #[error("its connection ended without a goodbye ({0})")]
     Closed(io::ErrorKind),
+    /// Its connection stands, and nothing came over it for the time that
+    /// [`tcp::connect`](crate::tcp::connect) was given: its machine has stopped, or the network
+    /// drops everything. It may be alive.
+    #[error("nothing came from it for too long")]
+    Silent,
     /// It said goodbye in good order; it may well be alive.
     #[error("it left the world")]
     Left,

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0..4 | the letters `MSTR` |
 //! | 4..6 | format version |
-//! | 6 | kind |
+//! | 6 | kind: 1 note, 2 sum, 3 total, 4 message, 5 goodbye, 6 alive |
 //! | 7 | goodbye's cause, otherwise 0 |
 //! | 8..16, 16..24 | history, generation |
 //! | 24..32 | step |
@@ -14,7 +14,7 @@
 //! | 40..44 | the rank that sends |
 //! | 44..48 | piece, part, or the rank that a goodbye blames |
 //! | 48..52, 52..56 | first and last-plus-one shard of a sum; number of parts, 0 |
-//! | 56..60 | length of the payload in bytes |
+//! | 56..60 | length of the payload in bytes; 0 for a goodbye and for alive |
 //! | 60..64 | CRC-32 (IEEE) of bytes 0..60 and the payload |
 //!
 //! Who may send which frame when is decided in [`crate::reduction`] and [`crate::group`].
@@ -27,7 +27,7 @@ use std::io::{self, ErrorKind, Read};
 use muster_cluster::tree::Run;
 use muster_cluster::{Generation, History, RankId, Step};
 
-use crate::values::Values;
+use crate::values::{Values, le_bytes};
 use crate::world::World;
 
 pub(crate) use parts::{Assembly, parts};
@@ -84,6 +84,9 @@ pub enum Body {
     Message(Part),
     /// The sender leaves; nothing follows.
     Goodbye(Cause),
+    /// The sender is there and has nothing else to say. It belongs to the connection: a driver
+    /// keeps it to itself.
+    Alive,
 }
 
 /// Why a rank leaves.
@@ -191,7 +194,7 @@ impl Frame {
             Body::Sum { values, .. } | Body::Total { values, .. } => {
                 values.len() * size_of::<f32>()
             }
-            Body::Goodbye(_) => 0,
+            Body::Goodbye(_) | Body::Alive => 0,
         };
         HEADER_BYTES + payload
     }
@@ -200,18 +203,8 @@ impl Frame {
     pub(crate) fn payload(&self) -> Cow<'_, [u8]> {
         match &self.body {
             Body::Note(part) | Body::Message(part) => Cow::Borrowed(&part.bytes),
-            Body::Sum { values, .. } | Body::Total { values, .. }
-                if cfg!(target_endian = "little") =>
-            {
-                Cow::Borrowed(bytemuck::cast_slice(values))
-            }
-            Body::Sum { values, .. } | Body::Total { values, .. } => Cow::Owned(
-                values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect(),
-            ),
-            Body::Goodbye(_) => Cow::Borrowed(&[]),
+            Body::Sum { values, .. } | Body::Total { values, .. } => le_bytes(values),
+            Body::Goodbye(_) | Body::Alive => Cow::Borrowed(&[]),
         }
     }
 
@@ -226,6 +219,7 @@ impl Frame {
             Body::Goodbye(Cause::Revoked) => (5, 1, [0; 3]),
             Body::Goodbye(Cause::Lost(rank)) => (5, 2, [rank.0, 0, 0]),
             Body::Goodbye(Cause::Failed) => (5, 3, [0; 3]),
+            Body::Alive => (6, 0, [0; 3]),
         };
         let length = u32::try_from(payload.len()).expect("a payload is at most MAX_PAYLOAD_BYTES");
         let mut header = [0; HEADER_BYTES];
@@ -303,6 +297,7 @@ impl Frame {
             (5, 1) => Some(Body::Goodbye(Cause::Revoked)),
             (5, 2) => Some(Body::Goodbye(Cause::Lost(RankId(first)))),
             (5, 3) => Some(Body::Goodbye(Cause::Failed)),
+            (6, 0) => Some(Body::Alive),
             _ => None,
         };
         Ok(Frame {
@@ -328,7 +323,7 @@ fn opening(header: &[u8; HEADER_BYTES]) -> Result<(u8, usize), Refusal> {
     let is_allowed = match header[6] {
         1 | 4 => length <= MAX_PAYLOAD_BYTES,
         2 | 3 => length <= MAX_PAYLOAD_BYTES && length.is_multiple_of(size_of::<f32>()),
-        5 => length == 0,
+        5 | 6 => length == 0,
         _ => return Err(Refusal::Field),
     };
     if is_allowed {

@@ -6,17 +6,20 @@
 
 mod alone;
 mod counters;
+mod messages;
 mod revoker;
+mod vectors;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use muster_cluster::{RankId, Step};
 
 use crate::error::{Error, LossReason};
-use crate::frame::{self, Assembly, Body, Cause, Frame, Part, Refusal};
+use crate::frame::{Assembly, Body, Cause, Frame, Refusal};
 use crate::queue::{Patience, PushError, Queue, Taken};
 use crate::reduction::{Input, Operation, Output, Reduced, Reduction};
 use crate::values::Pool;
@@ -42,8 +45,12 @@ pub(crate) trait Transport: fmt::Debug + Send {
     /// Queues a frame. A receiver that is gone is no error here: its loss is told by the inbox.
     fn send(&self, to: RankId, frame: Frame, patience: Patience) -> Result<(), PushError>;
 
-    /// Ends all connections, after `goodbye` where there is one; joins all threads.
-    fn close(&mut self, goodbye: Option<Frame>);
+    /// Says goodbye to all, or ends all connections at once where there is none to say. Nothing is
+    /// sent after it; it waits for nothing and is called once.
+    fn leave(&mut self, goodbye: Option<Frame>);
+
+    /// After `leave`: waits, not for ever, until what was queued is sent, and joins all threads.
+    fn join(&mut self);
 }
 
 /// One rank's part in one world.
@@ -51,7 +58,8 @@ pub(crate) trait Transport: fmt::Debug + Send {
 /// All ranks call the same operations in the same order. A group that has failed once gives the
 /// same error to every later operation: the ranks no longer agree on what comes next, and only a
 /// new generation can go on. Dropping a group says goodbye, closes its connections and joins its
-/// threads.
+/// threads, which waits for slow peers: seconds after a success, less than one after a failure.
+/// [`Group::retire`] has that done elsewhere.
 #[derive(Debug)]
 pub struct Group {
     world: World,
@@ -71,6 +79,7 @@ pub struct Group {
     lost: Vec<(RankId, LossReason)>,
     failure: Option<Error>,
     counters: Counters,
+    has_left: bool,
 }
 
 /// Messages from one rank that nobody has asked for yet.
@@ -82,6 +91,10 @@ struct Mailbox {
 
 /// A rank that has sent more whole messages than this without any being received is broken.
 const MAX_MESSAGES: usize = 4096;
+
+/// How long a send that waits for room does not see a revocation: the queue that it waits for is
+/// the receiver's, and a revocation interrupts only this rank's.
+const REVOCATION_TICK: Duration = Duration::from_millis(20);
 
 /// What a wait for the next event ended with.
 enum Next {
@@ -107,6 +120,7 @@ impl Group {
             early: VecDeque::new(),
             lost: Vec::new(),
             failure: None,
+            has_left: false,
             world,
             transport,
             revoker,
@@ -200,72 +214,18 @@ impl Group {
             .map(|_| ())
     }
 
-    /// Sends a message to one other rank; returns when it is queued, which waits while the
-    /// receiver is far behind.
+    /// Says goodbye and returns at once; what dropping a group waits for, a thread of its own
+    /// (`retire`) waits for.
     ///
-    /// # Errors
-    /// As [`Self::all_reduce`]; a send that timed out leaves the group failed, because a part of
-    /// the message may be on its way.
-    pub fn send(&mut self, to: RankId, bytes: Vec<u8>, deadline: Duration) -> Result<(), Error> {
-        self.check_usable()?;
-        self.check_peer(to)?;
-        if bytes.len() > crate::reduction::MAX_NOTE_BYTES {
-            let (len, most) = (bytes.len(), crate::reduction::MAX_NOTE_BYTES);
-            return Err(Error::Invalid {
-                what: format!("a message of {len} bytes, more than {most}"),
-            });
-        }
-        let until = Instant::now().checked_add(deadline);
-        for part in frame::parts(&bytes.into()) {
-            let frame = self.frame(Body::Message(part));
-            if self.transmit(to, frame, Patience::Until(until)) == Err(PushError::Full) {
-                return Err(self.fail(Error::TimedOut {
-                    waiting_for: vec![to],
-                }));
-            }
-        }
-        Ok(())
-    }
-
-    /// The next message from another rank, in the order it sent them.
-    ///
-    /// # Errors
-    /// As [`Self::all_reduce`]; after [`Error::TimedOut`] the group can still be used.
-    pub fn recv(&mut self, from: RankId, deadline: Duration) -> Result<Vec<u8>, Error> {
-        self.check_usable()?;
-        self.check_peer(from)?;
-        let until = Instant::now().checked_add(deadline);
-        loop {
-            if let Some(message) = self.messages[World::index(from)].whole.pop_front() {
-                return Ok(message);
-            }
-            let is_cause = |(rank, reason): &&(RankId, LossReason)| {
-                *rank == from || *reason == LossReason::Reported { by: from }
-            };
-            if let Some((rank, reason)) = self.lost.iter().find(is_cause) {
-                let error = match reason {
-                    LossReason::Revoked => Error::Revoked,
-                    reason => Error::PeerLost {
-                        rank: *rank,
-                        reason: *reason,
-                    },
-                };
-                return Err(self.fail(error));
-            }
-            match self.next_event(until) {
-                Next::Event(event) => match self.route(event) {
-                    // Losses are kept in `lost`, frames of operations in `early`.
-                    Ok(_) => {}
-                    Err(error) => return Err(self.fail(error)),
-                },
-                Next::Revoked => return Err(self.fail(Error::Revoked)),
-                Next::TimedOut => {
-                    return Err(Error::TimedOut {
-                        waiting_for: vec![from],
-                    });
-                }
-            }
-        }
+    /// The thread ends by itself, after seconds at most. A process that exits before it does may
+    /// cut off what peers have not read yet, as a process that does not drop its group would.
+    /// Where the system gives no thread, this is a plain drop.
+    pub fn retire(mut self) {
+        self.leave(Some(self.goodbye()));
+        // A thread that cannot be started drops its work, and so the group, here.
+        let _ = thread::Builder::new()
+            .name("retire".to_owned())
+            .spawn(move || drop(self));
     }
 
     fn run(&mut self, operation: Operation, deadline: Duration) -> Result<Reduced, Error> {
@@ -369,6 +329,8 @@ impl Group {
                 }
                 Ok(Some(input))
             }
+            // Only a connection asks for it; no driver hands one over.
+            Body::Alive => Ok(None),
             Body::Note(_) | Body::Sum { .. } | Body::Total { .. } => self.match_frame(from, frame),
         }
     }
@@ -389,21 +351,6 @@ impl Group {
             let what = format!("operation {sequence} before this rank has begun {next}");
             Err(Error::Protocol { rank: from, what })
         }
-    }
-
-    fn keep_message(&mut self, from: RankId, part: &Part) -> Result<(), Error> {
-        let broken = |what: &str| Error::Protocol {
-            rank: from,
-            what: what.to_owned(),
-        };
-        let mailbox = &mut self.messages[World::index(from)];
-        let message = mailbox.assembly.add(part);
-        let message = message.map_err(|()| broken("a part of a message out of order"))?;
-        mailbox.whole.extend(message);
-        if mailbox.whole.len() > MAX_MESSAGES {
-            return Err(broken("more messages than anybody receives"));
-        }
-        Ok(())
     }
 
     fn lose(&mut self, rank: RankId, reason: LossReason) -> Input {
@@ -433,9 +380,13 @@ impl Group {
     }
 
     fn transmit(&mut self, to: RankId, frame: Frame, patience: Patience) -> Result<(), PushError> {
-        self.counters.frames_sent += 1;
-        self.counters.bytes_sent += frame.num_bytes() as u64;
-        self.transport.send(to, frame, patience)
+        let num_bytes = frame.num_bytes() as u64;
+        let sent = self.transport.send(to, frame, patience);
+        if sent != Err(PushError::Full) {
+            self.counters.frames_sent += 1;
+            self.counters.bytes_sent += num_bytes;
+        }
+        sent
     }
 
     fn frame(&self, body: Body) -> Frame {
@@ -474,8 +425,28 @@ impl Group {
     /// Ends all connections without a goodbye, as a death would.
     #[cfg(test)]
     pub(crate) fn sever(mut self) {
-        self.inbox.clear();
-        self.transport.close(None);
+        self.leave(None);
+    }
+
+    /// Sends nothing after `goodbye`, and takes nothing any more.
+    fn leave(&mut self, goodbye: Option<Frame>) {
+        if !std::mem::replace(&mut self.has_left, true) {
+            // Readers that wait for room must see the goodbyes of others.
+            self.inbox.clear();
+            self.transport.leave(goodbye);
+        }
+    }
+
+    /// What this rank says to its peers when it leaves.
+    fn goodbye(&self) -> Frame {
+        let cause = match &self.failure {
+            Some(Error::PeerLost { rank, .. }) => Cause::Lost(*rank),
+            Some(Error::Revoked) => Cause::Revoked,
+            None if self.revoker.is_revoked() => Cause::Revoked,
+            Some(_) => Cause::Failed,
+            None => Cause::Done,
+        };
+        self.frame(Body::Goodbye(cause))
     }
 
     #[cfg(test)]
@@ -486,16 +457,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let cause = match &self.failure {
-            Some(Error::PeerLost { rank, .. }) => Cause::Lost(*rank),
-            Some(Error::Revoked) => Cause::Revoked,
-            None if self.revoker.is_revoked() => Cause::Revoked,
-            Some(_) => Cause::Failed,
-            None => Cause::Done,
-        };
-        // Readers that wait for room must see the goodbyes of others.
-        self.inbox.clear();
-        let goodbye = self.frame(Body::Goodbye(cause));
-        self.transport.close(Some(goodbye));
+        self.leave(Some(self.goodbye()));
+        self.transport.join();
     }
 }

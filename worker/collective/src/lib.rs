@@ -35,7 +35,7 @@
 //!             num_shards: 3,
 //!             num_elements: 2,
 //!             holdings,
-//!             mine: accumulator.finish(),
+//!             mine: accumulator.subtrees(),
 //!             note: b"finite".to_vec(),
 //!         };
 //!         let reduced = group.all_reduce(operation, Duration::from_secs(10)).unwrap();

@@ -64,7 +64,7 @@ impl Transport for Memory {
         )
     }
 
-    fn close(&mut self, goodbye: Option<Frame>) {
+    fn leave(&mut self, goodbye: Option<Frame>) {
         let rank = self.world.rank;
         for peer in self.world.peers() {
             let event = match &goodbye {
@@ -82,4 +82,6 @@ impl Transport for Memory {
             let _ = self.push(peer, event, Patience::Never);
         }
     }
+
+    fn join(&mut self) {}
 }

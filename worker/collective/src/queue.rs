@@ -139,6 +139,23 @@ impl<T> Queue<T> {
         drop(forgotten);
     }
 
+    /// Forgets what is queued, has `last` taken instead, and refuses further items. What a queue
+    /// that is closed already still holds stays.
+    pub(crate) fn end_with(&self, last: T) {
+        let forgotten = {
+            let mut state = self.lock();
+            if state.is_closed {
+                return;
+            }
+            state.is_closed = true;
+            state.queued.fill(0);
+            std::mem::replace(&mut state.items, VecDeque::from([last]))
+        };
+        self.arrived.notify_all();
+        self.room.notify_all();
+        drop(forgotten);
+    }
+
     /// Makes every [`Self::take`], also a waiting one, answer [`Taken::Interrupted`].
     pub(crate) fn interrupt(&self) {
         // Under the lock, so that no waiter is between its check and its sleep.
@@ -229,5 +246,21 @@ mod tests {
         assert_eq!(queue.take(&mut items, None), Taken::Items);
         assert_eq!(queue.take(&mut items, None), Taken::Closed);
         assert_eq!(items, [7]);
+
+        let queue = Queue::new();
+        for item in 0..MAX_WAITING {
+            queue.push(0, item, Patience::Never).expect("room");
+        }
+        for last in [7, 8] {
+            queue.end_with(last);
+        }
+        assert_eq!(
+            queue.push(0, 9, Patience::Until(None)),
+            Err(PushError::Closed)
+        );
+        let mut items = VecDeque::new();
+        assert_eq!(queue.take(&mut items, None), Taken::Items);
+        assert_eq!(queue.take(&mut items, None), Taken::Closed);
+        assert_eq!(items, [7], "the first last item stays");
     }
 }

@@ -343,7 +343,7 @@ impl Reduction {
             Body::Total { piece, values } => self
                 .receive_total(from, piece as usize, &values)
                 .map_err(broken),
-            Body::Message(_) | Body::Goodbye(_) => Err(broken(
+            Body::Message(_) | Body::Goodbye(_) | Body::Alive => Err(broken(
                 "a frame that is no part of an all-reduce".to_owned(),
             )),
         }

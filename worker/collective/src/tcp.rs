@@ -2,12 +2,14 @@
 //!
 //! Every two ranks share one connection. The lower rank dials; the higher one has bound its
 //! [`Listener`] before it told anyone the address. Streams belong to one generation: a new
-//! generation binds, connects and shakes hands anew ([`handshake`]). What an established
-//! connection does is in `tcp/link.rs`; bytes are described in [`crate::frame`].
+//! generation connects and shakes hands anew, on the same port ([`handshake`]). What an established
+//! connection does is in `tcp/link.rs`, when one that stands counts as lost in `tcp/silence.rs`;
+//! bytes are described in [`crate::frame`].
 
 pub mod handshake;
 mod link;
 mod mesh;
+mod silence;
 
 use std::fmt;
 use std::io;
@@ -65,21 +67,29 @@ impl Listener {
 }
 
 /// Connects this rank with every other of `world`; `peers` are their listeners' addresses, by
-/// rank (this rank's own is not used). Returns when all connections stand and closes the port.
+/// rank (this rank's own is not used). Returns when all connections stand. The port
+/// stays bound for later worlds: who dials it in the meantime waits, and is refused or welcomed then.
 ///
 /// Strangers, other generations and silent connections are refused and counted
 /// ([`Group::counters`]); they disturb nobody. A peer that cannot be reached yet is dialled again
 /// until the deadline.
+///
+/// A peer of which nothing at all comes for `detect` is lost, as
+/// [`LossReason::Silent`](crate::LossReason::Silent), although its connection stands; ranks that
+/// have nothing to say tell each other so four times as often. All ranks of a world say the same
+/// `detect`, which is a time in which no thread is held up and no packet is under way: below some
+/// tens of milliseconds it finds busy machines rather than dead ones.
 ///
 /// # Errors
 /// [`Error::TimedOut`] with the ranks that are missing, [`Error::Revoked`] when `revoker` (which
 /// becomes the group's) is used meanwhile, [`Error::Invalid`] for arguments that fit no world or
 /// a revoker of another group, [`Error::System`] when the system gives no socket or thread.
 pub fn connect(
-    listener: Listener,
+    listener: &Listener,
     world: World,
     peers: &[SocketAddr],
     token: Token,
+    detect: Duration,
     revoker: &Revoker,
     deadline: Duration,
 ) -> Result<Group, Error> {
@@ -93,6 +103,9 @@ pub fn connect(
             "{len} addresses for a world of {size} ranks"
         )));
     }
+    if detect.is_zero() {
+        return Err(invalid("every peer is silent for no time".to_owned()));
+    }
     if !revoker.claim() {
         return Err(invalid("the revoker belongs to another group".to_owned()));
     }
@@ -101,13 +114,14 @@ pub fn connect(
         return Ok(group::alone(world, revoker.clone(), counters));
     }
     let door = mesh::Door {
-        socket: listener.socket,
+        socket: &listener.socket,
         world,
         peers,
         token,
+        detect,
     };
     let streams = door.open(revoker, deadline, &mut counters)?;
-    let links = link::Links::start(&world, streams, &revoker.inbox())?;
+    let links = link::Links::start(&world, streams, detect, &revoker.inbox())?;
     Ok(Group::new(
         world,
         Box::new(links),

@@ -1,5 +1,6 @@
 //! Vectors that are shared instead of copied, and the pool that their memory goes back to.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,6 +77,16 @@ impl Deref for Values {
 
     fn deref(&self) -> &[f32] {
         &self.whole[self.range.clone()]
+    }
+}
+
+/// The values as they cross a wire, not copied where the processor is little-endian too.
+pub(crate) fn le_bytes(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+        Cow::Owned(bytes.collect())
     }
 }
 

@@ -1,13 +1,18 @@
-//! A worker as a machine: which ranks it runs, what it owes the coordinator, and what each of both
-//! is told. It decides nothing about jobs, and starts and ends processes by saying so.
+//! A worker as a machine: which processes of jobs it runs, what it owes the coordinator, and what
+//! each of both is told. A process lives through many worlds; an assignment makes it a rank of the
+//! next one. It decides nothing about jobs, and starts and ends processes by saying so.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use muster_proto::v1;
 use v1::from_worker::Message as ToCoordinator;
 use v1::rank_order::Order;
 use v1::rank_report::Report;
+use v1::to_rank::Message as ToRank;
 use v1::to_worker::Message as FromCoordinator;
+
+pub mod records;
 
 /// What can happen to a worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,18 +23,18 @@ pub enum Input {
     Disconnected,
     /// The coordinator says something.
     FromCoordinator(FromCoordinator),
-    /// The process of a rank runs.
+    /// A process runs.
     Started {
-        /// Which rank.
+        /// What it was when it was to start.
         key: v1::RankKey,
         /// Its process id.
         pid: u32,
     },
-    /// A rank showed its token, and can be talked to.
+    /// A process showed its token, and can be talked to.
     RankConnected(v1::RankKey),
-    /// A rank reports.
+    /// A process reports.
     FromRank(v1::RankReport),
-    /// The process of a rank ended, or could not be started.
+    /// A process ended, or could not be started.
     Exited(v1::RankExited),
     /// The worker ends.
     Shutdown,
@@ -38,44 +43,105 @@ pub enum Input {
 /// What a worker does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
-    /// Start the process of this rank.
+    /// Start this process.
     Start(v1::RankKey),
-    /// End the process of this rank at once.
+    /// End this process at once.
     Kill(v1::RankKey),
-    /// Tell a rank.
-    ToRank(v1::RankKey, v1::to_rank::Message),
+    /// Tell a process, which is this at present.
+    ToRank(v1::RankKey, ToRank),
     /// Tell the coordinator.
     ToCoordinator(ToCoordinator),
     /// The coordinator wants none of this worker.
     Refused(String),
 }
 
-/// A rank on a worker: the ranks of a job are in the order of their worlds.
-pub type Place = (String, u64, u32);
+/// What a process is known by, whichever worlds it enters: its job, and its number there.
+pub type Place = (String, u64);
 
-/// The place of a rank.
+/// The place of a process.
 #[must_use]
 pub fn place(key: &v1::RankKey) -> Place {
-    (key.job.clone(), key.generation, key.rank)
+    (key.job.clone(), key.process)
 }
 
-/// One rank, until nobody needs to hear of it any more.
+/// One process, until nobody needs to hear of it any more.
 #[derive(Debug)]
-struct Rank {
+struct Process {
+    /// What it is at present.
     key: v1::RankKey,
-    assignment: v1::Assignment,
     pid: Option<u32>,
-    is_connected: bool,
-    /// Orders that came before the rank could be told.
-    waiting: Vec<v1::RankOrder>,
+    /// What it is told when it connects, its newest assignment first; `None` once it has.
+    waiting: Option<Vec<ToRank>>,
+    /// Where it listens for its peers, of this world and of later ones; empty until it does.
     address: String,
-    /// How its work ended.
+    /// How its work in its present world ended.
     last: Option<Report>,
-    /// Files that no committed checkpoint has yet, as far as is known here.
+    /// Files of its history that no committed checkpoint has yet, as far as is known here.
     parts: Vec<v1::CheckpointPart>,
     exited: Option<v1::RankExited>,
     /// Nobody wants to know how it ends.
     is_unwanted: bool,
+}
+
+impl Process {
+    fn new(key: v1::RankKey) -> Self {
+        Self {
+            key,
+            pid: None,
+            waiting: Some(Vec::new()),
+            address: String::new(),
+            last: None,
+            parts: Vec::new(),
+            exited: None,
+            is_unwanted: false,
+        }
+    }
+
+    /// Tells it now, or when it connects.
+    fn tell(&mut self, message: ToRank, outputs: &mut Vec<Output>) {
+        match &mut self.waiting {
+            Some(waiting) => waiting.push(message),
+            None => outputs.push(Output::ToRank(self.key.clone(), message)),
+        }
+    }
+
+    /// Makes it a rank of another world: what belonged to the old one is forgotten. The files that
+    /// it wrote still count, unless the world falls back.
+    fn enter(&mut self, key: v1::RankKey) {
+        if self.key.history != key.history {
+            self.parts.clear();
+        }
+        self.key = key;
+        self.last = None;
+        if let Some(waiting) = &mut self.waiting {
+            waiting.clear();
+        }
+    }
+
+    /// Whether an order is for what the process is at present, or for its history as a whole.
+    fn takes(&self, key: &v1::RankKey, order: &Order) -> bool {
+        let is_dismissal = matches!(order, Order::Dismiss(_));
+        let outlives_worlds = is_dismissal || matches!(order, Order::Committed(_) | Order::Stop(_));
+        let is_for_it = key.generation == self.key.generation
+            || outlives_worlds && key.history == self.key.history;
+        is_for_it && (is_dismissal || self.exited.is_none())
+    }
+
+    /// Keeps of a report what a new stream has to hear again.
+    fn remember(&mut self, key: &v1::RankKey, report: &Report) {
+        if let Report::CheckpointPart(part) = report {
+            if key.history == self.key.history && !self.parts.contains(part) {
+                self.parts.push(part.clone());
+            }
+            return;
+        }
+        if let Report::Ready(ready) = report {
+            // It says so once in its life, and perhaps as what it was before it entered this world.
+            self.address.clone_from(&ready.address);
+        } else if key.generation == self.key.generation {
+            self.last = Some(report.clone());
+        }
+    }
 }
 
 /// The machine.
@@ -83,37 +149,37 @@ struct Rank {
 pub struct Agent {
     worker: v1::RegisterWorker,
     is_connected: bool,
-    ranks: BTreeMap<Place, Rank>,
-    /// The oldest world of each job that may still start here.
-    newest: BTreeMap<String, u64>,
+    processes: BTreeMap<Place, Process>,
     num_refused: u64,
 }
 
 impl Agent {
-    /// A worker without ranks that will introduce itself so.
+    /// A worker without processes that will introduce itself so.
     #[must_use]
     pub fn new(worker: v1::RegisterWorker) -> Self {
         Self {
             worker,
             is_connected: false,
-            ranks: BTreeMap::new(),
-            newest: BTreeMap::new(),
+            processes: BTreeMap::new(),
             num_refused: 0,
         }
     }
 
-    /// How many messages were for or from ranks that are not here.
+    /// How many messages were for or from processes that are not here, or not of that world.
     #[must_use]
     pub fn num_refused(&self) -> u64 {
         self.num_refused
     }
 
-    /// The ranks whose processes run, or are to run.
+    /// The processes that run, or are to run.
     pub fn running(&self) -> impl Iterator<Item = &v1::RankKey> {
-        self.ranks
+        self.living().map(|process| &process.key)
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Process> {
+        self.processes
             .values()
-            .filter(|rank| rank.exited.is_none())
-            .map(|rank| &rank.key)
+            .filter(|process| process.exited.is_none())
     }
 
     /// Takes one input.
@@ -122,28 +188,11 @@ impl Agent {
             Input::Connected => self.introduce(outputs),
             Input::Disconnected => self.is_connected = false,
             Input::FromCoordinator(message) => self.ordered(message, outputs),
-            Input::Started { key, pid } => {
-                if let Some(rank) = self.rank(&key) {
-                    rank.pid = Some(pid);
-                    self.tell(
-                        ToCoordinator::Started(v1::RankStarted {
-                            key: Some(key),
-                            pid,
-                        }),
-                        outputs,
-                    );
-                }
-            }
+            Input::Started { key, pid } => self.started(&key, pid, outputs),
             Input::RankConnected(key) => {
-                if let Some(rank) = self.rank(&key) {
-                    rank.is_connected = true;
-                    let assignment = v1::to_rank::Message::Assignment(rank.assignment.clone());
-                    outputs.push(Output::ToRank(key.clone(), assignment));
-                    for order in rank.waiting.drain(..) {
-                        outputs.push(Output::ToRank(
-                            key.clone(),
-                            v1::to_rank::Message::Order(order),
-                        ));
+                if let Some(process) = self.process(&key) {
+                    for message in process.waiting.take().unwrap_or_default() {
+                        process.tell(message, outputs);
                     }
                 }
             }
@@ -151,22 +200,21 @@ impl Agent {
             Input::Exited(exited) => self.exited(exited, outputs),
             Input::Shutdown => {
                 // How they end is still reported: it is the proof that they have.
-                let living = self.ranks.values().filter(|rank| rank.exited.is_none());
-                outputs.extend(living.map(|rank| Output::Kill(rank.key.clone())));
+                outputs.extend(self.running().cloned().map(Output::Kill));
             }
         }
     }
 
-    /// A rank that is known, and whose process has not ended; else the message is counted.
-    fn rank(&mut self, key: &v1::RankKey) -> Option<&mut Rank> {
-        let rank = self
-            .ranks
+    /// A process that is known, and has not ended; else the message is counted.
+    fn process(&mut self, key: &v1::RankKey) -> Option<&mut Process> {
+        let process = self
+            .processes
             .get_mut(&place(key))
-            .filter(|rank| rank.key == *key && rank.exited.is_none());
-        if rank.is_none() {
+            .filter(|process| process.exited.is_none());
+        if process.is_none() {
             self.num_refused += 1;
         }
-        rank
+        process
     }
 
     fn tell(&self, message: ToCoordinator, outputs: &mut Vec<Output>) {
@@ -178,30 +226,31 @@ impl Agent {
     /// Says who is here and what runs, and again what an earlier stream may have lost.
     fn introduce(&mut self, outputs: &mut Vec<Output>) {
         self.is_connected = true;
-        let living = self
-            .ranks
-            .values()
-            .filter(|rank| rank.exited.is_none() && !rank.is_unwanted);
-        let ranks = living.map(|rank| v1::RunningRank {
-            key: Some(rank.key.clone()),
-            pid: rank.pid.unwrap_or_default(),
-            address: rank.address.clone(),
+        let living = self.living().filter(|process| !process.is_unwanted);
+        let ranks = living.map(|process| v1::RunningRank {
+            key: Some(process.key.clone()),
+            pid: process.pid.unwrap_or_default(),
+            address: process.address.clone(),
         });
         let hello = v1::WorkerHello {
             worker: Some(self.worker.clone()),
             ranks: ranks.collect(),
         };
         outputs.push(Output::ToCoordinator(ToCoordinator::Hello(hello)));
-        for rank in self.ranks.values().filter(|rank| !rank.is_unwanted) {
-            let parts = rank.parts.iter().cloned().map(Report::CheckpointPart);
-            for report in parts.chain(rank.last.clone()) {
+        let wanted = self
+            .processes
+            .values()
+            .filter(|process| !process.is_unwanted);
+        for process in wanted {
+            let parts = process.parts.iter().cloned().map(Report::CheckpointPart);
+            for report in parts.chain(process.last.clone()) {
                 let report = v1::RankReport {
-                    key: Some(rank.key.clone()),
+                    key: Some(process.key.clone()),
                     report: Some(report),
                 };
                 outputs.push(Output::ToCoordinator(ToCoordinator::Report(report)));
             }
-            let exited = rank.exited.clone().map(ToCoordinator::Exited);
+            let exited = process.exited.clone().map(ToCoordinator::Exited);
             outputs.extend(exited.map(Output::ToCoordinator));
         }
     }
@@ -210,106 +259,130 @@ impl Agent {
         match message {
             FromCoordinator::Welcome(_) => {}
             FromCoordinator::Assignment(assignment) => self.assigned(assignment, outputs),
-            FromCoordinator::Order(order) => {
-                let Some(key) = order.key.clone() else { return };
-                let Some(rank) = self.rank(&key) else { return };
-                match &order.order {
-                    Some(Order::Committed(committed)) => {
-                        rank.parts.retain(|part| part.step > committed.step);
-                    }
-                    Some(Order::Dismiss(_)) => rank.is_unwanted = true,
-                    _ => {}
-                }
-                if rank.is_connected {
-                    outputs.push(Output::ToRank(key, v1::to_rank::Message::Order(order)));
-                } else {
-                    rank.waiting.push(order);
-                }
-            }
-            FromCoordinator::Revoke(revoke) => {
-                // Nothing of what is revoked starts again.
-                let newest = self.newest.entry(revoke.job.clone()).or_default();
-                *newest = revoke.generation.saturating_add(1).max(*newest);
-                self.end(
-                    |key| key.job == revoke.job && key.generation <= revoke.generation,
-                    outputs,
-                );
-            }
+            FromCoordinator::Order(order) => self.told(order, outputs),
+            FromCoordinator::End(end) => self.end((end.job, end.process), outputs),
+            // The end of the stream follows, and then a new one.
+            FromCoordinator::Refused(refused) if refused.superseded => {}
             FromCoordinator::Refused(refused) => outputs.push(Output::Refused(refused.reason)),
         }
     }
 
-    /// A rank is to run here. One that ran or runs already is not started twice.
+    /// A process is to start here, or is to enter its next world. What it is already, and what has
+    /// ended, stays as it is: the coordinator says it again on a new stream.
     fn assigned(&mut self, assignment: v1::Assignment, outputs: &mut Vec<Output>) {
         let key = v1::RankKey {
             job: assignment.job.clone(),
             history: assignment.history,
             generation: assignment.generation,
             rank: assignment.rank,
+            process: assignment.process,
         };
-        if self.ranks.contains_key(&place(&key)) {
-            return;
-        }
-        let newest = self.newest.entry(key.job.clone()).or_default();
-        if *newest > key.generation {
+        let process = match self.processes.entry(place(&key)) {
+            Entry::Vacant(vacant) => {
+                outputs.push(Output::Start(key.clone()));
+                vacant.insert(Process::new(key))
+            }
+            Entry::Occupied(occupied) => {
+                let process = occupied.into_mut();
+                let has_ended = process.is_unwanted || process.exited.is_some();
+                if has_ended || key.generation <= process.key.generation {
+                    return;
+                }
+                process.enter(key);
+                process
+            }
+        };
+        process.tell(ToRank::Assignment(assignment), outputs);
+    }
+
+    fn told(&mut self, order: v1::RankOrder, outputs: &mut Vec<Output>) {
+        let (Some(key), Some(said)) = (&order.key, &order.order) else {
             self.num_refused += 1;
             return;
-        }
-        *newest = key.generation;
-        self.end(
-            |old| old.job == key.job && old.generation < key.generation,
-            outputs,
-        );
-        let rank = Rank {
-            key: key.clone(),
-            assignment,
-            pid: None,
-            is_connected: false,
-            waiting: Vec::new(),
-            address: String::new(),
-            last: None,
-            parts: Vec::new(),
-            exited: None,
-            is_unwanted: false,
         };
-        self.ranks.insert(place(&key), rank);
-        outputs.push(Output::Start(key));
-    }
-
-    /// Ends ranks; those that ended before are forgotten.
-    fn end(&mut self, is_over: impl Fn(&v1::RankKey) -> bool, outputs: &mut Vec<Output>) {
-        self.ranks
-            .retain(|_, rank| rank.exited.is_none() || !is_over(&rank.key));
-        for rank in self.ranks.values_mut().filter(|rank| is_over(&rank.key)) {
-            rank.is_unwanted = true;
-            outputs.push(Output::Kill(rank.key.clone()));
+        let process = self.processes.get_mut(&place(key));
+        let Some(process) = process.filter(|process| process.takes(key, said)) else {
+            self.num_refused += 1;
+            return;
+        };
+        match said {
+            Order::Committed(committed) => {
+                process.parts.retain(|part| part.step > committed.step);
+            }
+            Order::Dismiss(_) if process.exited.is_some() => {
+                self.processes.remove(&place(key));
+                return;
+            }
+            Order::Dismiss(_) => process.is_unwanted = true,
+            _ => {}
         }
+        process.tell(ToRank::Order(order), outputs);
     }
 
+    /// Ends a process; one that ended before is forgotten.
+    fn end(&mut self, place: Place, outputs: &mut Vec<Output>) {
+        let Entry::Occupied(mut occupied) = self.processes.entry(place) else {
+            return;
+        };
+        let process = occupied.get_mut();
+        if process.exited.is_some() {
+            occupied.remove();
+            return;
+        }
+        process.is_unwanted = true;
+        outputs.push(Output::Kill(process.key.clone()));
+    }
+
+    fn started(&mut self, key: &v1::RankKey, pid: u32, outputs: &mut Vec<Output>) {
+        let Some(process) = self.process(key) else {
+            return;
+        };
+        process.pid = Some(pid);
+        if process.is_unwanted {
+            return;
+        }
+        let key = Some(process.key.clone());
+        let started = v1::RankStarted { key, pid };
+        self.tell(ToCoordinator::Started(started), outputs);
+    }
+
+    /// Passes a report on, whichever world it is of: the coordinator knows which one counts.
     fn reported(&mut self, report: v1::RankReport, outputs: &mut Vec<Output>) {
         let (Some(key), Some(said)) = (&report.key, &report.report) else {
             self.num_refused += 1;
             return;
         };
-        let Some(rank) = self.rank(key) else { return };
-        match said {
-            Report::Ready(ready) => rank.address.clone_from(&ready.address),
-            Report::CheckpointPart(part) => rank.parts.push(part.clone()),
-            last => rank.last = Some(last.clone()),
+        let Some(process) = self.process(key) else {
+            return;
+        };
+        if process.is_unwanted {
+            return;
         }
+        process.remember(key, said);
         self.tell(ToCoordinator::Report(report), outputs);
     }
 
     fn exited(&mut self, exited: v1::RankExited, outputs: &mut Vec<Output>) {
-        let Some(key) = exited.key.clone() else {
+        let Some(key) = &exited.key else {
             return;
         };
-        let Some(rank) = self.rank(&key) else { return };
-        if rank.is_unwanted {
-            self.ranks.remove(&place(&key));
+        let place = place(key);
+        let Some(process) = self.process(key) else {
+            return;
+        };
+        if process.is_unwanted {
+            self.processes.remove(&place);
             return;
         }
-        rank.exited = Some(exited.clone());
+        let exited = v1::RankExited {
+            key: Some(process.key.clone()),
+            ..exited
+        };
+        process.exited = Some(exited.clone());
+        // What it held it holds no more: a coordinator that heard it again would count on it.
+        process
+            .last
+            .take_if(|last| matches!(last, Report::Closed(_)));
         self.tell(ToCoordinator::Exited(exited), outputs);
     }
 }

@@ -1,21 +1,34 @@
-//! The life of a rank as a machine: what it does at each step boundary, and which of its reports
-//! may go out. It computes nothing, and knows neither sockets nor files nor models.
+//! The life of a rank as a machine: which world it is part of, what it does at each step boundary,
+//! what it holds of the step it is at, and which of its reports may go out. It computes nothing, and
+//! knows neither sockets nor files nor models.
+//!
+//! ```text
+//!            enter              begin_apply
+//! Waiting -----------> Open <---------------> Applying
+//!    ^                  |        applied         |
+//!    |  enter           | close                  | applied, when close came meanwhile
+//!    +---- Closed <-----+------------------------+
+//! ```
+//!
+//! A rank that has closed a generation applies nothing of it afterwards, whatever completes: what it
+//! reported then stays true until it enters a newer one.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod holdings;
+mod records;
 
+use std::collections::{BTreeMap, VecDeque};
+
+use muster_cluster::tree::Run;
 use muster_proto::v1;
 use v1::rank_report::Report;
 
-/// What a rank is told once, as finished numbers.
+use holdings::Holdings;
+pub use records::Place;
+use records::Records;
+
+/// What holds for a job whatever its world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RankPlan {
-    /// Its number.
-    pub rank: u32,
-    /// How many ranks the world has; at least 1.
-    pub size: u32,
-    /// How many steps its state has seen when it begins. That state is a committed checkpoint, or
-    /// the initial one.
-    pub first_step: u64,
+pub struct Rules {
     /// How many steps the job has.
     pub total_steps: u64,
     /// A checkpoint after every so many steps; at least 1.
@@ -26,11 +39,29 @@ pub struct RankPlan {
     pub num_files: u32,
 }
 
+/// A rank's place in one world, as finished numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RankPlan {
+    /// The number of the world.
+    pub generation: u64,
+    /// Its number.
+    pub rank: u32,
+    /// How many ranks the world has; at least 1.
+    pub size: u32,
+    /// The step that the world begins with.
+    pub first_step: u64,
+    /// Whether the world goes on where another one was, and the evaluation that follows the steps
+    /// so far is done; `None` for a world that starts from a checkpoint or from initial values.
+    pub healed: Option<bool>,
+    /// The step of the newest committed checkpoint.
+    pub committed: u64,
+}
+
 impl RankPlan {
     /// The files of a checkpoint that this rank writes.
-    pub fn files(&self) -> impl Iterator<Item = u32> + use<> {
+    pub fn files(&self, num_files: u32) -> impl Iterator<Item = u32> + use<> {
         let (rank, size) = (self.rank, self.size.max(1));
-        (0..self.num_files).filter(move |file| file % size == rank)
+        (0..num_files).filter(move |file| file % size == rank)
     }
 
     /// The chunks of an evaluation that a rank of this world computes.
@@ -56,57 +87,234 @@ pub enum Next {
     },
 }
 
-/// A record that is not acknowledged, by its place in the stream: an evaluation follows its step.
-type Place = (u64, bool);
+/// Why a generation is closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cause {
+    /// The peers that are missed.
+    pub lost: Vec<u32>,
+    /// In words.
+    pub reason: String,
+    /// Whether all ranks close behind this step, as they were told.
+    pub paused: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It is in no world; the number of the one it is to enter, if it is known.
+    Waiting { generation: u64 },
+    /// It works.
+    Open,
+    /// It moves from one step to the next; the cause to close behind it, if one came.
+    Applying { close: Option<Cause> },
+    /// It waits for a newer world.
+    Closed,
+}
 
 /// The machine.
 #[derive(Debug)]
 pub struct RankMachine {
+    rules: Rules,
     plan: RankPlan,
-    step: u64,
+    phase: Phase,
+    holdings: Holdings,
     stopping: bool,
-    evaluated: Option<u64>,
+    /// The state is a checkpoint's, and what follows that step was done before.
+    restored: Option<u64>,
     /// The newest step whose state is a checkpoint, or is becoming one.
     snapped: Option<u64>,
+    /// A checkpoint was due, and did not come to count before the world changed.
+    is_overdue: bool,
     metrics: BTreeMap<String, f64>,
-    unacked: BTreeSet<Place>,
+    records: Records,
     /// Durable files whose report waits.
     parts: VecDeque<v1::CheckpointPart>,
     committed: Option<u64>,
     done: Option<v1::Done>,
+    closed: Option<v1::Closed>,
 }
 
 impl RankMachine {
-    /// A rank whose state is at `plan.first_step`.
+    /// A process that was assigned to a world, or to none yet (0), and is not prepared.
     #[must_use]
-    pub fn new(plan: RankPlan) -> Self {
-        let from_checkpoint = (plan.first_step > 0).then_some(plan.first_step);
+    pub fn new(generation: u64) -> Self {
         Self {
-            plan,
-            step: plan.first_step,
+            rules: Rules {
+                total_steps: 0,
+                checkpoint_every: 1,
+                evaluate_every: None,
+                num_files: 0,
+            },
+            plan: RankPlan::default(),
+            phase: Phase::Waiting { generation },
+            holdings: Holdings::default(),
             stopping: false,
-            evaluated: None,
-            snapped: from_checkpoint,
+            restored: None,
+            snapped: None,
+            is_overdue: false,
             metrics: BTreeMap::new(),
-            unacked: BTreeSet::new(),
+            records: Records::default(),
             parts: VecDeque::new(),
-            committed: from_checkpoint,
+            committed: None,
             done: None,
+            closed: None,
         }
+    }
+
+    /// The process knows its job; where it has a state, the number of steps that state has seen:
+    /// a committed checkpoint, or 0 for initial values.
+    pub fn prepared(&mut self, rules: Rules, state: Option<u64>) {
+        self.rules = rules;
+        if let Some(step) = state {
+            self.restored = Some(step);
+            self.snapped = (step > 0).then_some(step);
+            self.committed = self.snapped;
+            self.holdings.restart(step);
+        }
+    }
+
+    /// It has taken the state of another rank over. Where [`Self::begin_apply`] was asked before, a
+    /// close that came meanwhile is reported now, with the state that is there.
+    pub fn received(&mut self, step: u64) {
+        self.holdings.restart(step);
+        if let Phase::Applying { close } = &mut self.phase {
+            let close = close.take();
+            self.phase = Phase::Open;
+            if let Some(cause) = close {
+                self.shut(cause);
+            }
+        }
+    }
+
+    /// It takes over, with a state, the records of the steps up to it that are not known to be
+    /// durable: should all die who made them, it is the one that sends them.
+    pub fn inherited(&mut self, records: Vec<v1::StepRecord>) {
+        for record in records {
+            self.records.push(record);
+        }
+    }
+
+    /// It is to enter this world, and can be told of it; what it was part of is over.
+    pub fn assigned(&mut self, generation: u64) {
+        if generation <= self.generation() {
+            return;
+        }
+        let cause = || Cause {
+            reason: "a newer world begins".to_owned(),
+            ..Cause::default()
+        };
+        match &mut self.phase {
+            Phase::Applying { close } => {
+                close.get_or_insert_with(cause);
+            }
+            Phase::Open | Phase::Closed | Phase::Waiting { .. } => {
+                self.closed = None;
+                self.done = None;
+                self.phase = Phase::Waiting { generation };
+            }
+        }
+    }
+
+    /// Enters a world; `false` where that world is closed already, or is not newer than the last.
+    pub fn enter(&mut self, plan: RankPlan) -> bool {
+        let is_newer = match self.phase {
+            Phase::Waiting { generation } => plan.generation >= generation,
+            Phase::Closed => plan.generation > self.plan.generation,
+            Phase::Open | Phase::Applying { .. } => false,
+        };
+        if !is_newer {
+            return false;
+        }
+        let was_first = self.plan.rank == 0 && self.plan.size > 0;
+        if plan.rank == 0 && !was_first {
+            // Whoever was rank 0 may have died with records that nobody else sent.
+            self.records.send_all_again();
+        }
+        self.committed = self
+            .committed
+            .max((plan.committed > 0).then_some(plan.committed));
+        if let Some(evaluated) = plan.healed {
+            self.restored = None;
+            self.holdings.evaluated = evaluated;
+            let step = plan.first_step;
+            let is_committed = plan.committed == step && step > 0;
+            self.snapped = is_committed.then_some(step);
+            let every = self.rules.checkpoint_every.max(1);
+            self.is_overdue = step / every * every > plan.committed;
+        }
+        // Who is told to stop says so again: all ranks end behind the same step.
+        self.stopping = false;
+        self.plan = plan;
+        self.phase = Phase::Open;
+        self.closed = None;
+        true
+    }
+
+    /// The number of the world that it is part of, or was last.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        match self.phase {
+            Phase::Waiting { generation } => generation,
+            _ => self.plan.generation,
+        }
+    }
+
+    /// Its place in that world.
+    #[must_use]
+    pub fn plan(&self) -> RankPlan {
+        self.plan
+    }
+
+    /// Whether it works in its world.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Applying { .. })
+    }
+
+    /// Closes a generation: nothing more of it is applied, and what the rank holds is reported. One
+    /// that it is not in, or has closed before, is not closed again.
+    pub fn close(&mut self, generation: u64, cause: Cause) {
+        if generation != self.generation() || generation == 0 {
+            return;
+        }
+        match &mut self.phase {
+            Phase::Closed => {}
+            Phase::Applying { close } => {
+                close.get_or_insert(cause);
+            }
+            Phase::Waiting { .. } => {
+                self.plan.generation = generation;
+                self.shut(cause);
+            }
+            Phase::Open => self.shut(cause),
+        }
+    }
+
+    fn shut(&mut self, cause: Cause) {
+        self.phase = Phase::Closed;
+        // A world that did not get to its end has none to report.
+        self.done = None;
+        self.closed = Some(v1::Closed {
+            lost: cause.lost,
+            reason: cause.reason,
+            holdings: Some(self.holdings.message()),
+            paused: cause.paused,
+            ..v1::Closed::default()
+        });
     }
 
     /// What to do at this step boundary. Says the same until it is done.
     #[must_use]
     pub fn next(&self) -> Next {
-        let step = self.step;
-        let is_last = step >= self.plan.total_steps;
+        let step = self.step();
+        let is_last = step >= self.rules.total_steps;
         let is_due = |every: u64| step > 0 && step.is_multiple_of(every.max(1));
         let wants_evaluation = is_last
-            || (step > self.plan.first_step && self.plan.evaluate_every.is_some_and(is_due));
-        if wants_evaluation && self.evaluated != Some(step) {
+            || (self.restored != Some(step) && self.rules.evaluate_every.is_some_and(is_due));
+        if wants_evaluation && !self.holdings.evaluated {
             return Next::Evaluate;
         }
-        let wants_checkpoint = is_last || self.stopping || is_due(self.plan.checkpoint_every);
+        let wants_checkpoint =
+            is_last || self.stopping || self.is_overdue || is_due(self.rules.checkpoint_every);
         if wants_checkpoint && self.snapped != Some(step) {
             return Next::Checkpoint;
         }
@@ -117,22 +325,65 @@ impl RankMachine {
         }
     }
 
-    /// How many steps are applied.
+    /// How many steps are applied; 0 while there is no state.
     #[must_use]
     pub fn step(&self) -> u64 {
-        self.step
+        self.holdings.step.unwrap_or_default()
     }
 
-    /// The step that comes next was applied. `stop`: some rank's note said that it was told to
-    /// stop, so that all ranks end behind this step.
-    pub fn stepped(&mut self, stop: bool) {
-        self.step += 1;
+    /// Whether it has computed, or computes, the contribution of this shard to the step it is at.
+    pub fn holds(&self) -> &[Run] {
+        self.holdings.shards()
+    }
+
+    /// A shard's contribution is begun, which is as good as held: `false` where the world is
+    /// closed, and nothing is to be begun.
+    pub fn begin_shard(&mut self, shard: u32) -> bool {
+        let is_open = self.phase == Phase::Open;
+        if is_open {
+            self.holdings.add(shard);
+        }
+        is_open
+    }
+
+    /// Its contributions to the step it is at are forgotten: they are not what is to be summed.
+    pub fn drop_contributions(&mut self) {
+        self.holdings.clear();
+    }
+
+    /// Whether the step may be applied, or another rank's state be taken over. Where it may,
+    /// [`Self::applied`] or [`Self::received`] follows.
+    pub fn begin_apply(&mut self) -> bool {
+        let is_open = self.phase == Phase::Open;
+        if is_open {
+            self.phase = Phase::Applying { close: None };
+        }
+        is_open
+    }
+
+    /// The step was applied. `stop`: some rank's note said that it was told to stop, so that all
+    /// ranks end behind this step; `pause`: the same for closing the world behind it.
+    pub fn applied(&mut self, stop: bool, pause: Option<String>) {
+        self.holdings.advance();
         self.stopping |= stop;
+        let phase = std::mem::replace(&mut self.phase, Phase::Open);
+        let close = match phase {
+            Phase::Applying { close } => close,
+            _ => None,
+        };
+        let pause = pause.map(|reason| Cause {
+            lost: Vec::new(),
+            reason,
+            paused: true,
+        });
+        if let Some(cause) = close.or(pause) {
+            self.shut(cause);
+        }
     }
 
     /// The evaluation of this step is done.
     pub fn evaluated(&mut self, metrics: BTreeMap<String, f64>) {
-        self.evaluated = Some(self.step);
+        self.holdings.evaluated = true;
         self.metrics = metrics;
     }
 
@@ -144,23 +395,46 @@ impl RankMachine {
 
     /// The snapshot of this step is taken; its files follow.
     pub fn snapped(&mut self) {
-        self.snapped = Some(self.step);
+        self.snapped = self.holdings.step;
+        self.is_overdue = false;
     }
 
-    /// A record is on its way.
-    pub fn recorded(&mut self, step: u64, is_evaluation: bool) {
-        self.unacked.insert((step, is_evaluation));
+    /// A step, or its evaluation, is done. Every rank keeps the record until it is acknowledged;
+    /// rank 0 sends it.
+    pub fn record(&mut self, record: v1::StepRecord) {
+        self.records.push(record);
+    }
+
+    /// The records to be sent now, each once.
+    pub fn take_records(&mut self) -> Vec<v1::StepRecord> {
+        let is_first = self.plan.rank == 0 && self.plan.size > 0;
+        if is_first {
+            self.records.take_unsent()
+        } else {
+            Vec::new()
+        }
     }
 
     /// A record, and all before it, are durable at the coordinator.
-    pub fn acked(&mut self, step: u64, is_evaluation: bool) {
-        self.unacked.retain(|place| *place > (step, is_evaluation));
+    pub fn acked(&mut self, place: Place) {
+        self.records.acked(place);
+    }
+
+    /// The newest record that is known to be durable.
+    #[must_use]
+    pub fn last_acked(&self) -> Place {
+        self.records.last_acked()
+    }
+
+    /// The records that are not acknowledged, for a rank that takes the state over.
+    pub fn unacked(&self) -> impl Iterator<Item = &v1::StepRecord> {
+        self.records.kept()
     }
 
     /// How many records are not acknowledged.
     #[must_use]
     pub fn num_unacked(&self) -> usize {
-        self.unacked.len()
+        self.records.len()
     }
 
     /// One of this rank's files of a checkpoint is durable.
@@ -175,16 +449,18 @@ impl RankMachine {
 
     /// No more steps are run: what to report when the last checkpoint counts.
     pub fn ended(&mut self, done: v1::Done) {
-        self.done = Some(done);
+        if self.is_open() {
+            self.done = Some(done);
+        }
     }
 
     /// The reports that may go out now, each once. A checkpoint counts only when the records of all
-    /// of its steps are durable, since nobody runs those steps again; and the end is reported when
-    /// its checkpoint counts.
+    /// of its steps are durable, since nobody runs those steps again: rank 0, which has a file of
+    /// every checkpoint, sees to it. And the end is reported when its checkpoint counts.
     pub fn take_reports(&mut self) -> Vec<Report> {
-        let recorded = self.unacked.first().map(|(step, _)| *step);
-        let is_recorded = |step: u64| recorded.is_none_or(|unacked| step < unacked);
-        let mut reports = Vec::new();
+        let mut reports: Vec<Report> = self.closed.take().map(Report::Closed).into_iter().collect();
+        let recorded = self.records.first().filter(|_| self.plan.rank == 0);
+        let is_recorded = |step: u64| recorded.is_none_or(|(unacked, _)| step < unacked);
         while let Some(part) = self.parts.pop_front_if(|part| is_recorded(part.step)) {
             reports.push(Report::CheckpointPart(part));
         }

@@ -5,16 +5,21 @@
 //! 2. [`run_rank`]: the rank itself, on two sockets.
 //! 3. [`class`] and [`probe`]: what decides its bits beside the job.
 //! 4. [`end_with_the_tree`]: how a process of a tree notices that its root is gone.
-//! 5. [`validate`]: whether a job fits its data, before anything is started.
+//! 5. [`validate`]: whether a job fits its data, before anything is started; [`verify`]: whether a
+//!    ledger is true, at any time.
 
 mod class;
+mod heal;
 mod life;
+mod note;
 mod prepare;
 mod process;
 mod records;
 mod shared;
 mod tree;
 mod validate;
+mod verify;
+mod work;
 mod writer;
 
 pub use class::{class, probe};
@@ -22,3 +27,4 @@ pub use prepare::Build;
 pub use process::{Ending, rank_main, run_rank};
 pub use tree::end_with_the_tree;
 pub use validate::{DataSummary, check_checkpoint_folder, digest_file, validate};
+pub use verify::{Verified, verify};

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use muster_cluster::command::NumericsClass;
 use muster_cluster::error_chain;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
-use muster_cluster::tree::{self, Run};
 use muster_proto::v1;
 use muster_trainer::checkpoint;
 use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
@@ -19,10 +18,8 @@ pub type Build = fn(&JobSpec) -> Result<Box<dyn Learner>, LearnerError>;
 pub(crate) struct Prepared {
     pub(crate) spec: JobSpec,
     pub(crate) trainer: Trainer,
-    /// This rank's shards.
-    pub(crate) run: Run,
-    /// Which subtree sums each rank holds, by rank.
-    pub(crate) holdings: Vec<Vec<Run>>,
+    /// Whether that is the state to begin with, and not one that another rank will give.
+    pub(crate) has_state: bool,
     pub(crate) folder: PathBuf,
 }
 
@@ -47,7 +44,6 @@ pub(crate) fn prepare(
             "the job's identity is {identity} here and {assigned} at the coordinator"
         )));
     }
-    let (run, holdings) = shards(assignment, spec.train.logical_shards)?;
     let dataset = Dataset::load(&spec.data).map_err(|error| failed(error_chain(&error)))?;
     let learner = build(&spec).map_err(|error| failed(error.to_string()))?;
     let mut trainer =
@@ -56,7 +52,8 @@ pub(crate) fn prepare(
     if let Some(source) = &assignment.source {
         restore(&mut trainer, source)?;
     }
-    if trainer.step().0 != assignment.first_step {
+    let has_state = assignment.generation > 0 && assignment.finish.is_none();
+    if has_state && trainer.step().0 != assignment.first_step {
         let (step, first) = (trainer.step(), assignment.first_step);
         return Err(failed(format!(
             "the assignment begins at step {first}, and its checkpoint holds step {step}"
@@ -65,8 +62,7 @@ pub(crate) fn prepare(
     Ok(Prepared {
         spec,
         trainer,
-        run,
-        holdings,
+        has_state,
         folder,
     })
 }
@@ -79,36 +75,6 @@ fn check_class(assignment: &v1::Assignment, class: &NumericsClass) -> Result<(),
         ))),
         None => Ok(()),
     }
-}
-
-/// This rank's shards, and what every rank will hold of a step.
-fn shards(assignment: &v1::Assignment, num_shards: u32) -> Result<(Run, Vec<Vec<Run>>), Trouble> {
-    let runs: Vec<Run> = assignment
-        .shards
-        .iter()
-        .map(|shards| Run {
-            start: shards.start,
-            end: shards.end,
-        })
-        .collect();
-    let size = u32::try_from(runs.len()).unwrap_or(u32::MAX);
-    if tree::runs(num_shards, size).as_ref() != Some(&runs) {
-        return Err(failed(format!(
-            "{num_shards} shards cannot be divided over {size} ranks as assigned"
-        )));
-    }
-    let run = *runs.get(assignment.rank as usize).ok_or_else(|| {
-        failed(format!(
-            "rank {} is assigned in a world of {size} ranks",
-            assignment.rank
-        ))
-    })?;
-    Ok((
-        run,
-        runs.iter()
-            .map(|run| tree::subtrees(num_shards, *run))
-            .collect(),
-    ))
 }
 
 /// Takes the state of a checkpoint over.

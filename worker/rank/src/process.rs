@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
 
 use anyhow::Context as _;
@@ -17,7 +18,7 @@ use v1::rank_report::Report;
 use crate::class::class;
 use crate::life::live;
 use crate::prepare::Build;
-use crate::records::Records;
+use crate::records;
 use crate::shared::{Shared, Trouble};
 use crate::tree::end_with_the_tree;
 
@@ -71,6 +72,7 @@ fn start(build: Build, canary: fn() -> String) -> anyhow::Result<Ending> {
         generation: number("MUSTER_RANK_GENERATION")?,
         rank: u32::try_from(number("MUSTER_RANK_RANK")?)
             .context("MUSTER_RANK_RANK is too large")?,
+        process: number("MUSTER_RANK_PROCESS")?,
     };
     let connect = |bulk| -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(address)?;
@@ -90,9 +92,7 @@ fn start(build: Build, canary: fn() -> String) -> anyhow::Result<Ending> {
         connect(false).with_context(|| format!("cannot reach the worker at {address}"))?;
     let bulk = connect(true).with_context(|| format!("cannot reach the worker at {address}"))?;
     let class = class(canary).context("cannot read this program's own file")?;
-    run_rank(control, bulk, key, build, &class, host, || {
-        std::process::exit(1)
-    })
+    run_rank(control, bulk, build, &class, host, || std::process::exit(1))
 }
 
 /// Runs one rank on its two connections to the worker, after the hellos. `on_lost` is called when
@@ -103,7 +103,6 @@ fn start(build: Build, canary: fn() -> String) -> anyhow::Result<Ending> {
 pub fn run_rank(
     mut control: TcpStream,
     bulk: TcpStream,
-    key: v1::RankKey,
     build: Build,
     class: &NumericsClass,
     host: IpAddr,
@@ -115,7 +114,13 @@ pub fn run_rank(
         Some(other) => anyhow::bail!("the worker began with {other:?}; an assignment was expected"),
         None => return Ok(Ending::Ended),
     };
-    let shared = Arc::new(Shared::new(key, control.try_clone()?, on_lost));
+    let (sender, records) = channel();
+    let shared = Arc::new(Shared::new(
+        assignment.clone(),
+        control.try_clone()?,
+        sender,
+        on_lost,
+    ));
     let folder = assignment.checkpoint_folder.clone();
     let of_reader = Arc::clone(&shared);
     thread::Builder::new()
@@ -124,25 +129,10 @@ pub fn run_rank(
             read_orders(&of_reader, control, &folder);
             of_reader.fail(Trouble::Lost);
         })?;
-    let records = Records::start(&shared, bulk)?;
-    let report = match live(&shared, &assignment, build, class, host, records) {
+    records::start(&shared, records, bulk)?;
+    let report = match live(&shared, &assignment, build, class, host) {
         Ok(()) => return Ok(Ending::Dismissed),
-        Err(Trouble::Lost) => return Ok(Ending::Ended),
-        Err(Trouble::Broken { lost, reason }) => {
-            tracing::warn!(?lost, reason, "this world cannot go on");
-            // Its contributions went with the reduction that failed: what is left is its state.
-            let step = shared.tell(|machine| machine.step()).unwrap_or_default();
-            let holdings = Some(v1::Holdings {
-                step,
-                subtrees: Vec::new(),
-                reduced: false,
-            });
-            Report::Broken(v1::Broken {
-                lost,
-                reason,
-                holdings,
-            })
-        }
+        Err(Trouble::Lost | Trouble::Closed) => return Ok(Ending::Ended),
         Err(Trouble::Damaged {
             history,
             step,
@@ -165,13 +155,13 @@ pub fn run_rank(
     Ok(Ending::Ended)
 }
 
-/// Takes orders until the connection ends.
+/// Takes what the worker says until the connection ends.
 fn read_orders(shared: &Shared, mut control: TcpStream, folder: &str) {
     loop {
-        let order = match frame::read::<v1::ToRank>(&mut control) {
+        let message = match frame::read::<v1::ToRank>(&mut control) {
             Ok(Some(v1::ToRank {
-                message: Some(v1::to_rank::Message::Order(order)),
-            })) => order,
+                message: Some(message),
+            })) => message,
             Ok(Some(_)) => continue,
             Ok(None) => return,
             Err(error) => {
@@ -179,13 +169,10 @@ fn read_orders(shared: &Shared, mut control: TcpStream, folder: &str) {
                 return;
             }
         };
-        if order.key.as_ref() != Some(&shared.key) {
-            continue;
-        }
-        let Some(committed) = order.order.and_then(|order| shared.take(order)) else {
+        let Some(committed) = shared.take(message) else {
             continue;
         };
-        if shared.key.rank == 0
+        if shared.key().rank == 0
             && let Err(error) = checkpoint::remove_retired(folder.as_ref(), &committed.keep)
         {
             tracing::warn!(

@@ -1,14 +1,15 @@
 //! What the threads of a rank share: the machine that decides, what the coordinator ordered, and
-//! the socket that reports go out on.
+//! the sockets that reports and records go out on.
 
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use muster_collective::Revoker;
 use muster_proto::{frame, v1};
-use muster_worker_core::rank::RankMachine;
+use muster_worker_core::rank::{Cause, RankMachine, RankPlan};
 use v1::rank_report::Report;
 
 /// How a rank's work ends before its end.
@@ -16,8 +17,8 @@ use v1::rank_report::Report;
 pub(crate) enum Trouble {
     /// The worker is gone, or wants this rank to go.
     Lost,
-    /// The world cannot go on; the ranks that are proved dead.
-    Broken { lost: Vec<u32>, reason: String },
+    /// This world is closed: what comes next is another one.
+    Closed,
     /// The checkpoint to start from is not whole.
     Damaged {
         history: u64,
@@ -28,10 +29,19 @@ pub(crate) enum Trouble {
     Failed(String),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    machine: Option<RankMachine>,
-    peers: Option<Vec<String>>,
+    /// What this process is at present.
+    key: v1::RankKey,
+    machine: RankMachine,
+    /// The world that it is to enter.
+    assignment: Option<v1::Assignment>,
+    /// Where the ranks of a world listen, and of which world.
+    peers: Option<(u64, Vec<String>)>,
+    /// Ends the collectives of the world that it is part of.
+    revoker: Option<Revoker>,
+    /// Why the world is to be closed behind the step that runs.
+    pause: Option<String>,
     is_dismissed: bool,
     trouble: Option<Trouble>,
 }
@@ -39,31 +49,43 @@ struct Inner {
 /// See above.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) key: v1::RankKey,
     /// Called when the worker is gone, before anything else is done about it.
     on_lost: fn(),
-    /// Ends the collectives of this rank.
-    pub(crate) revoker: Revoker,
     /// Whether this rank was told to stop; it travels on the next step's note.
     pub(crate) stop: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
     control: Mutex<TcpStream>,
+    records: Sender<v1::StepRecord>,
 }
 
 /// Records that may wait for their acknowledgement; a rank that has more waits, too.
 const MAX_UNACKED: usize = 65_536;
 
 impl Shared {
-    pub(crate) fn new(key: v1::RankKey, control: TcpStream, on_lost: fn()) -> Self {
+    pub(crate) fn new(
+        assignment: v1::Assignment,
+        control: TcpStream,
+        records: Sender<v1::StepRecord>,
+        on_lost: fn(),
+    ) -> Self {
+        let inner = Inner {
+            key: key_of(&assignment),
+            machine: RankMachine::new(assignment.generation),
+            assignment: (assignment.generation > 0).then_some(assignment),
+            peers: None,
+            revoker: None,
+            pause: None,
+            is_dismissed: false,
+            trouble: None,
+        };
         Self {
-            key,
             on_lost,
-            revoker: Revoker::default(),
             stop: AtomicBool::new(false),
-            inner: Mutex::new(Inner::default()),
+            inner: Mutex::new(inner),
             changed: Condvar::new(),
             control: Mutex::new(control),
+            records,
         }
     }
 
@@ -77,10 +99,19 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What this process is at present.
+    pub(crate) fn key(&self) -> v1::RankKey {
+        self.lock().key.clone()
+    }
+
     /// Says something to the coordinator. When the worker is gone, the thread that reads notices.
     pub(crate) fn report(&self, report: Report) {
+        self.send_report(self.key(), report);
+    }
+
+    fn send_report(&self, key: v1::RankKey, report: Report) {
         let report = v1::RankReport {
-            key: Some(self.key.clone()),
+            key: Some(key),
             report: Some(report),
         };
         let message = v1::FromRank {
@@ -90,41 +121,105 @@ impl Shared {
         let _ = control.write_all(&frame::encode(&message));
     }
 
-    /// The machine begins.
-    pub(crate) fn begin(&self, machine: RankMachine) {
-        self.lock().machine = Some(machine);
+    /// Tells the machine something, and sends the reports and records that follow from it. Where it
+    /// closes the world, the collectives end.
+    pub(crate) fn tell<T>(&self, tell: impl FnOnce(&mut RankMachine) -> T) -> T {
+        self.tell_inner(|inner| tell(&mut inner.machine))
     }
 
-    /// Tells the machine something, and sends the reports that follow from it.
-    pub(crate) fn tell<T>(&self, tell: impl FnOnce(&mut RankMachine) -> T) -> Option<T> {
-        let (told, reports) = {
-            let mut inner = self.lock();
-            let machine = inner.machine.as_mut()?;
-            (tell(machine), machine.take_reports())
-        };
+    fn tell_inner<T>(&self, tell: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.lock();
+        let told = tell(&mut inner);
+        let reports = inner.machine.take_reports();
+        // Under the lock, so that records keep their order; the channel takes them at once.
+        for mut record in inner.machine.take_records() {
+            // What came with a state was made by another process; it is this one that says it now.
+            let is_own = |made: &v1::RankKey| made.process == inner.key.process;
+            if !record.key.as_ref().is_some_and(is_own) {
+                record.key = Some(inner.key.clone());
+            }
+            // When the worker is gone, the thread that reads orders ends the rank.
+            let _ = self.records.send(record);
+        }
+        if !inner.machine.is_open()
+            && let Some(revoker) = &inner.revoker
+        {
+            revoker.revoke();
+        }
+        let key = inner.key.clone();
+        drop(inner);
         self.changed.notify_all();
         for report in reports {
-            self.report(report);
+            self.send_report(key.clone(), report);
         }
-        Some(told)
+        told
+    }
+
+    /// This world cannot go on.
+    pub(crate) fn close(&self, generation: u64, cause: Cause) {
+        self.tell(|machine| machine.close(generation, cause));
+    }
+
+    /// Enters a world, whose collectives `revoker` ends; `false` where it is closed already.
+    pub(crate) fn enter(&self, plan: RankPlan, revoker: Revoker) -> bool {
+        self.tell_inner(|inner| {
+            inner.revoker = Some(revoker);
+            inner.machine.enter(plan)
+        })
+    }
+
+    /// Takes what the worker says.
+    pub(crate) fn take(&self, message: v1::to_rank::Message) -> Option<v1::CheckpointCommitted> {
+        use v1::to_rank::Message;
+        match message {
+            Message::Assignment(assignment) => {
+                self.tell_inner(|inner| {
+                    inner.key = key_of(&assignment);
+                    // Orders for this world follow it, and may come before it is entered.
+                    inner.pause = None;
+                    inner.machine.assigned(assignment.generation);
+                    inner.assignment = Some(assignment);
+                });
+                None
+            }
+            Message::Order(order) => self.take_order(order),
+            Message::Ack(_) => None,
+        }
     }
 
     /// Takes an order of the coordinator's. Orders that come again change nothing.
-    pub(crate) fn take(&self, order: v1::rank_order::Order) -> Option<v1::CheckpointCommitted> {
+    fn take_order(&self, order: v1::RankOrder) -> Option<v1::CheckpointCommitted> {
         use v1::rank_order::Order;
-        match order {
-            Order::Peers(peers) => {
-                self.lock().peers = Some(peers.addresses);
-            }
+        let generation = order.key?.generation;
+        match order.order? {
+            Order::Peers(peers) => self.lock().peers = Some((generation, peers.addresses)),
             Order::Stop(_) => self.stop.store(true, Ordering::SeqCst),
             Order::Committed(committed) => {
                 self.tell(|machine| machine.committed(committed.step));
                 return Some(committed);
             }
             Order::Dismiss(_) => self.lock().is_dismissed = true,
+            Order::Close(close) => {
+                let cause = Cause {
+                    reason: close.reason,
+                    ..Cause::default()
+                };
+                self.close(generation, cause);
+            }
+            Order::Pause(pause) => {
+                let mut inner = self.lock();
+                if inner.machine.generation() == generation {
+                    inner.pause = Some(pause.reason);
+                }
+            }
         }
         self.changed.notify_all();
         None
+    }
+
+    /// Why the world is to be closed behind the step that runs, if it is.
+    pub(crate) fn pause(&self) -> Option<String> {
+        self.lock().pause.clone()
     }
 
     /// Ends the rank's work; the first trouble counts, but that the worker is gone outweighs all.
@@ -139,60 +234,66 @@ impl Shared {
             if inner.trouble.is_none() || trouble == Trouble::Lost {
                 inner.trouble = Some(trouble);
             }
+            if let Some(revoker) = &inner.revoker {
+                revoker.revoke();
+            }
         }
-        self.revoker.revoke();
         self.changed.notify_all();
     }
 
-    /// The trouble that came from another thread.
+    /// Whether the work may go on: no other thread is in trouble, and the world is not closed.
     pub(crate) fn check(&self) -> Result<(), Trouble> {
-        self.lock().trouble.clone().map_or(Ok(()), Err)
+        let inner = self.lock();
+        match &inner.trouble {
+            Some(trouble) => Err(trouble.clone()),
+            None if !inner.machine.is_open() => Err(Trouble::Closed),
+            None => Ok(()),
+        }
     }
 
-    /// Waits for the addresses of the peers.
-    pub(crate) fn wait_for_peers(&self) -> Result<Vec<String>, Trouble> {
+    fn wait_until<T>(
+        &self,
+        mut ready: impl FnMut(&mut Inner) -> Option<Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
         let mut inner = self.lock();
         loop {
+            if let Some(result) = ready(&mut inner) {
+                return result;
+            }
             if let Some(trouble) = &inner.trouble {
                 return Err(trouble.clone());
             }
-            if let Some(peers) = &inner.peers {
-                return Ok(peers.clone());
-            }
             inner = self.wait(inner);
         }
+    }
+
+    /// Waits for the next world, or for the dismissal (`None`).
+    pub(crate) fn wait_for_world(&self) -> Result<Option<v1::Assignment>, Trouble> {
+        self.wait_until(|inner| match inner.assignment.take() {
+            Some(assignment) => Some(Ok(Some(assignment))),
+            None => inner.is_dismissed.then_some(Ok(None)),
+        })
+    }
+
+    /// Waits for the addresses of the peers.
+    pub(crate) fn wait_for_peers(&self, generation: u64) -> Result<Vec<String>, Trouble> {
+        self.wait_until(|inner| {
+            if !inner.machine.is_open() {
+                return Some(Err(Trouble::Closed));
+            }
+            let peers = inner.peers.as_ref().filter(|(of, _)| *of == generation);
+            peers.map(|(_, addresses)| Ok(addresses.clone()))
+        })
     }
 
     /// Waits while too many records are not acknowledged.
     pub(crate) fn wait_for_acks(&self) -> Result<(), Trouble> {
-        let mut inner = self.lock();
-        loop {
-            if let Some(trouble) = &inner.trouble {
-                return Err(trouble.clone());
+        self.wait_until(|inner| {
+            if !inner.machine.is_open() {
+                return Some(Err(Trouble::Closed));
             }
-            if inner
-                .machine
-                .as_ref()
-                .is_none_or(|machine| machine.num_unacked() < MAX_UNACKED)
-            {
-                return Ok(());
-            }
-            inner = self.wait(inner);
-        }
-    }
-
-    /// Waits until the coordinator dismisses this rank.
-    pub(crate) fn wait_for_dismissal(&self) -> Result<(), Trouble> {
-        let mut inner = self.lock();
-        loop {
-            if inner.is_dismissed {
-                return Ok(());
-            }
-            if let Some(trouble) = &inner.trouble {
-                return Err(trouble.clone());
-            }
-            inner = self.wait(inner);
-        }
+            (inner.machine.num_unacked() < MAX_UNACKED).then_some(Ok(()))
+        })
     }
 
     /// Waits until the worker ends this rank; what it has to say, it has said.
@@ -201,5 +302,15 @@ impl Shared {
         while inner.trouble != Some(Trouble::Lost) && !inner.is_dismissed {
             inner = self.wait(inner);
         }
+    }
+}
+
+fn key_of(assignment: &v1::Assignment) -> v1::RankKey {
+    v1::RankKey {
+        job: assignment.job.clone(),
+        history: assignment.history,
+        generation: assignment.generation,
+        rank: assignment.rank,
+        process: assignment.process,
     }
 }

@@ -15,40 +15,33 @@ use crate::shared::{Shared, Trouble};
 /// The handing-over end.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    snapshots: SyncSender<Snapshot>,
+    snapshots: SyncSender<(Snapshot, Vec<u32>)>,
 }
 
 impl Writer {
-    /// Starts the thread. `files` are the numbers of the files that this rank writes.
-    pub(crate) fn start(
-        shared: Arc<Shared>,
-        folder: PathBuf,
-        meta: Meta,
-        files: Vec<u32>,
-    ) -> io::Result<Self> {
+    /// Starts the thread.
+    pub(crate) fn start(shared: Arc<Shared>, folder: PathBuf, meta: Meta) -> io::Result<Self> {
         // Nothing waits in the channel: a second snapshot would be memory for nothing.
         let (snapshots, receiver) = sync_channel(0);
         thread::Builder::new()
             .name("checkpoint".to_owned())
-            .spawn(move || run(&shared, &receiver, &folder, &meta, &files))?;
+            .spawn(move || run(&shared, &receiver, &folder, &meta))?;
         Ok(Self { snapshots })
     }
 
-    /// Hands a snapshot over; waits while the one before is being written.
-    pub(crate) fn write(&self, snapshot: Snapshot) {
+    /// Hands a snapshot over, of which the files with these numbers are to be written; waits while
+    /// the one before is being written.
+    pub(crate) fn write(&self, snapshot: Snapshot, files: Vec<u32>) {
         // The thread ends only after a failure, which it reported.
-        let _ = self.snapshots.send(snapshot);
+        let _ = self.snapshots.send((snapshot, files));
     }
 }
 
-fn run(shared: &Shared, snapshots: &Receiver<Snapshot>, folder: &Path, meta: &Meta, files: &[u32]) {
-    while let Ok(snapshot) = snapshots.recv() {
-        if files.is_empty() {
-            continue;
-        }
+fn run(shared: &Shared, snapshots: &Receiver<(Snapshot, Vec<u32>)>, folder: &Path, meta: &Meta) {
+    while let Ok((snapshot, files)) = snapshots.recv() {
         let (arena_hash, optimizer_hash) = (snapshot.arena_hash(), snapshot.optimizer_hash());
         for file in files {
-            let Some(name) = FILES.get(*file as usize) else {
+            let Some(name) = FILES.get(file as usize) else {
                 continue;
             };
             let bytes = checkpoint::encode(&snapshot, name, meta);

@@ -6,7 +6,7 @@
 //! 4. [`data`]: the samples; [`permutation`]: in which order they are read.
 //! 5. [`optimizer`], [`clip`] and [`schedule`]: how the parameters follow a gradient.
 //! 6. [`rng`]: random numbers that depend on nothing but their place.
-//! 7. [`notes`]: what travels beside a contribution.
+//! 7. [`notes`]: what travels beside a contribution; [`trace`]: which samples were read.
 //! 8. [`checkpoint`]: the state as files.
 //!
 //! What of the vocabulary its functions speak is given on, a job's specification above all, so
@@ -22,6 +22,7 @@ pub mod optimizer;
 pub mod permutation;
 pub mod rng;
 pub mod schedule;
+pub mod trace;
 pub mod trainer;
 
 pub use muster_cluster::job::{self, spec};
@@ -32,4 +33,5 @@ pub use data::{DataError, Dataset};
 pub use learner::{Batch, Learner, LearnerError, Metrics};
 pub use notes::{NoteError, ShardNote};
 pub use optimizer::Optimizer;
-pub use trainer::{Error, Snapshot, StepReport, Trainer};
+pub use trace::{ReadTwice, Replay};
+pub use trainer::{Error, Head, Snapshot, StepReport, Trainer};

@@ -19,7 +19,7 @@ use muster_cluster::job::{Identity, JobSpec};
 use muster_cluster::{ShardId, Step};
 
 pub use self::error::Error;
-pub use self::snapshot::Snapshot;
+pub use self::snapshot::{Head, Snapshot};
 use crate::arena::{Arena, Entry, Layout};
 use crate::checkpoint::{self, CheckpointError};
 use crate::clip;
@@ -30,6 +30,7 @@ use crate::optimizer::Optimizer;
 use crate::permutation::{self, SampleOrder};
 use crate::rng::ShardRng;
 use crate::schedule;
+use crate::trace;
 
 /// Held-out samples in one evaluation chunk. It decides the bits of an evaluation.
 const SAMPLES_PER_EVAL_CHUNK: u64 = 64;
@@ -121,8 +122,6 @@ impl Trainer {
             )));
         }
         let identity = Identity::of(spec).digest();
-        let mut trace = blake3::Hasher::new();
-        trace.update(b"muster trace 1");
         Ok(Self {
             optimizer: Optimizer::new(&spec.optimizer, &layout),
             order: SampleOrder::new(
@@ -137,7 +136,7 @@ impl Trainer {
             seed: train.seed,
             num_shards: train.logical_shards,
             step: Step(0),
-            trace: trace.finalize().into(),
+            trace: trace::start(),
             arena: Arena::Host(values),
             learner,
             dataset,
@@ -180,10 +179,6 @@ impl Trainer {
         self.check_len(out.len())?;
         let ids = self.order.ids(self.step.0, shard);
         let batch = self.dataset.batch(&ids);
-        let mut digest = blake3::Hasher::new();
-        for &id in &ids {
-            digest.update(&self.dataset.row(id).to_le_bytes());
-        }
         let rng = ShardRng::new(self.seed, self.step.0, shard.0);
         let metrics = self
             .learner
@@ -196,7 +191,7 @@ impl Trainer {
         Ok(ShardNote {
             shard,
             metrics,
-            digest: digest.finalize().into(),
+            digest: trace::of_shard(&self.dataset, &ids),
         })
     }
 
@@ -222,15 +217,12 @@ impl Trainer {
         let next = self.step.next();
         self.optimizer
             .step(host_mut(&mut self.arena), &gradient, learning_rate, next.0);
-        let mut trace = blake3::Hasher::new();
-        trace.update(&self.trace);
-        trace.update(&self.step.0.to_le_bytes());
         let mut metrics = Metrics::default();
         for note in notes {
-            trace.update(&note.digest);
             metrics.add(&note.metrics);
         }
-        self.trace = trace.finalize().into();
+        let digests = notes.iter().map(|note| note.digest);
+        self.trace = trace::behind(self.trace, self.step, digests);
         self.step = next;
         Ok(StepReport {
             step: next,
@@ -302,6 +294,39 @@ impl Trainer {
             arena: host(&self.arena).to_vec(),
             optimizer: self.optimizer.state().to_vec(),
         }
+    }
+
+    /// How many values the state has: the arena's, and those of each vector of the optimizer.
+    #[must_use]
+    pub fn num_state_values(&self) -> usize {
+        let optimizer = self.optimizer.state().iter();
+        let optimizer = optimizer.map(|vector| vector.values.len()).sum::<usize>();
+        self.layout.len() + optimizer
+    }
+
+    /// Takes over the state of another rank of the same job, whose [`Snapshot::values`] these are.
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`], where they are not as many as this job has; nothing was changed then.
+    pub fn take_over(&mut self, head: Head, values: &[f32]) -> Result<(), Error> {
+        let (expected, found) = (self.num_state_values(), values.len());
+        if found != expected {
+            return Err(Error::WrongLength {
+                step: head.step,
+                expected,
+                found,
+            });
+        }
+        let (arena, mut rest) = values.split_at(self.layout.len());
+        host_mut(&mut self.arena).copy_from_slice(arena);
+        for vector in self.optimizer.state_mut() {
+            let (mine, others) = rest.split_at(vector.values.len());
+            vector.values.copy_from_slice(mine);
+            rest = others;
+        }
+        self.step = head.step;
+        self.trace = head.trace;
+        Ok(())
     }
 
     /// Takes over the state that the two files of a checkpoint hold, `identity` being the digest
@@ -417,4 +442,4 @@ fn host_mut(arena: &mut Arena) -> &mut Vec<f32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,21 +1,31 @@
 //! What holds after any sequence of events: every decision fits the state it was made from, no
-//! device is given twice, every world is whole, and every job that waits knows why.
+//! device is given twice, every world is whole, a world that heals another loses and repeats
+//! nothing that is held, and every job that waits knows why. What ranks report comes from
+//! [`super::ranks`].
+
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use super::ranks::Ranks;
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
-use crate::ids::{Incarnation, RankId};
-use crate::plan::{Observed, Patience, Watch, plan};
-use crate::state::{ClusterState, Phase, World};
+use crate::ids::{Incarnation, JobName, RankId, Step, WorkerName};
+use crate::plan::{Closed, Closing, Observed, Patience, Standby, Watch, plan};
+use crate::state::{ClusterState, Finish, Heal, Job, Part, Phase, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
+use crate::tree::{self, Run};
 
 /// Something that happens to one of four jobs or four workers, `dice` deciding the details.
 type Event = (u8, u8, u32);
+
+/// How many kinds of events there are.
+const NUM_KINDS: u8 = 33;
 
 #[derive(Default)]
 struct Cluster {
     state: ClusterState,
     observed: Observed,
+    ranks: Ranks,
     now_ms: u64,
 }
 
@@ -31,64 +41,85 @@ impl Cluster {
 
     fn happens(&mut self, (kind, which, dice): Event) {
         let (name, machine) = (job(&format!("j{which}")), worker(&format!("w{which}")));
-        let known = self.state.jobs.get(&name).cloned();
-        let watch = self.observed.worlds.get_mut(&name);
-        let rank = RankId(dice % 5);
         match kind {
-            0..=2 => {
-                let last = self.state.nodes.get(&machine);
-                let incarnation = last.map_or(1, |node| node.incarnation.0 + 1);
-                let devices = if dice.is_multiple_of(17) {
-                    u32::MAX
-                } else {
-                    dice % 4
-                };
-                let build = if dice.is_multiple_of(5) { "b2" } else { "b1" };
-                let node = node(incarnation, devices, build);
-                self.observed.silent_since_ms.remove(&machine);
-                self.observed
-                    .connected
-                    .insert(machine.clone(), Incarnation(incarnation));
-                self.apply(Command::RegisterWorker {
-                    worker: machine,
-                    node,
-                });
-            }
-            3 => {
+            0..=3 => self.worker_registers(machine, dice),
+            4 => {
                 if self.observed.connected.remove(&machine).is_some() {
                     self.observed.silent_since_ms.insert(machine, self.now_ms);
                 }
             }
-            4..=6 => {
-                let (min, more) = (1 + dice % 3, dice / 3 % 4);
-                let (min, max) = (
-                    format!("workers.min={min}"),
-                    format!("workers.max={}", min + more),
-                );
-                self.apply(Command::Submit(submission(name.as_str(), &[&min, &max])));
+            5 => {
+                if self.observed.silent_since_ms.remove(&machine).is_some() {
+                    let life = self.state.nodes[&machine].incarnation;
+                    self.observed.connected.insert(machine, life);
+                }
             }
-            7 => drop(watch.map(|watch| watch.gone.insert(rank, "signal 9".to_owned()))),
-            8 => {
-                let how = (self.now_ms, "no frame".to_owned());
-                drop(watch.map(|watch| watch.missed.insert(rank, how)));
+            6 => {
+                let drains = dice.is_multiple_of(2);
+                self.apply(Command::Drain {
+                    worker: machine,
+                    drains,
+                });
             }
-            9 => drop(watch.map(|watch| watch.progressed = true)),
-            10 => {
+            7 => self.now_ms += u64::from(dice % 3_000),
+            8 => self.now_ms += u64::from(dice % 10) * 100_000,
+            _ => self.job_happens(name, kind, dice),
+        }
+    }
+
+    fn worker_registers(&mut self, machine: WorkerName, dice: u32) {
+        let last = self.state.nodes.get(&machine);
+        let incarnation = last.map_or(1, |node| node.incarnation.0 + 1);
+        let devices = if dice.is_multiple_of(17) {
+            u32::MAX
+        } else {
+            dice % 4
+        };
+        let build = if dice.is_multiple_of(5) { "b2" } else { "b1" };
+        let node = node(incarnation, devices, build);
+        self.observed.silent_since_ms.remove(&machine);
+        let life = Incarnation(incarnation);
+        self.observed.connected.insert(machine.clone(), life);
+        self.apply(Command::RegisterWorker {
+            worker: machine,
+            node,
+        });
+    }
+
+    fn job_happens(&mut self, name: JobName, kind: u8, dice: u32) {
+        if let 9..=12 = kind {
+            let (min, more, spares) = (1 + dice % 3, dice / 3 % 4, dice / 12 % 3);
+            let set = [
+                format!("workers.min={min}"),
+                format!("workers.max={}", min + more),
+                format!("workers.spares={spares}"),
+            ];
+            let set: Vec<&str> = set.iter().map(String::as_str).collect();
+            self.apply(Command::Submit(submission(name.as_str(), &set)));
+            return;
+        }
+        let Some(known) = self.state.jobs.get(&name).cloned() else {
+            return;
+        };
+        match kind {
+            13 => {
+                let max = 1 + dice % 6;
+                self.apply(Command::Scale { job: name, max });
+            }
+            14 => {
                 let why = StopWhy::Cancelled;
                 self.apply(Command::Stop { job: name, why });
             }
-            11 => {
-                if let Some(known) = known {
-                    let step = known.committed_step().0 + 1;
-                    let manifest = manifest(known.history, known.generation, step);
-                    self.apply(Command::CommitManifest {
-                        job: name,
-                        manifest,
-                    });
-                }
+            15 => {
+                let step = known.committed_step().0 + 1;
+                let manifest = manifest(known.history, known.generation, step);
+                self.apply(Command::CommitManifest {
+                    job: name,
+                    manifest,
+                });
             }
-            12 => {
-                if let Some(last) = known.as_ref().and_then(|known| known.latest_manifest()) {
+            16 => {
+                if let Some(last) = known.latest_manifest() {
                     let (history, step) = (last.history, last.step);
                     let reason = "damaged".to_owned();
                     self.apply(Command::RejectManifest {
@@ -99,25 +130,63 @@ impl Cluster {
                     });
                 }
             }
-            13 => {
-                if let Some(known) = known {
-                    let (generation, step) = (known.generation, known.committed_step().0);
-                    let outcome = outcome(OutcomeKind::Completed, step);
-                    self.apply(Command::Finish {
-                        job: name,
-                        generation,
-                        outcome,
-                    });
+            17 => {
+                let (generation, step) = (known.generation, known.committed_step().0);
+                let outcome = outcome(OutcomeKind::Completed, step);
+                self.apply(Command::Finish {
+                    job: name,
+                    generation,
+                    outcome,
+                });
+            }
+            18..=20 => self.standby_happens(&name, &known, kind == 18, dice),
+            _ => self.world_happens(&name, &known, kind, dice),
+        }
+    }
+
+    fn standby_happens(&mut self, name: &JobName, known: &Job, dies: bool, dice: u32) {
+        let count = known.standbys.len().max(1);
+        let Some((process, seat)) = known.standbys.iter().nth(dice as usize % count) else {
+            return;
+        };
+        let watch = self.observed.worlds.entry(name.clone()).or_default();
+        if dies {
+            let how = "signal 9".to_owned();
+            watch.standby_gone(*process, seat, how, self.now_ms);
+        } else {
+            let seen = watch.standbys.entry(*process);
+            seen.or_insert(Standby::Ready);
+        }
+    }
+
+    fn world_happens(&mut self, name: &JobName, known: &Job, kind: u8, dice: u32) {
+        let (Some(world), Some(watch)) = (&known.world, self.observed.worlds.get_mut(name)) else {
+            return;
+        };
+        let rank = RankId(dice % u32::try_from(world.ranks.len()).unwrap());
+        match kind {
+            21 => drop(watch.gone.insert(rank, "signal 9".to_owned())),
+            22 => watch.broken = dice.is_multiple_of(4).then(|| "it is broken".to_owned()),
+            23..=25 => {
+                let is_closed = !watch.closed.is_empty() || !watch.gone.is_empty();
+                if !is_closed && self.ranks.run(name, known, dice) {
+                    watch.progressed = true;
                 }
             }
-            _ => self.now_ms += u64::from(dice % 3_000),
+            26 => self.ranks.compute(name, known, rank, dice),
+            27 | 28 => report(watch, &self.ranks, self.now_ms, name, known, rank, dice),
+            _ => {
+                for rank in (0u32..).map(RankId).take(world.ranks.len()) {
+                    report(watch, &self.ranks, self.now_ms, name, known, rank, dice);
+                }
+            }
         }
     }
 
     /// Carries decisions out until there is nothing to decide: what one job gives back may serve
     /// another one in the next round.
     fn settle(&mut self) -> Result<(), TestCaseError> {
-        const MAX_ROUNDS: usize = 8;
+        const MAX_ROUNDS: usize = 64;
         for _ in 0..MAX_ROUNDS {
             if self.decide()? == 0 {
                 return Ok(());
@@ -132,26 +201,11 @@ impl Cluster {
         let patience = Patience::default();
         let decided = plan(&self.state, &self.observed, patience, self.now_ms);
         let num_decisions = decided.commands.len();
-        let mut placed = Vec::new();
         for command in decided.commands {
-            if let Command::StartWorld { job, world, .. } = &command {
-                self.check_world(&self.state.jobs[job].spec, world)?;
-                placed.extend(world.ranks.iter().map(|rank| rank.worker.clone()));
-                let generation = world.generation;
-                let watch = Watch {
-                    generation,
-                    ..Watch::default()
-                };
-                self.observed.worlds.insert(job.clone(), watch);
-            }
+            self.check(&command)?;
+            self.note(&command);
             prop_assert!(self.apply(command.clone()), "refused: {command:?}");
-        }
-        for worker in placed {
-            let busy = self.state.num_busy_devices(&worker);
-            prop_assert!(
-                busy <= self.state.nodes[&worker].num_devices,
-                "{worker} holds {busy}"
-            );
+            self.check_devices(&command)?;
         }
         for (name, known) in &self.state.jobs {
             if known.phase == Phase::Queued {
@@ -161,41 +215,297 @@ impl Cluster {
                 );
             }
         }
-        for name in decided.waits.into_keys() {
+        for (name, closing) in &decided.closing {
+            if let (Closing::BehindStep(why), None) = (closing, decided.waits.get(name)) {
+                self.check_purpose(name, why)?;
+            }
+        }
+        for (name, closing) in decided.closing {
             let watch = self.observed.worlds.entry(name).or_default();
-            watch.wanting_since_ms.get_or_insert(self.now_ms);
+            if matches!(closing, Closing::Now(_)) {
+                watch.closing_since_ms.get_or_insert(self.now_ms);
+            }
+        }
+        for name in self.state.jobs.keys() {
+            let gathers = decided.waits.get(name).is_some_and(|wait| wait.gathers);
+            let watch = self.observed.worlds.entry(name.clone()).or_default();
+            let since = watch.wanting_since_ms.unwrap_or(self.now_ms);
+            watch.wanting_since_ms = gathers.then_some(since);
         }
         Ok(num_decisions)
     }
 
-    fn check_world(&self, spec: &crate::job::JobSpec, world: &World) -> Result<(), TestCaseError> {
+    fn check(&self, command: &Command) -> Result<(), TestCaseError> {
+        let Command::StartWorld { job, world, .. } = command else {
+            return Ok(());
+        };
+        let known = &self.state.jobs[job];
+        self.check_world(known, world)?;
+        match &world.finish {
+            None => self.check_new(world),
+            Some(finish) => self.check_healed(known, &self.observed.worlds[job], world, finish),
+        }
+    }
+
+    /// What the leader and the ranks make of a decision.
+    fn note(&mut self, command: &Command) {
+        match command {
+            Command::StartWorld { job, world, .. } => {
+                let known = &self.state.jobs[job];
+                let watch = self.observed.worlds.entry(job.clone()).or_default();
+                *watch = watch.follow(known.world.as_ref(), world, self.now_ms);
+                self.ranks.enter(job, world);
+            }
+            Command::EndStandby { job, process, .. } => {
+                let watch = self.observed.worlds.entry(job.clone()).or_default();
+                watch.standbys.remove(process);
+            }
+            _ => {}
+        }
+    }
+
+    /// A world that is closed on purpose is followed by one of other ranks: else it would be closed
+    /// for the same purpose step after step.
+    fn check_purpose(&self, name: &JobName, why: &str) -> Result<(), TestCaseError> {
+        let known = &self.state.jobs[name];
+        let world = known.world.as_ref().expect("only a world is closed");
+        let mut observed = self.observed.clone();
+        let watch = observed.worlds.get_mut(name).expect("it is watched");
+        for rank in (0u32..).map(RankId).take(world.ranks.len()) {
+            let closed = Closed {
+                why: why.to_owned(),
+                paused: true,
+                step: Some(world.first_step.next()),
+                ..Closed::default()
+            };
+            watch.closed.insert(rank, closed);
+        }
+        let decided = plan(&self.state, &observed, Patience::default(), self.now_ms);
+        let next = decided.commands.iter().find_map(|command| match command {
+            Command::StartWorld { job, world, .. } if job == name => Some(world),
+            _ => None,
+        });
+        let members = |world: &World| -> BTreeSet<_> {
+            world.ranks.iter().map(|rank| rank.process).collect()
+        };
+        prop_assert!(
+            next.is_some_and(|next| members(next) != members(world)),
+            "{name} is closed for nothing: {why}"
+        );
+        Ok(())
+    }
+
+    fn check_world(&self, known: &Job, world: &World) -> Result<(), TestCaseError> {
+        let workers = known.spec.workers;
+        let min = match known.phase {
+            Phase::Stopping(_) => 1,
+            _ => {
+                let last = known.world.as_ref().filter(|_| world.finish.is_some());
+                let last = last.map_or(usize::MAX, |last| last.ranks.len());
+                last.min(workers.min as usize)
+            }
+        };
+        // Where all ranks are to leave, one stays until another one has its state.
+        let mut ranks = world.ranks.iter();
+        let drains = ranks.any(|rank| self.state.draining.contains(&rank.worker));
+        let max = workers.max.max(if drains { 2 } else { 1 }) as usize;
         let size = world.ranks.len();
-        prop_assert!((spec.workers.min as usize..=spec.workers.max as usize).contains(&size));
+        prop_assert!((min..=max).contains(&size));
+        let processes: BTreeSet<_> = world.ranks.iter().map(|rank| rank.process).collect();
+        prop_assert_eq!(processes.len(), size);
         let mut next = 0;
         for rank in &world.ranks {
             prop_assert_eq!(rank.shards.start, next);
             prop_assert!(rank.shards.num_shards() > 0);
             next = rank.shards.end;
-            let is_connected = self.observed.connected.get(&rank.worker) == Some(&rank.incarnation);
-            prop_assert!(is_connected, "{} is not there", rank.worker);
+        }
+        prop_assert_eq!(next, known.spec.train.logical_shards);
+        prop_assert_eq!(world.generation, known.generation.next());
+        Ok(())
+    }
+
+    fn check_new(&self, world: &World) -> Result<(), TestCaseError> {
+        for rank in &world.ranks {
+            let life = self.observed.connected.get(&rank.worker);
+            prop_assert_eq!(
+                life,
+                Some(&rank.incarnation),
+                "{} is not there",
+                rank.worker
+            );
+            prop_assert!(!self.state.draining.contains(&rank.worker));
             let class = &self.state.nodes[&rank.worker].class;
             prop_assert_eq!(Some(class), self.state.class_of(world));
         }
-        prop_assert_eq!(next, spec.train.logical_shards);
+        Ok(())
+    }
+
+    fn check_healed(
+        &self,
+        known: &Job,
+        watch: &Watch,
+        world: &World,
+        finish: &Finish,
+    ) -> Result<(), TestCaseError> {
+        prop_assert_eq!(world.history, known.history);
+        let mut reports = Vec::new();
+        for rank in &world.ranks {
+            let report = report_of(known, watch, rank.process);
+            if report.is_none() {
+                let seen = watch.standbys.get(&rank.process);
+                prop_assert_eq!(seen, Some(&Standby::Ready));
+                let life = self.observed.connected.get(&rank.worker);
+                prop_assert_eq!(life, Some(&rank.incarnation));
+            }
+            reports.push(report.cloned().unwrap_or_default());
+        }
+        check_finish(world.first_step, &reports, finish)
+    }
+
+    fn check_devices(&self, command: &Command) -> Result<(), TestCaseError> {
+        if !matches!(
+            command,
+            Command::StartWorld { .. } | Command::StartStandby { .. }
+        ) {
+            return Ok(());
+        }
+        for (worker, node) in &self.state.nodes {
+            let jobs = self.state.jobs.iter();
+            let num_busy: usize = jobs
+                .map(|(name, job)| {
+                    num_alive(
+                        job,
+                        self.observed.worlds.get(name),
+                        worker,
+                        node.incarnation,
+                    )
+                })
+                .sum();
+            prop_assert!(
+                num_busy <= node.num_devices as usize,
+                "{worker} holds {num_busy}"
+            );
+        }
         Ok(())
     }
 }
 
+/// The processes of a job that a worker has in its present life, but for ranks that are gone.
+fn num_alive(job: &Job, watch: Option<&Watch>, worker: &WorkerName, life: Incarnation) -> usize {
+    let watch = watch.filter(|watch| watch.generation == job.generation);
+    let is_gone = |rank| watch.is_some_and(|watch| watch.gone.contains_key(&RankId(rank)));
+    let ranks = (0u32..).zip(job.world.iter().flat_map(|world| &world.ranks));
+    let ranks = ranks.filter(|(rank, _)| !is_gone(*rank));
+    let ranks = ranks.map(|(_, rank)| (&rank.worker, rank.incarnation));
+    let standbys = job.standbys.values();
+    let standbys = standbys.map(|seat| (&seat.worker, seat.incarnation));
+    let all = ranks.chain(standbys);
+    all.filter(|seat| *seat == (worker, life)).count()
+}
+
+/// A rank says that it closed its world, if it did not before.
+fn report(
+    watch: &mut Watch,
+    ranks: &Ranks,
+    now_ms: u64,
+    name: &JobName,
+    known: &Job,
+    rank: RankId,
+    dice: u32,
+) {
+    if watch.gone.contains_key(&rank) || watch.closed.contains_key(&rank) {
+        return;
+    }
+    let mut closed = ranks.closed(name, known, rank);
+    closed.paused = dice.is_multiple_of(3);
+    if dice.is_multiple_of(5) {
+        closed.lost = vec![RankId(dice / 5 % 7)];
+    }
+    watch.closed.insert(rank, closed);
+    watch.closing_since_ms.get_or_insert(now_ms);
+}
+
+/// What a process reported as a rank of the job's world; it is not gone.
+fn report_of<'a>(
+    known: &Job,
+    watch: &'a Watch,
+    process: crate::ids::ProcessId,
+) -> Option<&'a Closed> {
+    let mut ranks = (0u32..).map(RankId).zip(&known.world.as_ref()?.ranks);
+    let (rank, _) = ranks.find(|(_, placement)| placement.process == process)?;
+    let report = watch.closed.get(&rank);
+    report.filter(|_| !watch.gone.contains_key(&rank))
+}
+
+fn check_finish(step: Step, reports: &[Closed], finish: &Finish) -> Result<(), TestCaseError> {
+    let Finish { evaluated, parts } = finish;
+    prop_assert_eq!(parts.len(), reports.len());
+    prop_assert!(reports[0].step.is_some(), "rank 0 has no state");
+    let is_there = |closed: &Closed| closed.step == Some(step);
+    let newest = reports.iter().filter_map(|report| report.step).max();
+    prop_assert_eq!(newest, Some(step));
+    prop_assert!(!evaluated || reports.iter().all(|report| report.evaluated));
+
+    let mut brought: Vec<u32> = Vec::new();
+    for part in parts {
+        brought.extend(part.shards.iter().flat_map(|run| run.shards()));
+    }
+    brought.sort_unstable();
+    prop_assert_eq!(brought, (0..8).collect::<Vec<u32>>());
+
+    let mut earlier: Vec<Run> = Vec::new();
+    for (report, Part { shards, heal }) in reports.iter().zip(parts) {
+        if is_there(report) {
+            let own = tree::difference(&report.shards, &earlier);
+            prop_assert_eq!(tree::intersection(&own, shards), own);
+            earlier.extend(&report.shards);
+        }
+        prop_assert_eq!(heal.is_none(), is_there(report));
+        match heal {
+            None => {}
+            Some(Heal::Reduced { from }) => {
+                let source = &reports[from.0 as usize];
+                prop_assert!(is_there(source) && source.has_reduced);
+                prop_assert_eq!(report.step.map(Step::next), Some(step));
+            }
+            Some(Heal::State { from }) => {
+                prop_assert!(!from.is_empty());
+                prop_assert!(from.iter().all(|from| is_there(&reports[from.0 as usize])));
+                let sources: BTreeSet<_> = from.iter().collect();
+                prop_assert_eq!(sources.len(), from.len());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn events(max: usize) -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec((0..NUM_KINDS, 0u8..4, any::<u32>()), 0..max)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
 
     #[test]
-    fn any_decision_fits_and_gives_no_device_twice(
-        events in prop::collection::vec((0u8..17, 0u8..4, any::<u32>()), 0..80),
-    ) {
+    fn any_decision_fits_and_gives_no_device_twice(events in events(120)) {
         let mut cluster = Cluster::default();
         for event in events {
             cluster.happens(event);
+            cluster.settle()?;
+        }
+    }
+
+    /// The same with one job on one or two workers, so that its worlds heal often.
+    #[test]
+    fn a_job_that_heals_again_and_again_loses_nothing(events in events(120)) {
+        let mut cluster = Cluster::default();
+        cluster.worker_registers(worker("w0"), 3);
+        cluster.worker_registers(worker("w1"), 7);
+        let set = ["workers.min=1", "workers.max=5", "workers.spares=1"];
+        cluster.apply(Command::Submit(submission("j0", &set)));
+        for (kind, which, dice) in events {
+            let kind = if kind < 18 && !dice.is_multiple_of(8) { 18 + kind % 15 } else { kind };
+            cluster.happens((kind, which % 2 * u8::from(kind < 9), dice));
             cluster.settle()?;
         }
     }

@@ -3,7 +3,7 @@
 //! A block holds what happens, a line each, and behind `----` what came of it: the answer to each
 //! command, then what the planner decides. Decisions are applied at once, and a second look at the
 //! state must find nothing more to decide. The interpreter stands for the leader's observation: it
-//! notes who is silent, and since when a job could have a world.
+//! notes who is silent, since when a job could have a world, and since when ranks owe a report.
 //!
 //! ```text
 //! at 500                              the leader's clock says 500 ms
@@ -12,10 +12,16 @@
 //! late tick                           the leader itself was late: all get a new full timeout
 //! submit j1 workers.min=2 [fresh]     overrides of a small job file
 //! stop j1                             the user cancels it
+//! drain w1 | undrain w1               an operator wants it free | gives it back
+//! scale j1 max=3                      the user wants it to run with at most so many ranks
 //! gone j1 rank=0 signal 9             a worker saw a rank exit
-//! missed j1 rank=0 connection reset   a rank misses a peer
+//! closed j1 rank=0 step=41 has=0..2,3..4 [reduced] [evaluated] [paused] [lost=1,2] p1 is gone
+//!                                     a rank closed its world, and says why and what it holds;
+//!                                     step=none: it has no state
+//! ready j1 p5                         a process that waits to enter a world is prepared
+//! standby-gone j1 p5 signal 9         a worker saw it exit
 //! broken j1 the files are damaged     a world says that it cannot go on
-//! progress j1                         the world applied a step
+//! progress j1 [step=41]               the world applied a step; so many are applied now
 //! commit j1 step=100 [history=1]      a checkpoint is durable
 //! damaged j1 step=100 [history=1]     a checkpoint turned out not to be whole
 //! end j1 step=1000                    the world ran to the job's end
@@ -24,10 +30,11 @@
 use std::fmt::Write as _;
 
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
-use crate::ids::{History, Incarnation, RankId, Step};
-use crate::plan::{Observed, Patience, Watch, plan};
-use crate::state::{ClusterState, Phase, World};
+use crate::ids::{History, Incarnation, JobName, ProcessId, RankId, Step};
+use crate::plan::{Closed, Closing, Observed, Patience, Plan, Standby, Watch, plan};
+use crate::state::{ClusterState, Finish, Heal, Part, Phase, Poison, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
+use crate::tree::Run;
 
 /// Plays a scenario; the result is the same text with what really came of each block.
 pub(super) fn play(text: &str) -> String {
@@ -97,6 +104,38 @@ impl<'a> Line<'a> {
         self.words.contains(&flag)
     }
 
+    fn process(&self) -> ProcessId {
+        let number = self.words[1].strip_prefix('p');
+        ProcessId(number.and_then(|number| number.parse().ok()).unwrap())
+    }
+
+    /// What a rank says that closed its world. The flags are no part of why it did.
+    fn closed(&self) -> Closed {
+        const FLAGS: [&str; 3] = ["reduced", "evaluated", "paused"];
+        let numbers = |key| self.find(key).into_iter().flat_map(|list| list.split(','));
+        let shards = numbers("has").map(|run| {
+            let (start, end) = run.split_once("..").unwrap();
+            // A rank may report anything; `Run::new` refuses what does not fit.
+            Run {
+                start: start.parse().unwrap(),
+                end: end.parse().unwrap(),
+            }
+        });
+        let plain = self.words[1..].iter();
+        let plain = plain.filter(|word| !word.contains('=') && !FLAGS.contains(word));
+        Closed {
+            why: plain.copied().collect::<Vec<_>>().join(" "),
+            paused: self.has("paused"),
+            lost: numbers("lost")
+                .map(|rank| RankId(rank.parse().unwrap()))
+                .collect(),
+            step: (self.find("step") != Some("none")).then(|| Step(self.need("step"))),
+            shards: shards.collect(),
+            has_reduced: self.has("reduced"),
+            evaluated: self.has("evaluated"),
+        }
+    }
+
     /// What is said behind the first word and the settings.
     fn rest(&self) -> String {
         let plain = self.words[1..].iter().filter(|word| !word.contains('='));
@@ -162,12 +201,41 @@ impl Scene {
                 let rank = line.rank();
                 self.watch(name).gone.insert(rank, line.rest());
             }
-            "missed" => {
-                let rank = line.rank();
-                self.watch(name).missed.insert(rank, (now_ms, line.rest()));
+            "closed" => {
+                let watch = self.watch(name);
+                watch.closed.insert(line.rank(), line.closed());
+                watch.closing_since_ms.get_or_insert(now_ms);
+            }
+            "ready" => {
+                let standbys = &mut self.watch(name).standbys;
+                standbys.insert(line.process(), Standby::Ready);
+            }
+            "standby-gone" => {
+                let process = line.process();
+                let seat = self.state.jobs[&job(name)].standbys[&process].clone();
+                let how = line.words[2..].join(" ");
+                self.watch(name).standby_gone(process, &seat, how, now_ms);
             }
             "broken" => self.watch(name).broken = Some(line.rest()),
-            "progress" => self.watch(name).progressed = true,
+            "progress" => {
+                let watch = self.watch(name);
+                watch.progressed = true;
+                watch.applied = line.number("step").map(Step).or(watch.applied);
+            }
+            "drain" | "undrain" => self.command(
+                Command::Drain {
+                    worker: worker(name),
+                    drains: verb == "drain",
+                },
+                out,
+            ),
+            "scale" => self.command(
+                Command::Scale {
+                    job: job(name),
+                    max: line.need("max").try_into().unwrap(),
+                },
+                out,
+            ),
             "commit" => {
                 let known = &self.state.jobs[&job(name)];
                 let history = line.number("history").map_or(known.history, History);
@@ -230,8 +298,8 @@ impl Scene {
             .for_each(|since| *since = now_ms);
         let watches = self.observed.worlds.values_mut();
         watches
-            .flat_map(|watch| watch.missed.values_mut())
-            .for_each(|missed| missed.0 = now_ms);
+            .filter_map(|watch| watch.closing_since_ms.as_mut())
+            .for_each(|since| *since = now_ms);
     }
 
     fn watch(&mut self, name: &str) -> &mut Watch {
@@ -264,7 +332,16 @@ impl Scene {
                 format!("{job} drops its checkpoint of step {step}")
             }
             Ok(Effect::Finished { job }) => format!("{job} has ended"),
-            Ok(Effect::WorldStarted { job }) => panic!("only the planner starts a world: {job}"),
+            Ok(Effect::Scaled { job, max }) => format!("{job} is scaled to at most {max} ranks"),
+            Ok(Effect::Drained { worker, drains }) => match drains {
+                true => format!("{worker} is to be free"),
+                false => format!("{worker} is given back"),
+            },
+            Ok(
+                effect @ (Effect::WorldStarted { .. }
+                | Effect::StandbyStarted
+                | Effect::StandbyEnded),
+            ) => panic!("only the planner leads to {effect:?}"),
             Err(refusal) => format!("refused: {refusal}"),
         };
         writeln!(out, "{text}").unwrap();
@@ -273,16 +350,12 @@ impl Scene {
     /// Carries decisions out until there is nothing to decide: what one job gives back may serve
     /// another one in the next round.
     fn decide(&mut self, out: &mut String) {
-        const MAX_ROUNDS: usize = 8;
+        const MAX_ROUNDS: usize = 32;
         for _ in 0..MAX_ROUNDS {
             let now_ms = self.now_ms;
             let decided = plan(&self.state, &self.observed, Patience::default(), now_ms);
             if decided.commands.is_empty() {
-                for (job, reason) in decided.waits {
-                    writeln!(out, "{job} {reason}").unwrap();
-                    let watch = self.observed.worlds.entry(job).or_default();
-                    watch.wanting_since_ms.get_or_insert(now_ms);
-                }
+                self.rest(&decided, out);
                 self.assert_phases();
                 return;
             }
@@ -293,18 +366,59 @@ impl Scene {
         panic!("the planner does not come to rest");
     }
 
+    /// What the leader does where it has nothing to propose: it tells ranks to close, and says who
+    /// waits.
+    fn rest(&mut self, decided: &Plan, out: &mut String) {
+        for (name, closing) in &decided.closing {
+            let (how, why) = match closing {
+                Closing::Now(why) => ("now", why),
+                Closing::BehindStep(why) => ("behind the step", why),
+            };
+            // Why a closed world waits begins with why it was closed.
+            let why = decided.waits.get(name).map_or(why, |wait| &wait.why);
+            writeln!(out, "{name} closes {how}    ({why})").unwrap();
+            if matches!(closing, Closing::Now(_)) {
+                let now_ms = self.now_ms;
+                let since = &mut self.watch(name.as_str()).closing_since_ms;
+                since.get_or_insert(now_ms);
+            }
+        }
+        let waits = decided.waits.iter();
+        for (name, wait) in waits.filter(|(name, _)| !decided.closing.contains_key(name)) {
+            writeln!(out, "{name} {wait}").unwrap();
+        }
+        for name in self.state.jobs.keys() {
+            let gathers = decided.waits.get(name).is_some_and(|wait| wait.gathers);
+            let watch = self.observed.worlds.entry(name.clone()).or_default();
+            let since = watch.wanting_since_ms.unwrap_or(self.now_ms);
+            watch.wanting_since_ms = gathers.then_some(since);
+        }
+    }
+
     fn carry_out(&mut self, command: Command, out: &mut String) {
         match &command {
             Command::StartWorld {
-                job, world, reason, ..
+                job,
+                world,
+                reason,
+                poison,
+                ..
             } => {
-                writeln!(out, "{job} {}    ({reason})", describe(world)).unwrap();
-                let generation = world.generation;
-                let watch = Watch {
-                    generation,
-                    ..Watch::default()
-                };
-                self.observed.worlds.insert(job.clone(), watch);
+                let world_text = describe(world);
+                let poison = poison.as_ref().map(suspicion).unwrap_or_default();
+                writeln!(out, "{job} {world_text}    ({reason}){poison}").unwrap();
+                self.follow(job, world);
+            }
+            Command::StartStandby { job, process, seat } => {
+                writeln!(out, "{job} starts {process} on {}", seat.worker).unwrap();
+            }
+            Command::EndStandby {
+                job,
+                process,
+                reason,
+            } => {
+                self.watch(job.as_str()).standbys.remove(process);
+                writeln!(out, "{job} ends {process}    ({reason})").unwrap();
             }
             Command::Finish { job, outcome, .. } => {
                 let (kind, step, why) = (outcome.kind.as_str(), outcome.step, &outcome.reason);
@@ -314,6 +428,12 @@ impl Scene {
         }
         self.apply(command)
             .expect("a decision fits the state that it was made from");
+    }
+
+    fn follow(&mut self, name: &JobName, world: &World) {
+        let old = self.state.jobs[name].world.as_ref();
+        let watch = self.observed.worlds.entry(name.clone()).or_default();
+        *watch = watch.follow(old, world, self.now_ms);
     }
 
     fn assert_phases(&self) {
@@ -330,12 +450,57 @@ fn describe(world: &World) -> String {
         generation,
         first_step,
         ranks,
+        finish,
     } = world;
-    let ranks = ranks
-        .iter()
-        .map(|rank| format!("  {} {}", rank.worker, rank.shards));
-    format!(
-        "{generation} {history} from {first_step}:{}",
-        ranks.collect::<String>()
-    )
+    let parts = finish.iter().flat_map(|finish| &finish.parts);
+    let mut parts = parts.map(part);
+    let ranks = ranks.iter().map(|rank| {
+        let part = parts.next().unwrap_or_default();
+        format!("  {} {}{part}", rank.worker, rank.shards)
+    });
+    let verb = match finish {
+        None => "from",
+        Some(Finish {
+            evaluated: false, ..
+        }) => "goes on at",
+        Some(Finish {
+            evaluated: true, ..
+        }) => "goes on, evaluated, at",
+    };
+    let ranks = ranks.collect::<String>();
+    format!("{generation} {history} {verb} {first_step}:{ranks}")
+}
+
+fn part(part: &Part) -> String {
+    let brings = match part.shards.as_slice() {
+        [] => " brings nothing".to_owned(),
+        shards => format!(" brings {}", list(shards)),
+    };
+    let takes = match &part.heal {
+        None => String::new(),
+        Some(Heal::Reduced { from }) => format!(" takes the reduced vector of {from}"),
+        Some(Heal::State { from }) => format!(" takes the state of {}", list(from)),
+    };
+    brings + &takes
+}
+
+/// What the leader suspects, once it has reason to.
+fn suspicion(poison: &Poison) -> String {
+    let Poison {
+        step,
+        shards,
+        num_worlds,
+    } = poison;
+    match num_worlds {
+        1 => String::new(),
+        _ => format!(
+            "    [{num_worlds} deaths at step {step} with {}]",
+            list(shards)
+        ),
+    }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    items.join(",")
 }

@@ -8,7 +8,7 @@ use super::{Coordinator, JobName, Output};
 
 /// What a job did since it was last submitted.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Account {
+pub(crate) struct Account {
     submitted_s: f64,
     pub(super) steps_run: u64,
     /// Milliseconds of each applied step above the last checkpoint that was fallen back to.
@@ -20,8 +20,12 @@ pub(super) struct Account {
     total_steps: u64,
     /// The history and step of the newest evaluation.
     evaluated: (u64, u64),
-    /// Rank processes of the newest world that were told of.
+    /// The ranks of this history and their processes that were told of.
     ranks: BTreeSet<(u32, u32)>,
+    /// How many steps the records of each generation say were applied.
+    pub(crate) reached: BTreeMap<u64, u64>,
+    /// The hash of every manifest that was committed, by history and step.
+    pub(crate) committed: BTreeMap<(u64, u64), String>,
     /// The newest entry of the log that an event tells of.
     index: u64,
     /// How many events the job's stream has.
@@ -72,7 +76,9 @@ impl Account {
                     ..std::mem::take(self)
                 };
             }
-            What::Generation { from_step, .. } => {
+            // A world in the same history goes on where the last one was: nothing is void, and
+            // records of the last one may still come.
+            What::Generation { from_step, .. } if event.history != self.history => {
                 self.useful_ms.split_off(&(from_step + 1));
                 self.ranks.clear();
                 self.history = event.history;
@@ -83,9 +89,11 @@ impl Account {
                 loss,
                 wall_ms,
                 total_steps,
+                generation,
                 ..
             } => {
                 self.steps_run += 1;
+                self.reached.insert(*generation, *step);
                 self.useful_ms.insert(*step, *wall_ms);
                 (self.history, self.step, self.loss, self.total_steps) =
                     (event.history, *step, *loss, *total_steps);
@@ -93,6 +101,14 @@ impl Account {
             What::Evaluated { step, .. } => self.evaluated = (event.history, *step),
             What::Rank { rank, pid, .. } => {
                 self.ranks.insert((*rank, *pid));
+            }
+            What::Checkpoint {
+                step,
+                manifest_hash,
+                ..
+            } => {
+                self.committed
+                    .insert((event.history, *step), manifest_hash.clone());
             }
             _ => {}
         }

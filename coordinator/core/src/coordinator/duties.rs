@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use muster_cluster::apply::Answer;
 use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
 use muster_cluster::ids::{Incarnation, JobName, WorkerName};
-use muster_cluster::plan;
+use muster_cluster::plan::{self, Closing};
 use muster_cluster::state::{Job, Phase};
 use muster_proto::v1;
 
@@ -55,8 +55,23 @@ impl Coordinator {
             }
         }
         self.waits = plan.waits;
+        self.closing.clear();
+        for (name, closing) in plan.closing {
+            let Some(world) = self.worlds.get_mut(&name) else {
+                continue;
+            };
+            if matches!(closing, Closing::Now(_)) {
+                let since = &mut world.watch.closing_since_ms;
+                since.get_or_insert(now.monotonic_ms);
+            }
+            self.closing.insert(name, (world.watch.generation, closing));
+        }
         for command in plan.commands {
-            if let Command::StartWorld { job, .. } | Command::Finish { job, .. } = &command {
+            if let Command::StartWorld { job, .. }
+            | Command::StartStandby { job, .. }
+            | Command::EndStandby { job, .. }
+            | Command::Finish { job, .. } = &command
+            {
                 self.propose_duty(Duty::Plan(job.clone()), command, now, outputs);
             }
         }
@@ -99,10 +114,7 @@ impl Coordinator {
             *since = now.monotonic_ms;
         }
         for world in self.worlds.values_mut() {
-            for (since, _) in world.watch.missed.values_mut() {
-                *since = now.monotonic_ms;
-            }
-            if let Some((since, _)) = &mut world.unblamed {
+            if let Some(since) = &mut world.watch.closing_since_ms {
                 *since = now.monotonic_ms;
             }
         }
@@ -181,13 +193,6 @@ impl Coordinator {
                     manifest,
                 };
                 proposals.push((Duty::Commit(name.clone()), command));
-            }
-            // Who broke it is mostly known a moment later, from an exit or a stream that ends: a world
-            // that is made before would count on the dead.
-            if let Some((since, reason)) = &watch.unblamed
-                && now.monotonic_ms.saturating_sub(*since) > self.patience.detect_ms
-            {
-                watch.watch.broken.get_or_insert_with(|| reason.clone());
             }
             if let Some((history, step, reason)) = &watch.damaged {
                 let is_known = job

@@ -1,133 +1,253 @@
 //! What the leader tells the workers: every order that the state calls for and that has not gone
 //! over the worker's present stream.
 
-use muster_cluster::ids::{JobName, RankId, Step};
-use muster_cluster::state::{Job, Manifest, Phase, World};
-use muster_proto::v1;
+use std::collections::BTreeMap;
+
+use muster_cluster::ids::{Generation, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
+use muster_cluster::plan::{Closing, Patience};
+use muster_cluster::state::{Job, Manifest, Phase, Placement, World};
+use muster_proto::{convert, v1};
 use v1::rank_order::Order;
 use v1::to_worker::Message;
 
-use super::{Coordinator, Output};
-
-/// How long a rank waits for a peer that is connected and silent before it reports that its world
-/// is broken, in milliseconds. A peer that ends closes its connections, which is noticed at once.
-const COLLECTIVE_TIMEOUT_MS: u64 = 60_000;
+use super::{Coordinator, Output, Session};
+use crate::links::{Link, Told};
 
 impl Coordinator {
     /// Sends what is missing.
     pub(super) fn drive(&mut self, outputs: &mut Vec<Output>) {
-        let jobs: Vec<&JobName> = self.state.jobs.keys().collect();
-        for name in jobs {
-            let job = &self.state.jobs[name];
+        for (name, job) in &self.state.jobs {
             let Some(world) = &job.world else { continue };
             let watch = self
                 .worlds
                 .get(name)
                 .filter(|watch| watch.watch.generation == world.generation);
-            let peers = watch.and_then(|watch| watch.peers(world.ranks.len()));
-            let committed = job
-                .latest_manifest()
-                .filter(|manifest| manifest.history == world.history);
-            let is_stopping = matches!(job.phase, Phase::Stopping(_));
+            let sight = Sight {
+                name,
+                job,
+                world,
+                peers: watch.and_then(|watch| watch.peers(world)),
+                closing: self
+                    .closing
+                    .get(name)
+                    .filter(|(generation, _)| *generation == world.generation)
+                    .map(|(_, closing)| closing),
+                gone: watch
+                    .map(|watch| watch.watch.gone.keys().copied().collect())
+                    .unwrap_or_default(),
+                cluster_id: &self.cluster_id,
+                checkpoints: &self.checkpoints,
+                patience: self.patience,
+            };
             for (rank, placement) in (0u32..).zip(&world.ranks) {
-                let link = self.links.iter_mut().find(|(_, link)| {
-                    link.worker == placement.worker
-                        && link.node.incarnation == placement.incarnation
-                });
-                let Some((session, link)) = link else {
-                    continue;
-                };
-                let mut send = |message| {
-                    outputs.push(Output::ToWorker {
-                        session: *session,
-                        message,
-                    });
-                };
-                let told = link.told(name, world.generation, RankId(rank));
-                let key = key(name, world, rank);
-                if !std::mem::replace(&mut told.assigned, true) {
-                    send(assignment(
-                        &key,
-                        job,
-                        world,
-                        &self.cluster_id,
-                        &self.checkpoints,
-                    ));
+                let seat = (&placement.worker, placement.incarnation);
+                if let Some((session, link)) = link_to(&mut self.links, seat) {
+                    let told = link.told(name, placement.process);
+                    let mut messages = Vec::new();
+                    sight.tell_rank(rank, placement, told, &mut messages);
+                    send(session, messages, outputs);
                 }
-                if let Some(peers) = &peers
-                    && !std::mem::replace(&mut told.peers, true)
-                {
-                    send(order(
-                        &key,
-                        Order::Peers(v1::Peers {
-                            addresses: peers.clone(),
-                        }),
-                    ));
-                }
-                if is_stopping && !std::mem::replace(&mut told.stop, true) {
-                    send(order(&key, Order::Stop(v1::StopOrder {})));
-                }
-                if let Some(manifest) = committed
-                    && told.committed < Some(manifest.step)
-                {
-                    told.committed = Some(manifest.step);
-                    send(order(
-                        &key,
-                        Order::Committed(committed_order(job, manifest)),
-                    ));
+            }
+            for (process, seat) in &job.standbys {
+                let seat = (&seat.worker, seat.incarnation);
+                if let Some((session, link)) = link_to(&mut self.links, seat) {
+                    let told = link.told(name, *process);
+                    if told.assigned.replace(Generation(0)).is_none() {
+                        let key = v1::RankKey {
+                            job: name.to_string(),
+                            history: job.history.0,
+                            generation: 0,
+                            rank: 0,
+                            process: process.0,
+                        };
+                        send(session, vec![sight.assignment(&key)], outputs);
+                    }
                 }
             }
         }
-        self.end_ranks(outputs);
+        self.end_processes(outputs);
     }
 
-    /// Dismisses the ranks that have done their part, and revokes those that nobody needs; nothing
-    /// more is said to either.
-    fn end_ranks(&mut self, outputs: &mut Vec<Output>) {
+    /// Dismisses the ranks that have done their part, and ends the processes that no job has;
+    /// nothing more is said to either.
+    fn end_processes(&mut self, outputs: &mut Vec<Output>) {
         for (session, link) in &mut self.links {
-            link.told.retain(|(name, generation, rank), _| {
+            link.told.retain(|(name, process), _| {
                 let job = self.state.jobs.get(name);
-                let is_current = job.is_some_and(|job| job.generation == *generation);
-                if is_current && job.is_some_and(Job::has_world) {
+                if job.is_some_and(|job| job.has_process(*process)) {
                     return true;
                 }
-                let watch = self
+                let done = self
                     .worlds
                     .get(name)
-                    .filter(|watch| is_current && watch.watch.generation == *generation);
-                let last = job.and_then(|job| job.ledger.last());
-                let message = match (watch, last) {
-                    (Some(watch), Some(last)) if watch.done.contains_key(rank) => {
-                        let key = v1::RankKey {
-                            job: name.to_string(),
-                            history: last.history.0,
-                            generation: generation.0,
-                            rank: rank.0,
-                        };
-                        order(&key, Order::Dismiss(v1::Dismiss {}))
-                    }
-                    _ => Message::Revoke(v1::Revoke {
+                    .is_some_and(|watch| watch.done.contains_key(process));
+                let message = match job.and_then(|job| last_key(name, job, *process)) {
+                    Some(key) if done => order(&key, Order::Dismiss(v1::Dismiss {})),
+                    _ => Message::End(v1::EndProcess {
                         job: name.to_string(),
-                        generation: generation.0,
+                        process: process.0,
                     }),
                 };
-                outputs.push(Output::ToWorker {
-                    session: *session,
-                    message,
-                });
+                send(*session, vec![message], outputs);
                 false
             });
         }
     }
 }
 
+fn send(session: Session, messages: Vec<Message>, outputs: &mut Vec<Output>) {
+    let to_worker = |message| Output::ToWorker { session, message };
+    outputs.extend(messages.into_iter().map(to_worker));
+}
+
+/// The stream of a worker in one of its lives.
+fn link_to<'a>(
+    links: &'a mut BTreeMap<Session, Link>,
+    (worker, incarnation): (&WorkerName, Incarnation),
+) -> Option<(Session, &'a mut Link)> {
+    let mut links = links.iter_mut();
+    links
+        .find(|(_, link)| link.worker == *worker && link.node.incarnation == incarnation)
+        .map(|(session, link)| (*session, link))
+}
+
+/// The rank that a process was in the last world of a job.
+fn last_key(name: &JobName, job: &Job, process: ProcessId) -> Option<v1::RankKey> {
+    let last = job.ledger.last()?;
+    let rank = last.ranks.iter().position(|rank| rank.process == process)?;
+    Some(v1::RankKey {
+        job: name.to_string(),
+        history: last.history.0,
+        generation: last.generation.0,
+        rank: u32::try_from(rank).ok()?,
+        process: process.0,
+    })
+}
+
+/// What the orders to the processes of one job follow from.
+struct Sight<'a> {
+    name: &'a JobName,
+    job: &'a Job,
+    world: &'a World,
+    /// Where the ranks listen, once all do.
+    peers: Option<Vec<String>>,
+    closing: Option<&'a Closing>,
+    /// Ranks that hear nothing any more.
+    gone: Vec<RankId>,
+    cluster_id: &'a [u8; 16],
+    checkpoints: &'a str,
+    patience: Patience,
+}
+
+impl Sight<'_> {
+    /// What a rank was not told yet.
+    fn tell_rank(
+        &self,
+        rank: u32,
+        placement: &Placement,
+        told: &mut Told,
+        messages: &mut Vec<Message>,
+    ) {
+        let generation = self.world.generation;
+        let key = key(self.name, self.world, rank, placement.process);
+        let is_new = |told: &mut Option<Generation>| told.replace(generation) != Some(generation);
+        if is_new(&mut told.assigned) {
+            messages.push(self.assignment(&key));
+        }
+        if let Some(peers) = &self.peers
+            && is_new(&mut told.peers)
+        {
+            let addresses = peers.clone();
+            messages.push(order(&key, Order::Peers(v1::Peers { addresses })));
+        }
+        if matches!(self.job.phase, Phase::Stopping(_)) && is_new(&mut told.stop) {
+            messages.push(order(&key, Order::Stop(v1::StopOrder {})));
+        }
+        match self.closing.filter(|_| !self.gone.contains(&RankId(rank))) {
+            Some(Closing::Now(reason)) if is_new(&mut told.close) => {
+                let reason = reason.clone();
+                messages.push(order(&key, Order::Close(v1::Close { reason })));
+            }
+            Some(Closing::BehindStep(reason)) if is_new(&mut told.pause) => {
+                let reason = reason.clone();
+                messages.push(order(&key, Order::Pause(v1::Pause { reason })));
+            }
+            _ => {}
+        }
+        let committed = self.job.latest_manifest();
+        let committed = committed.filter(|manifest| manifest.history == self.world.history);
+        if let Some(manifest) = committed
+            && told.committed < Some(manifest.step)
+        {
+            told.committed = Some(manifest.step);
+            let committed = committed_order(self.job, manifest);
+            messages.push(order(&key, Order::Committed(committed)));
+        }
+    }
+
+    fn assignment(&self, key: &v1::RankKey) -> Message {
+        let Self {
+            job,
+            world,
+            cluster_id,
+            checkpoints,
+            ..
+        } = self;
+        let runs: Vec<_> = world.ranks.iter().map(|rank| rank.shards).collect();
+        let source = job.manifests.iter().find(|manifest| {
+            world.finish.is_none()
+                && world.first_step != Step(0)
+                && manifest.step == world.first_step
+        });
+        let folder = job
+            .spec
+            .checkpoint
+            .folder
+            .as_ref()
+            .map(|folder| folder.display().to_string());
+        // Clusters may share a folder, and each removes what its own manifests name no more: they
+        // must not meet.
+        let cluster =
+            u32::from_be_bytes([cluster_id[0], cluster_id[1], cluster_id[2], cluster_id[3]]);
+        let folder = format!(
+            "{}/{}-{cluster:08x}",
+            folder.as_deref().unwrap_or(checkpoints),
+            key.job
+        );
+        let class = job.ledger.last().and_then(|entry| entry.class.as_ref());
+        let is_rank = key.generation != 0;
+        Message::Assignment(v1::Assignment {
+            job: key.job.clone(),
+            history: key.history,
+            generation: key.generation,
+            rank: key.rank,
+            process: key.process,
+            shards: convert::shards(if is_rank { &runs } else { &[] }),
+            first_step: world.first_step.0,
+            finish: world.finish.as_ref().filter(|_| is_rank).map(Into::into),
+            source: source.filter(|_| is_rank).map(Into::into),
+            committed_step: job.committed_step().0,
+            draft: job.submission.draft.clone(),
+            base_dir: job.submission.base_dir.display().to_string(),
+            data_digest: job.submission.data_digest.clone(),
+            identity: job.identity.digest(),
+            class: class.map(Into::into),
+            checkpoint_folder: folder,
+            world_token: world_token(cluster_id, key),
+            collective_timeout_ms: self.patience.collective_timeout_ms(),
+            detect_ms: self.patience.detect_ms,
+        })
+    }
+}
+
 /// Names a rank of a world.
-fn key(job: &JobName, world: &World, rank: u32) -> v1::RankKey {
+fn key(job: &JobName, world: &World, rank: u32, process: ProcessId) -> v1::RankKey {
     v1::RankKey {
         job: job.to_string(),
         history: world.history.0,
         generation: world.generation.0,
         rank,
+        process: process.0,
     }
 }
 
@@ -145,55 +265,6 @@ fn committed_order(job: &Job, manifest: &Manifest) -> v1::CheckpointCommitted {
         step: manifest.step.0,
         keep: files.map(|file| file.name.clone()).collect(),
     }
-}
-
-fn assignment(
-    key: &v1::RankKey,
-    job: &Job,
-    world: &World,
-    cluster_id: &[u8; 16],
-    checkpoints: &str,
-) -> Message {
-    let shards = world.ranks.iter().map(|placement| v1::Shards {
-        start: placement.shards.start,
-        end: placement.shards.end,
-    });
-    let source = job
-        .manifests
-        .iter()
-        .find(|manifest| world.first_step != Step(0) && manifest.step == world.first_step);
-    let folder = job
-        .spec
-        .checkpoint
-        .folder
-        .as_ref()
-        .map(|folder| folder.display().to_string());
-    // Clusters may share a folder, and each removes what its own manifests name no more: they must
-    // not meet.
-    let cluster = u32::from_be_bytes([cluster_id[0], cluster_id[1], cluster_id[2], cluster_id[3]]);
-    let folder = format!(
-        "{}/{}-{cluster:08x}",
-        folder.as_deref().unwrap_or(checkpoints),
-        key.job
-    );
-    let class = job.ledger.last().and_then(|entry| entry.class.as_ref());
-    Message::Assignment(v1::Assignment {
-        job: key.job.clone(),
-        history: key.history,
-        generation: key.generation,
-        rank: key.rank,
-        shards: shards.collect(),
-        first_step: world.first_step.0,
-        source: source.map(Into::into),
-        draft: job.submission.draft.clone(),
-        base_dir: job.submission.base_dir.display().to_string(),
-        data_digest: job.submission.data_digest.clone(),
-        identity: job.identity.digest(),
-        class: class.map(Into::into),
-        checkpoint_folder: folder,
-        world_token: world_token(cluster_id, key),
-        collective_timeout_ms: COLLECTIVE_TIMEOUT_MS,
-    })
 }
 
 /// What the ranks of one world show each other: not a secret, but nothing that another world, job

@@ -3,14 +3,15 @@
 //! nothing and is counted.
 
 use muster_cluster::apply::Refusal;
-use muster_cluster::ids::{Generation, History, JobName, RankId, Step, WorkerName};
+use muster_cluster::ids::{Generation, History, JobName, ProcessId, RankId, Step, WorkerName};
+use muster_cluster::plan::Closed;
 use muster_proto::event::{Event, What};
 use muster_proto::{convert, v1};
 use v1::from_worker::Message as From;
 use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
-use super::{Coordinator, HEARTBEAT_MS, Now, Output, Session};
+use super::{Coordinator, Now, Output, Session};
 use crate::links::Link;
 use crate::ranks::WorldWatch;
 
@@ -35,7 +36,7 @@ impl Coordinator {
         let (worker, node) = match said {
             Ok(said) => said,
             Err(reason) => {
-                let message = To::Refused(v1::Refused { reason });
+                let message = refused(reason);
                 outputs.push(Output::ToWorker { session, message });
                 return;
             }
@@ -54,7 +55,7 @@ impl Coordinator {
                 worker: worker.to_string(),
             }
             .to_string();
-            let message = To::Refused(v1::Refused { reason });
+            let message = refused(reason);
             outputs.push(Output::ToWorker { session, message });
             return;
         }
@@ -65,31 +66,37 @@ impl Coordinator {
             .map(|(session, _)| *session)
             .collect();
         for older in older {
-            let reason = format!("worker {worker} opened a newer stream");
-            self.refuse(older, reason, outputs);
+            self.links.remove(&older);
+            // Hellos of two streams may come in either order, so that this may be the newer one.
+            let message = To::Refused(v1::Refused {
+                reason: format!("worker {worker} opened another stream"),
+                superseded: true,
+            });
+            outputs.push(Output::ToWorker {
+                session: older,
+                message,
+            });
         }
         self.links
             .insert(session, Link::new(worker, node, now.monotonic_ms));
         let welcome = v1::Welcome {
             cluster_id: self.cluster_id.to_vec(),
-            heartbeat_ms: HEARTBEAT_MS,
+            heartbeat_ms: self.patience.heartbeat_ms(),
         };
         outputs.push(Output::ToWorker {
             session,
             message: To::Welcome(welcome),
         });
         for running in hello.ranks {
-            self.rank_runs(session, running, now, outputs);
+            self.process_runs(session, running, now, outputs);
         }
     }
 
     /// Ends a stream with a reason.
     pub(super) fn refuse(&mut self, session: Session, reason: String, outputs: &mut Vec<Output>) {
         if self.links.remove(&session).is_some() {
-            outputs.push(Output::ToWorker {
-                session,
-                message: To::Refused(v1::Refused { reason }),
-            });
+            let message = refused(reason);
+            outputs.push(Output::ToWorker { session, message });
         }
     }
 
@@ -114,14 +121,14 @@ impl Coordinator {
                     pid: started.pid,
                     address: String::new(),
                 };
-                self.rank_runs(session, running, now, outputs);
+                self.process_runs(session, running, now, outputs);
             }
-            From::Report(report) => self.rank_reports(session, report, now),
-            From::Exited(exited) => self.rank_exited(session, exited, now, outputs),
+            From::Report(report) => self.process_reports(session, report, now),
+            From::Exited(exited) => self.process_exited(session, exited, now, outputs),
         }
     }
 
-    fn rank_runs(
+    fn process_runs(
         &mut self,
         session: Session,
         running: v1::RunningRank,
@@ -132,21 +139,21 @@ impl Coordinator {
         let Ok(job) = convert::job_name(&key.job) else {
             return;
         };
+        let process = ProcessId(key.process);
         if let Some(link) = self.links.get_mut(&session) {
-            link.told(&job, Generation(key.generation), RankId(key.rank))
-                .assigned = true;
+            link.told(&job, process).assigned = Some(Generation(key.generation));
         }
-        let Some((job, worker)) = self.place_of(session, &key) else {
+        let Some((job, worker, member)) = self.member(session, &key) else {
             return;
         };
-        let rank = RankId(key.rank);
         let watch = self.watch(&job);
-        watch.pids.insert(rank, running.pid);
+        watch.pids.insert(process, running.pid);
         if !running.address.is_empty() {
-            watch.addresses.insert(rank, running.address);
+            watch.listens(process, running.address, member == Member::Standby);
         }
+        let Member::Rank(rank) = member else { return };
         let what = What::Rank {
-            rank: key.rank,
+            rank: rank.0,
             worker: worker.to_string(),
             pid: running.pid,
             generation: key.generation,
@@ -154,34 +161,46 @@ impl Coordinator {
         self.publish(None, event(&key, seconds(now), what), outputs);
     }
 
-    fn rank_reports(&mut self, session: Session, report: v1::RankReport, now: Now) {
+    fn process_reports(&mut self, session: Session, report: v1::RankReport, now: Now) {
         let (Some(key), Some(report)) = (report.key, report.report) else {
             return;
         };
-        let Some((job, _)) = self.place_of(session, &key) else {
+        let Some((job, _, member)) = self.member(session, &key) else {
             return;
         };
-        let rank = RankId(key.rank);
+        let process = ProcessId(key.process);
+        let is_current = Generation(key.generation) == self.state.jobs[&job].generation;
         let watch = self.watch(&job);
-        match report {
-            Report::Ready(ready) => {
-                watch.addresses.insert(rank, ready.address);
-            }
-            Report::Broken(broken) if broken.lost.is_empty() => {
-                let reason = format!("rank {rank}: {}", broken.reason);
-                watch.unblamed.get_or_insert((now.monotonic_ms, reason));
-            }
-            Report::Broken(broken) => {
-                for lost in broken.lost {
-                    let missed = (now.monotonic_ms, broken.reason.clone());
-                    watch.watch.missed.entry(RankId(lost)).or_insert(missed);
+        let rank = match member {
+            Member::Rank(rank) => rank,
+            Member::Standby => {
+                match report {
+                    Report::Ready(ready) => watch.listens(process, ready.address, true),
+                    Report::Failed(failed) => {
+                        self.standby_gone(&job, process, failed.message, now);
+                    }
+                    _ => self.num_stale_reports += 1,
                 }
+                return;
             }
+        };
+        match report {
+            Report::Ready(ready) => watch.listens(process, ready.address, false),
+            // Files count by their history and step, whatever world their rank was in.
             Report::CheckpointPart(part) => {
                 if let Err(disagreement) = watch.take_part(part) {
                     watch.failed.get_or_insert(disagreement);
                 }
             }
+            _ if !is_current => self.num_stale_reports += 1,
+            Report::Closed(closed) => match closed_of(closed, rank) {
+                Ok(closed) => {
+                    let since = &mut watch.watch.closing_since_ms;
+                    since.get_or_insert(now.monotonic_ms);
+                    watch.watch.closed.insert(rank, closed);
+                }
+                Err(_) => self.num_stale_reports += 1,
+            },
             Report::CheckpointDamaged(damaged) => {
                 let history = History(damaged.history);
                 watch
@@ -189,7 +208,7 @@ impl Coordinator {
                     .get_or_insert((history, Step(damaged.step), damaged.reason));
             }
             Report::Done(done) => {
-                watch.done.insert(rank, done);
+                watch.done.insert(process, done);
             }
             Report::Failed(failed) => {
                 watch
@@ -199,7 +218,7 @@ impl Coordinator {
         }
     }
 
-    fn rank_exited(
+    fn process_exited(
         &mut self,
         session: Session,
         exited: v1::RankExited,
@@ -207,7 +226,7 @@ impl Coordinator {
         outputs: &mut Vec<Output>,
     ) {
         let Some(key) = exited.key else { return };
-        let Some((job, worker)) = self.place_of(session, &key) else {
+        let Some((job, worker, member)) = self.member(session, &key) else {
             return;
         };
         let last_line = exited
@@ -219,19 +238,32 @@ impl Coordinator {
             Some(line) => format!("{}; its log ends with: {line}", exited.reason),
             None => exited.reason,
         };
-        let is_news = self
-            .watch(&job)
-            .watch
-            .gone
-            .insert(RankId(key.rank), reason.clone())
-            .is_none();
+        let watch = &mut self.watch(&job).watch;
+        let rank = match member {
+            Member::Rank(rank) => rank,
+            Member::Standby => {
+                return self.standby_gone(&job, ProcessId(key.process), reason, now);
+            }
+        };
+        // What it said before it died is no longer there.
+        watch.closed.remove(&rank);
+        let is_news = watch.gone.insert(rank, reason.clone()).is_none();
         if is_news {
             let what = What::Lost {
-                rank: key.rank,
+                rank: rank.0,
                 worker: worker.to_string(),
                 reason,
             };
             self.publish(None, event(&key, seconds(now), what), outputs);
+        }
+    }
+
+    /// A process that waited to enter a world of the job is no more.
+    fn standby_gone(&mut self, job: &JobName, process: ProcessId, how: String, now: Now) {
+        let seats = self.state.jobs.get(job).map(|job| &job.standbys);
+        if let Some(seat) = seats.and_then(|seats| seats.get(&process)).cloned() {
+            let watch = &mut self.watch(job).watch;
+            watch.standby_gone(process, &seat, how, now.monotonic_ms);
         }
     }
 
@@ -244,11 +276,16 @@ impl Coordinator {
         let Ok(job) = convert::job_name(&key.job) else {
             return;
         };
+        // A rank of an older world in the same history speaks of steps that count.
         let is_current = self.state.jobs.get(&job).is_some_and(|job| {
-            job.history.0 == key.history && job.generation.0 == key.generation && job.has_world()
+            job.history.0 == key.history && job.generation.0 >= key.generation && job.has_world()
         });
         if is_current {
-            self.watch(&job).watch.progressed = true;
+            let watch = &mut self.watch(&job).watch;
+            watch.progressed |= watch.generation.0 == key.generation;
+            if let v1::step_record::Record::Applied(applied) = &record_of {
+                watch.applied = watch.applied.max(Some(Step(applied.step)));
+            }
         }
         let is_evaluation = matches!(record_of, v1::step_record::Record::Evaluated(_));
         let (step, what) = match record_of {
@@ -275,25 +312,41 @@ impl Coordinator {
         }));
     }
 
-    /// The job and the worker of a rank, if its world is the job's newest and the stream is of the
-    /// worker that runs it.
-    fn place_of(&mut self, session: Session, key: &v1::RankKey) -> Option<(JobName, WorkerName)> {
-        let place = self.find_place(session, key);
-        if place.is_none() {
+    /// The job and the worker of a process that is part of the job now, if the stream is of the
+    /// worker that runs it; and what it is there.
+    fn member(
+        &mut self,
+        session: Session,
+        key: &v1::RankKey,
+    ) -> Option<(JobName, WorkerName, Member)> {
+        let member = self.find_member(session, key);
+        if member.is_none() {
             self.num_stale_reports += 1;
         }
-        place
+        member
     }
 
-    fn find_place(&self, session: Session, key: &v1::RankKey) -> Option<(JobName, WorkerName)> {
+    fn find_member(
+        &self,
+        session: Session,
+        key: &v1::RankKey,
+    ) -> Option<(JobName, WorkerName, Member)> {
         let name = convert::job_name(&key.job).ok()?;
-        let world = self.state.jobs.get(&name)?.world.as_ref()?;
+        let job = self.state.jobs.get(&name)?;
+        let world = job.world.as_ref()?;
         let link = self.links.get(&session)?;
-        let placement = world.ranks.get(key.rank as usize)?;
-        let is_same_world = world.history.0 == key.history && world.generation.0 == key.generation;
-        let is_same_worker =
-            placement.worker == link.worker && placement.incarnation == link.node.incarnation;
-        (is_same_world && is_same_worker).then(|| (name, link.worker.clone()))
+        let process = ProcessId(key.process);
+        let ranks = (0u32..).map(RankId).zip(&world.ranks);
+        let mut ranks = ranks.filter(|(_, placement)| placement.process == process);
+        let (member, worker, incarnation) = match (ranks.next(), job.standbys.get(&process)) {
+            (Some((rank, placement)), _) => {
+                (Member::Rank(rank), &placement.worker, placement.incarnation)
+            }
+            (None, Some(seat)) => (Member::Standby, &seat.worker, seat.incarnation),
+            (None, None) => return None,
+        };
+        let is_here = *worker == link.worker && incarnation == link.node.incarnation;
+        (is_here && key.history == job.history.0).then(|| (name, link.worker.clone(), member))
     }
 
     /// What is known of a job's newest world; nothing yet, when this leader is new.
@@ -313,6 +366,37 @@ impl Coordinator {
         }
         watch
     }
+}
+
+/// What a process is to its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Member {
+    /// A rank of the newest world.
+    Rank(RankId),
+    /// It waits to enter one.
+    Standby,
+}
+
+/// Tells a worker that it is not wanted.
+fn refused(reason: String) -> To {
+    To::Refused(v1::Refused {
+        reason,
+        superseded: false,
+    })
+}
+
+/// What a rank that closed its world says, as the planner wants it.
+fn closed_of(closed: v1::Closed, rank: RankId) -> Result<Closed, convert::BadMessage> {
+    let holdings = closed.holdings.unwrap_or_default();
+    Ok(Closed {
+        why: format!("rank {rank}: {}", closed.reason),
+        paused: closed.paused,
+        lost: closed.lost.into_iter().map(RankId).collect(),
+        step: holdings.step.map(Step),
+        shards: convert::runs(holdings.shards)?,
+        has_reduced: holdings.reduced,
+        evaluated: holdings.evaluated,
+    })
 }
 
 fn event(key: &v1::RankKey, time: f64, what: What) -> Event {

@@ -1,14 +1,12 @@
-//! What applied commands mean to those who watch: the events of a job, and a fresh watch for each
-//! new world.
+//! What applied commands mean to those who watch: the events of a job.
 
 use muster_cluster::apply::{Answer, Effect};
 use muster_cluster::command::{Command, Outcome};
 use muster_cluster::ids::JobName;
-use muster_cluster::state::{Job, Phase};
+use muster_cluster::state::{Job, Phase, World};
 use muster_proto::event::{Event, What};
 
 use super::{Coordinator, Output};
-use crate::ranks::WorldWatch;
 
 impl Coordinator {
     /// Tells of a command that was applied as entry `index`. It says the same at every replay, but
@@ -34,8 +32,6 @@ impl Coordinator {
                 }
             }
             (Effect::WorldStarted { .. }, Command::StartWorld { world, reason, .. }) => {
-                self.worlds
-                    .insert(name.clone(), WorldWatch::new(world.generation));
                 What::Generation {
                     generation: world.generation.0,
                     world_size: u32::try_from(world.ranks.len()).unwrap_or(u32::MAX),
@@ -72,6 +68,29 @@ impl Coordinator {
             what,
         };
         self.publish(Some(index), event, outputs);
+    }
+
+    /// Tells which processes are the ranks of a world that heals another one: they run already.
+    pub(super) fn tell_ranks(&mut self, job: &JobName, world: &World, outputs: &mut Vec<Output>) {
+        let pids = self.worlds.get(job).map(|watch| watch.pids.clone());
+        let pids = pids.unwrap_or_default();
+        for (rank, placement) in (0u32..).zip(&world.ranks) {
+            let Some(pid) = pids.get(&placement.process) else {
+                continue;
+            };
+            let event = Event {
+                time: self.time_s(),
+                job: job.to_string(),
+                history: world.history.0,
+                what: What::Rank {
+                    rank,
+                    worker: placement.worker.to_string(),
+                    pid: *pid,
+                    generation: world.generation.0,
+                },
+            };
+            self.publish(None, event, outputs);
+        }
     }
 
     /// The time of the newest entry, in seconds since the epoch.
@@ -114,6 +133,12 @@ fn job_of(effect: &Effect) -> Option<&JobName> {
         | Effect::ManifestCommitted { job, .. }
         | Effect::ManifestRejected { job, .. }
         | Effect::Finished { job } => Some(job),
-        Effect::AlreadyFinished { .. } | Effect::AlreadyRunning { .. } | Effect::Registered => None,
+        Effect::AlreadyFinished { .. }
+        | Effect::AlreadyRunning { .. }
+        | Effect::Registered
+        | Effect::StandbyStarted
+        | Effect::StandbyEnded
+        | Effect::Scaled { .. }
+        | Effect::Drained { .. } => None,
     }
 }

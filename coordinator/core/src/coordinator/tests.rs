@@ -12,7 +12,7 @@ use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
 use super::*;
-use bench::{Bench, key_of, part, submit};
+use bench::{Bench, address_of, closed, key_of, part, pid_of, submit};
 
 const JOB: &str = "digits-mlp";
 
@@ -55,17 +55,37 @@ fn orders(messages: Vec<To>) -> Vec<Order> {
     messages.into_iter().filter_map(order).collect()
 }
 
-fn is_revoked(messages: &[To]) -> bool {
-    messages
-        .iter()
-        .any(|message| matches!(message, To::Revoke(_)))
+fn is_ended(messages: &[To]) -> bool {
+    messages.iter().any(|message| matches!(message, To::End(_)))
+}
+
+fn exited(key: &v1::RankKey, reason: &str) -> From {
+    From::Exited(v1::RankExited {
+        key: Some(key.clone()),
+        reason: reason.to_owned(),
+        ..v1::RankExited::default()
+    })
+}
+
+/// All ranks die at once; the ranks of the world that starts from the last checkpoint.
+fn all_die(bench: &mut Bench, ranks: &[(Session, v1::RankKey)]) -> Vec<(Session, v1::Assignment)> {
+    for (session, key) in ranks {
+        bench.sent_to(*session);
+        bench.say(*session, exited(key, "exit code 1"));
+    }
+    let sessions: Vec<Session> = ranks.iter().map(|(session, _)| *session).collect();
+    bench.pass(3_000, &sessions);
+    sessions
+        .into_iter()
+        .map(|session| (session, bench.assigned(session).unwrap()))
+        .collect()
 }
 
 #[test]
 fn a_job_runs_from_its_submission_to_the_dismissal_of_its_ranks() {
     let (mut bench, ranks) = running();
     let peers = v1::Peers {
-        addresses: vec!["127.0.0.1:4000".to_owned(), "127.0.0.1:4001".to_owned()],
+        addresses: ranks.iter().map(|(_, key)| address_of(key)).collect(),
     };
     for (session, _) in &ranks {
         assert_eq!(
@@ -110,42 +130,95 @@ fn a_job_runs_from_its_submission_to_the_dismissal_of_its_ranks() {
 }
 
 #[test]
-fn the_exit_of_a_rank_makes_a_new_world_in_a_new_history() {
+fn a_rank_that_dies_is_replaced_in_the_same_history() {
     let (mut bench, ranks) = running();
-    bench.step(&ranks[0].1, 1);
-    let exited = v1::RankExited {
-        key: Some(ranks[1].1.clone()),
-        reason: "signal 9".to_owned(),
-        ..Default::default()
+    let [(a, rank_a), (b, rank_b)] = &ranks;
+    bench.step(rank_a, 1);
+    bench.sent_to(*a);
+    bench.sent_to(*b);
+    bench.say(*b, exited(rank_b, "signal 9"));
+    // The survivor is asked at once what it holds, and a process is started for the dead one.
+    let [Order::Close(_)] = &orders(bench.sent_to(*a))[..] else {
+        panic!("the world is to be closed")
     };
-    bench.say(ranks[1].0, From::Exited(exited));
-    bench.pass(3_000, &[ranks[0].0, ranks[1].0]);
-    for (session, old) in &ranks {
-        let messages = bench.sent_to(*session);
-        let new = messages.iter().find_map(|message| match message {
-            To::Assignment(assignment) => Some(assignment),
+    let messages = bench.sent_to(*b);
+    let [To::Assignment(standby)] = &messages[..] else {
+        panic!("{messages:?}")
+    };
+    assert_eq!((standby.generation, standby.process), (0, 3));
+    bench.report(*a, rank_a, closed(Some(1), &[], "rank 1 is gone"));
+    let why = bench.coordinator.job_view(JOB).unwrap().reason;
+    assert!(why.contains("1 of at least 2 are there"), "{why}");
+    bench.ready(*b, &key_of(standby));
+    let next = [bench.assigned(*a).unwrap(), bench.assigned(*b).unwrap()];
+    for (rank, (assignment, process)) in (0u32..).zip(next.iter().zip([1, 3])) {
+        let got = (
+            assignment.generation,
+            assignment.history,
+            assignment.first_step,
+        );
+        assert_eq!(got, (2, 1, 1), "it goes on where it was");
+        assert_eq!((assignment.rank, assignment.process), (rank, process));
+        assert!(assignment.source.is_none(), "no checkpoint is read");
+        let finish = assignment.finish.as_ref().unwrap();
+        assert!(finish.parts[0].heal_from.is_empty());
+        assert_eq!(
+            finish.parts[1].heal_from,
+            [0],
+            "the new one takes the state over"
+        );
+        assert!(finish.parts[1].heal_state);
+    }
+    let lost = bench
+        .events
+        .iter()
+        .find_map(|(_, event)| match &event.what {
+            What::Lost {
+                rank,
+                worker,
+                reason,
+            } => Some((*rank, worker.clone(), reason.clone())),
             _ => None,
         });
-        let new = new.expect("each worker has a rank of the new world");
+    assert_eq!(lost, Some((1, "b".to_owned(), "signal 9".to_owned())));
+    // What the dead one's worker still has of it counts for nothing, and is ended.
+    bench.report(*b, rank_b, done(2, false));
+    assert_eq!(bench.coordinator.num_stale_reports(), 1);
+    assert_eq!(bench.acks.len(), 1);
+}
+
+#[test]
+fn records_of_the_world_before_still_count_and_are_told_once() {
+    let (mut bench, ranks) = running();
+    let [(a, rank_a), (b, rank_b)] = &ranks;
+    bench.step(rank_a, 1);
+    bench.say(*b, exited(rank_b, "signal 9"));
+    bench.report(*a, rank_a, closed(Some(2), &[], "rank 1 is gone"));
+    let standby = bench.assigned(*b).unwrap();
+    bench.ready(*b, &key_of(&standby));
+    let next = key_of(&bench.assigned(*a).unwrap());
+    let story = bench.story();
+    // Rank 0 sent the record of step 2 before the world was closed, and sends it again.
+    bench.step(rank_a, 2);
+    bench.step(&next, 2);
+    bench.step(&next, 3);
+    assert_eq!(bench.story()[story.len()..], ["step", "step"]);
+    assert_eq!(bench.acks.len(), 4);
+}
+
+#[test]
+fn a_job_falls_back_when_nobody_is_left_who_has_its_state() {
+    let (mut bench, ranks) = running();
+    bench.step(&ranks[0].1, 1);
+    for (session, new) in all_die(&mut bench, &ranks) {
+        let old = ranks.iter().find(|(of, _)| *of == session);
+        let (_, old) = old.unwrap();
         assert_eq!(
             (new.generation, new.history, new.first_step),
             (old.generation + 1, old.history + 1, 0)
         );
-        assert!(is_revoked(&messages), "the old world's ranks must end");
+        assert!(new.finish.is_none() && new.process > 2);
     }
-    let (_, lost) = bench
-        .events
-        .iter()
-        .find(|(_, event)| matches!(event.what, What::Lost { .. }))
-        .unwrap();
-    assert_eq!(
-        lost.what,
-        What::Lost {
-            rank: 1,
-            worker: "b".to_owned(),
-            reason: "signal 9".to_owned()
-        }
-    );
     // What the old world says now changes nothing.
     let num_events = bench.events.len();
     bench.step(&ranks[0].1, 2);
@@ -173,11 +246,10 @@ fn a_restarted_coordinator_goes_on_with_the_world_that_runs() {
     );
     let mut sessions = Vec::new();
     for (_, key) in &ranks {
-        let address = format!("127.0.0.1:{}", 4000 + key.rank);
         let running = v1::RunningRank {
             key: Some(key.clone()),
-            pid: 100 + key.rank,
-            address,
+            pid: pid_of(key),
+            address: address_of(key),
         };
         let worker = if key.rank == 0 { "a" } else { "b" };
         sessions.push(bench.hello(worker, 1, vec![running]));
@@ -192,7 +264,7 @@ fn a_restarted_coordinator_goes_on_with_the_world_that_runs() {
         assert!(
             messages
                 .iter()
-                .all(|message| !matches!(message, To::Assignment(_) | To::Revoke(_)))
+                .all(|message| !matches!(message, To::Assignment(_) | To::End(_)))
         );
         let orders = orders(messages);
         assert!(matches!(
@@ -207,16 +279,7 @@ fn a_damaged_checkpoint_is_rejected_and_the_one_before_it_is_used() {
     let (mut bench, ranks) = running();
     bench.checkpoint(&ranks, 1);
     bench.checkpoint(&ranks, 2);
-    let exited = v1::RankExited {
-        key: Some(ranks[1].1.clone()),
-        reason: "exit code 1".to_owned(),
-        ..Default::default()
-    };
-    bench.say(ranks[1].0, From::Exited(exited));
-    bench.pass(3_000, &[ranks[0].0, ranks[1].0]);
-    let second = ranks
-        .clone()
-        .map(|(session, _)| (session, bench.assigned(session).unwrap()));
+    let second = all_die(&mut bench, &ranks);
     assert_eq!(second[0].1.first_step, 2);
     for (session, assignment) in &second {
         let source = assignment.source.as_ref().unwrap();
@@ -254,7 +317,7 @@ fn ranks_that_disagree_on_their_state_fail_the_job() {
     let view = bench.coordinator.job_view(JOB).unwrap();
     assert_eq!(view.state, "failed");
     assert!(view.reason.contains("disagree"), "{}", view.reason);
-    assert!(is_revoked(&bench.sent_to(ranks[0].0)));
+    assert!(is_ended(&bench.sent_to(ranks[0].0)));
 }
 
 #[test]
@@ -327,9 +390,9 @@ fn of_two_workers_with_one_name_the_older_is_refused() {
 }
 
 #[test]
-fn a_silent_worker_is_lost_only_when_a_peer_misses_its_rank() {
+fn a_silent_worker_is_left_out_only_when_a_peer_closed_the_world() {
     let (mut bench, ranks) = running();
-    let [(a, rank_a), (_, rank_b)] = ranks;
+    let [(a, rank_a), _] = ranks;
     bench.pass(20_000, &[a]);
     assert!(!bench.story().contains(&"finished".to_owned()));
     assert_eq!(
@@ -337,68 +400,83 @@ fn a_silent_worker_is_lost_only_when_a_peer_misses_its_rank() {
         1,
         "silence proves nothing"
     );
-    let reason = "the connection to rank 1 was closed".to_owned();
-    let broken = v1::Broken {
-        lost: vec![rank_b.rank],
-        reason,
-        holdings: None,
-    };
-    bench.report(a, &rank_a, Report::Broken(broken));
+    let reason = "lost rank 1: nothing came from it for too long";
+    bench.report(a, &rank_a, closed(Some(4), &[1], reason));
     let wait = bench.coordinator.job_view(JOB).unwrap().reason;
-    assert!(
-        wait.contains("waits for workers: 1 free, 2 needed"),
-        "{wait}"
-    );
+    assert!(wait.contains("1 of at least 2 are there"), "{wait}");
+    // Its worker comes back as a new process, and a new rank takes the state over.
     let b = bench.hello("b", 2, Vec::new());
     bench.pass(3_000, &[a, b]);
-    assert_eq!(bench.assigned(b).unwrap().generation, 2);
+    let standby = bench.assigned(b).unwrap();
+    assert_eq!(standby.generation, 0);
+    bench.ready(b, &key_of(&standby));
+    let assigned = bench.assigned(b).unwrap();
+    assert_eq!((assigned.generation, assigned.first_step), (2, 4));
 }
 
 #[test]
 fn a_coordinator_that_was_held_up_blames_nobody() {
     let (mut bench, ranks) = running();
-    let [(a, rank_a), (_, rank_b)] = ranks;
+    let [(a, rank_a), (b, rank_b)] = ranks;
     bench.now.monotonic_ms += 60_000;
     bench.input(Input::Tick);
-    let broken = v1::Broken {
-        lost: vec![rank_b.rank],
-        reason: "closed".to_owned(),
-        holdings: None,
-    };
-    bench.report(a, &rank_a, Report::Broken(broken));
+    bench.report(a, &rank_a, closed(Some(4), &[1], "lost rank 1"));
     bench.pass(500, &[a]);
-    assert_eq!(bench.coordinator.job_view(JOB).unwrap().reason, "");
-    bench.pass(2_000, &[a]);
-    assert!(!bench.coordinator.job_view(JOB).unwrap().reason.is_empty());
+    let view = bench.coordinator.job_view(JOB).unwrap();
+    assert!(
+        view.reason.contains("waits for what rank 1 on b holds"),
+        "{view:?}"
+    );
+    // It is heard again in time, and all go on.
+    bench.report(b, &rank_b, closed(Some(4), &[0], "lost rank 0"));
+    let assigned = bench.assigned(b).unwrap();
+    assert_eq!((assigned.generation, assigned.process), (2, 2));
 }
 
 #[test]
-fn a_world_that_broke_without_a_culprit_waits_for_one_and_then_for_none() {
+fn a_leader_that_begins_between_close_and_the_next_world_makes_it() {
     let (mut bench, ranks) = running();
-    let [(a, rank_a), (b, _)] = ranks;
-    let broken = || {
-        Report::Broken(v1::Broken {
-            lost: Vec::new(),
-            reason: "it gave up".to_owned(),
-            holdings: None,
-        })
-    };
-    bench.report(a, &rank_a, broken());
-    assert_eq!(bench.coordinator.job_view(JOB).unwrap().generation, 1);
-    // The culprit shows: its worker is gone, and nobody counts on it.
-    bench.input(Input::WorkerGone { session: b });
-    bench.pass(5_000, &[a]);
-    let view = bench.coordinator.job_view(JOB).unwrap();
-    assert!(
-        view.generation == 1 && view.reason.contains("1 free, 2 needed"),
-        "{view:?}"
+    bench.step(&ranks[0].1, 1);
+    let mut bench = bench.restart();
+    let mut sessions = Vec::new();
+    for ((_, key), worker) in ranks.iter().zip(["a", "b"]) {
+        let running = v1::RunningRank {
+            key: Some(key.clone()),
+            pid: pid_of(key),
+            address: address_of(key),
+        };
+        sessions.push(bench.hello(worker, 1, vec![running]));
+    }
+    // The workers repeat what their ranks said to the leader before.
+    bench.report(
+        sessions[0],
+        &ranks[0].1,
+        closed(Some(1), &[1], "lost rank 1"),
     );
-    let b = bench.hello("b", 2, Vec::new());
-    bench.pass(5_000, &[a, b]);
-    let assigned = bench.assigned(b).unwrap();
-    assert_eq!(assigned.generation, 2);
-    // And where nobody is gone, the world is made anew with all.
-    bench.report(b, &key_of(&assigned), broken());
-    bench.pass(5_000, &[a, b]);
-    assert_eq!(bench.coordinator.job_view(JOB).unwrap().generation, 3);
+    assert!(
+        orders(bench.sent_to(sessions[1]))
+            .iter()
+            .any(|order| matches!(order, Order::Close(_))),
+        "the other one is asked"
+    );
+    bench.report(
+        sessions[1],
+        &ranks[1].1,
+        closed(Some(0), &[], "rank 0 closed"),
+    );
+    for session in sessions {
+        let messages = bench.sent_to(session);
+        let assigned = messages.iter().find_map(|message| match message {
+            To::Assignment(assignment) => Some(assignment),
+            _ => None,
+        });
+        let assigned = assigned.unwrap();
+        assert_eq!((assigned.generation, assigned.first_step), (2, 1));
+        let behind = &assigned.finish.as_ref().unwrap().parts[1];
+        assert_eq!(
+            (&behind.heal_from[..], behind.heal_state),
+            (&[0][..], false)
+        );
+        assert!(matches!(orders(messages)[..], [.., Order::Peers(_)]));
+    }
 }

@@ -9,15 +9,17 @@ use crate::frame::MAX_PAYLOAD_BYTES;
 use crate::tcp::handshake::{HANDSHAKE_BYTES, Handshake, Kind};
 use crate::tcp::{Listener, Token, connect};
 use crate::values::Values;
-use crate::world::World;
 
-const TOKEN: Token = Token(*b"sixteen letters.");
+pub(super) const TOKEN: Token = Token(*b"sixteen letters.");
 
-fn listen() -> Listener {
+/// Longer than any wait of a test that is not about silence.
+pub(super) const DETECT: Duration = PATIENT;
+
+pub(super) fn listen() -> Listener {
     Listener::bind(IpAddr::V4(Ipv4Addr::LOCALHOST)).expect("a free port")
 }
 
-fn world(rank: u32, size: u32, generation: Generation) -> World {
+pub(super) fn world(rank: u32, size: u32, generation: Generation) -> World {
     World {
         history: History(1),
         generation,
@@ -26,11 +28,18 @@ fn world(rank: u32, size: u32, generation: Generation) -> World {
     }
 }
 
-fn meet(listener: Listener, world: World, addrs: &[SocketAddr]) -> Group {
-    connect(listener, world, addrs, TOKEN, &Revoker::default(), PATIENT).expect("all ranks come")
+fn meet(listener: &Listener, world: World, addrs: &[SocketAddr], detect: Duration) -> Group {
+    let revoker = Revoker::default();
+    let group = connect(listener, world, addrs, TOKEN, detect, &revoker, PATIENT);
+    group.expect("all ranks come")
 }
 
 pub(super) fn tcp_world(size: u32, generation: Generation) -> Vec<Group> {
+    listening_world(size, generation, DETECT)
+}
+
+/// A world whose ranks take each other for lost after a silence of `detect`.
+pub(super) fn listening_world(size: u32, generation: Generation, detect: Duration) -> Vec<Group> {
     let listeners: Vec<Listener> = (0..size).map(|_| listen()).collect();
     let addrs: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
     thread::scope(|scope| {
@@ -38,7 +47,7 @@ pub(super) fn tcp_world(size: u32, generation: Generation) -> Vec<Group> {
         let threads: Vec<_> = (0..size)
             .zip(listeners)
             .map(|(rank, listener)| {
-                scope.spawn(move || meet(listener, world(rank, size, generation), addrs))
+                scope.spawn(move || meet(&listener, world(rank, size, generation), addrs, detect))
             })
             .collect();
         threads
@@ -49,7 +58,7 @@ pub(super) fn tcp_world(size: u32, generation: Generation) -> Vec<Group> {
 }
 
 /// A connection that has said `bytes` and goes on being open.
-fn say(addr: SocketAddr, bytes: &[u8]) -> TcpStream {
+pub(super) fn say(addr: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(addr).expect("the port is open");
     stream.write_all(bytes).expect("the backlog takes it");
     stream
@@ -58,6 +67,12 @@ fn say(addr: SocketAddr, bytes: &[u8]) -> TcpStream {
 fn hello(generation: u64, from: u32, to: u32, token: Token) -> [u8; HANDSHAKE_BYTES] {
     let world = world(from, 2, Generation(generation));
     Handshake::new(Kind::Hello, &world, RankId(to)).encode(token)
+}
+
+/// What `from` says to `to` in the first generation of a world of `size`.
+pub(super) fn hello_of(from: u32, to: u32, size: u32) -> [u8; HANDSHAKE_BYTES] {
+    let world = world(from, size, Generation(1));
+    Handshake::new(Kind::Hello, &world, RankId(to)).encode(TOKEN)
 }
 
 #[test]
@@ -85,7 +100,7 @@ fn strangers_are_refused_by_reason_and_disturb_nobody() {
     let groups = thread::scope(|scope| {
         let meet_as = |rank: u32, listener| {
             let world = world(rank, 2, Generation(7));
-            scope.spawn(move || meet(listener, world, &addrs))
+            scope.spawn(move || meet(&listener, world, &addrs, DETECT))
         };
         let [first, second] = listeners;
         [meet_as(0, first), meet_as(1, second)].map(|thread| thread.join().expect("no panic"))
@@ -130,7 +145,7 @@ fn a_crowd_of_silent_connections_does_not_close_the_door() {
     let begun = Instant::now();
     let groups = thread::scope(|scope| {
         let threads = [0, 1].into_iter().zip(listeners).map(|(rank, listener)| {
-            scope.spawn(move || meet(listener, world(rank, 2, Generation(1)), &addrs))
+            scope.spawn(move || meet(&listener, world(rank, 2, Generation(1)), &addrs, DETECT))
         });
         let threads: Vec<_> = threads.collect();
         threads
@@ -152,10 +167,11 @@ fn ranks_that_do_not_come_are_named_at_the_deadline() {
     let world = world(1, 3, Generation(1));
     let deadline = Duration::from_millis(60);
     let error = connect(
-        listener,
+        &listener,
         world,
         &addrs,
         TOKEN,
+        DETECT,
         &Revoker::default(),
         deadline,
     );
@@ -171,17 +187,19 @@ fn a_revocation_ends_the_wait_for_ranks() {
     let begun = Instant::now();
     let own = world(0, 2, Generation(1));
     let error = thread::scope(|scope| {
-        let connecting = scope.spawn(|| connect(listener, own, &addrs, TOKEN, &revoker, PATIENT));
+        let connecting =
+            scope.spawn(|| connect(&listener, own, &addrs, TOKEN, DETECT, &revoker, PATIENT));
         revoker.revoke();
         connecting.join().expect("no panic")
     });
     assert_eq!(error.map(|_| ()), Err(Error::Revoked));
     assert!(begun.elapsed() < PROMPT);
     let again = connect(
-        listen(),
+        &listen(),
         world(0, 2, Generation(2)),
         &addrs,
         TOKEN,
+        DETECT,
         &revoker,
         PATIENT,
     );
@@ -192,11 +210,11 @@ fn a_revocation_ends_the_wait_for_ranks() {
 }
 
 /// Rank 1 of two, connected with a rank 0 that is only a stream.
-fn with_raw_peer() -> (Group, TcpStream) {
+pub(super) fn with_raw_peer(detect: Duration) -> (Group, TcpStream) {
     let listener = listen();
     let addrs = [listen().addr(), listener.addr()];
     let mut raw = say(addrs[1], &hello(1, 0, 1, TOKEN));
-    let group = meet(listener, world(1, 2, Generation(1)), &addrs);
+    let group = meet(&listener, world(1, 2, Generation(1)), &addrs, detect);
     let mut welcome = [0; HANDSHAKE_BYTES];
     raw.read_exact(&mut welcome).expect("a welcome");
     let welcome = Handshake::decode(&welcome, TOKEN)
@@ -241,7 +259,7 @@ fn garbage_on_an_open_connection_is_refused_and_names_the_rank() {
         (with(100, &[1]), Refusal::Checksum),
     ];
     for (bytes, refusal) in cases {
-        let (mut group, mut raw) = with_raw_peer();
+        let (mut group, mut raw) = with_raw_peer(DETECT);
         raw.write_all(&bytes).expect("the connection is open");
         let begun = Instant::now();
         let reason = LossReason::Garbage(refusal);
@@ -276,7 +294,7 @@ fn garbage_on_an_open_connection_is_refused_and_names_the_rank() {
 #[test]
 fn a_connection_cut_within_a_frame_names_the_rank() {
     for len in [1, 63, 64, 65, 300] {
-        let (mut group, mut raw) = with_raw_peer();
+        let (mut group, mut raw) = with_raw_peer(DETECT);
         raw.write_all(&good_frame()[..len])
             .expect("the connection is open");
         drop(raw);
@@ -296,7 +314,7 @@ fn a_connection_cut_within_a_frame_names_the_rank() {
 
 #[test]
 fn a_peer_that_neither_reads_nor_writes_cannot_hold_up_an_end() {
-    let (mut group, raw) = with_raw_peer();
+    let (mut group, raw) = with_raw_peer(DETECT);
     let operation = operation(&group, 0, 2, 20_000_000);
     let begun = Instant::now();
     let error = group.all_reduce(operation, Duration::from_millis(50));
@@ -330,4 +348,29 @@ fn leaving_does_not_wait_for_a_peer_that_stays() {
             reason
         })
     );
+}
+
+#[test]
+fn retiring_does_not_wait_for_a_peer_that_neither_reads_nor_leaves() {
+    let (mut group, mut raw) = with_raw_peer(DETECT);
+    // More than the kernel takes: a drop would wait for the peer to read it, for seconds.
+    let vector = vec![0; 32 << 20];
+    group.send(RankId(0), vector, PATIENT).expect("queued");
+    let begun = Instant::now();
+    group.retire();
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "it took {:?}",
+        begun.elapsed()
+    );
+    // All of it is sent nevertheless, with the goodbye at its end.
+    let mut num_parts = 0;
+    let cause = loop {
+        match Frame::read(&mut raw).expect("a frame").body {
+            Body::Message(_) => num_parts += 1,
+            Body::Goodbye(cause) => break cause,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((num_parts, cause), (128, Cause::Done));
 }

@@ -33,6 +33,7 @@ fn examples() -> Vec<Frame> {
         Body::Goodbye(Cause::Revoked),
         Body::Goodbye(Cause::Lost(RankId(3))),
         Body::Goodbye(Cause::Failed),
+        Body::Alive,
     ];
     let frame = |body| Frame {
         history: History(2),
@@ -127,7 +128,7 @@ proptest! {
     }
 
     #[test]
-    fn one_flipped_bit_is_always_seen(example in 0usize..8, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn one_flipped_bit_is_always_seen(example in 0usize..9, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut bytes = bytes_of(&examples()[example]);
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;

@@ -16,7 +16,9 @@ impl Transport for Alone {
         Err(PushError::Closed)
     }
 
-    fn close(&mut self, _: Option<Frame>) {}
+    fn leave(&mut self, _: Option<Frame>) {}
+
+    fn join(&mut self) {}
 }
 
 /// The group of a world of one rank: no thread, no socket, no copy.

@@ -5,19 +5,23 @@
 //! - The *inbox* of the rank makes a reader wait when its rank is busy and the peer's lane is
 //!   full; the kernel's buffers fill up, and then the peer's writer waits. A rank in an operation
 //!   always empties its inbox, so nobody waits in a circle.
+//! - A writer with nothing to write says that its rank is there; a reader that hears nothing at all
+//!   tells its rank of a loss ([`super::silence`]). A reader that waits for room in the inbox does
+//!   not listen, and blames nobody.
 //! - The sizes of the kernel's buffers are left to its autotuning, which reaches megabytes; an
 //!   explicit size would be capped at 208 KiB by Linux's defaults and switch autotuning off.
 
 use std::collections::VecDeque;
-use std::io::{self, BufReader, IoSlice, Write};
+use std::io::{self, BufReader, ErrorKind, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use muster_cluster::RankId;
+use muster_cluster::{RankId, Step};
 
+use super::silence::{Listening, beat};
 use crate::error::{Error, LossReason};
 use crate::frame::{Body, Cause, Frame, HEADER_BYTES, ReadError};
 use crate::group::{Event, Inbox, Transport};
@@ -45,6 +49,8 @@ pub(super) struct Links {
     threads: Vec<JoinHandle<()>>,
     /// Ends when the last thread has ended.
     running: Receiver<()>,
+    /// How long `join` waits for them.
+    linger: Duration,
 }
 
 #[derive(Debug)]
@@ -58,6 +64,7 @@ impl Links {
     pub(super) fn start(
         world: &World,
         streams: Vec<Option<TcpStream>>,
+        detect: Duration,
         inbox: &Arc<Inbox>,
     ) -> Result<Self, Error> {
         let (end, running) = mpsc::channel();
@@ -65,13 +72,16 @@ impl Links {
             links: Vec::new(),
             threads: Vec::new(),
             running,
+            linger: Duration::ZERO,
         };
         for (peer, stream) in world.ranks().zip(streams) {
-            let link = stream.map(|stream| links.start_link(world, peer, stream, inbox, &end));
+            let link =
+                stream.map(|stream| links.start_link(world, peer, stream, detect, inbox, &end));
             match link.transpose() {
                 Ok(link) => links.links.push(link),
                 Err(error) => {
-                    links.close(None);
+                    links.leave(None);
+                    links.join();
                     return Err(error);
                 }
             }
@@ -84,12 +94,14 @@ impl Links {
         world: &World,
         peer: RankId,
         stream: TcpStream,
+        detect: Duration,
         inbox: &Arc<Inbox>,
         end: &Sender<()>,
     ) -> Result<Link, Error> {
         stream
             .set_nodelay(true)
             .map_err(Error::system("set TCP_NODELAY"))?;
+        Listening::prepare(&stream, detect)?;
         let stream = Arc::new(stream);
         let outbox = Arc::new(Queue::new());
         let link = Link {
@@ -97,14 +109,17 @@ impl Links {
             outbox: Arc::clone(&outbox),
         };
         let own = world.rank;
+        let of_link = |body| Frame::new(world, 0, Step::default(), body);
         self.spawn(format!("send {own} to {peer}"), end, {
             let (stream, outbox) = (Arc::clone(&stream), Arc::clone(&outbox));
-            move || write(&stream, &outbox)
+            let alive = of_link(Body::Alive);
+            move || write(&stream, &outbox, &alive, beat(detect))
         })?;
         let inbox = Arc::clone(inbox);
-        let reader = move || read(&stream, peer, &inbox, &outbox);
+        let goodbye = of_link(Body::Goodbye(Cause::Lost(peer)));
+        let reader = move || read(&stream, detect, peer, &inbox, &outbox, goodbye);
         if let Err(error) = self.spawn(format!("read {own} from {peer}"), end, reader) {
-            // The writer is not yet among those that `close` ends.
+            // The writer is not yet among those that `leave` ends.
             link.outbox.clear();
             return Err(error);
         }
@@ -137,8 +152,8 @@ impl Transport for Links {
             .push(0, frame, patience)
     }
 
-    fn close(&mut self, goodbye: Option<Frame>) {
-        let linger = match goodbye.as_ref().map(|frame| &frame.body) {
+    fn leave(&mut self, goodbye: Option<Frame>) {
+        self.linger = match goodbye.as_ref().map(|frame| &frame.body) {
             Some(Body::Goodbye(Cause::Done)) => LINGER,
             Some(_) => LINGER_AFTER_FAILURE,
             None => Duration::ZERO,
@@ -152,11 +167,11 @@ impl Transport for Links {
             }
             link.outbox.close();
         }
+    }
+
+    fn join(&mut self) {
         // Nobody ever sends on the channel: this waits for the threads, but not for ever.
-        let until = Instant::now() + linger;
-        let _ = self
-            .running
-            .recv_timeout(until.saturating_duration_since(Instant::now()));
+        let _ = self.running.recv_timeout(self.linger);
         for link in self.links.iter().flatten() {
             // Ends every read and write that still waits.
             let _ = link.stream.shutdown(Shutdown::Both);
@@ -170,10 +185,16 @@ impl Transport for Links {
     }
 }
 
-/// Sends what is queued until the outbox is closed; then says that nothing follows.
-fn write(stream: &TcpStream, outbox: &Queue<Frame>) {
+/// Sends what is queued, or `alive` where that is nothing for a `beat`, until the outbox is
+/// closed; then says that nothing follows.
+fn write(stream: &TcpStream, outbox: &Queue<Frame>, alive: &Frame, beat: Duration) {
     let mut frames = VecDeque::new();
-    while outbox.take(&mut frames, None) == Taken::Items {
+    loop {
+        match outbox.take(&mut frames, Instant::now().checked_add(beat)) {
+            Taken::Items => {}
+            Taken::TimedOut => frames.push_back(alive.clone()),
+            Taken::Closed | Taken::Interrupted => break,
+        }
         while !frames.is_empty() {
             let mut num_bytes = 0;
             let batch = frames.iter().take(MAX_BATCH_FRAMES).take_while(|frame| {
@@ -210,36 +231,53 @@ fn write_batch(mut stream: &TcpStream, frames: &[Frame]) -> io::Result<()> {
     let mut rest = slices.as_mut_slice();
     while !rest.is_empty() {
         match stream.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(len) => IoSlice::advance_slices(&mut rest, len),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-/// Reads frames until the stream ends or cannot be trusted, and tells the rank which it was.
-fn read(stream: &TcpStream, peer: RankId, inbox: &Inbox, outbox: &Queue<Frame>) {
-    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+/// Reads frames until the stream ends, is silent or cannot be trusted, and tells the rank which
+/// it was. A peer that was silent gets `goodbye`.
+fn read(
+    stream: &TcpStream,
+    detect: Duration,
+    peer: RankId,
+    inbox: &Inbox,
+    outbox: &Queue<Frame>,
+    goodbye: Frame,
+) {
+    let listening = Listening::new(stream, detect);
+    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, listening);
     let lane = World::index(peer);
     let reason = loop {
         match Frame::read(&mut input) {
+            Ok(frame) if frame.body == Body::Alive => {}
             Ok(frame) => {
                 // A closed inbox belongs to a group that leaves: it reads on to the end of the
                 // stream, so that its own last frames are not lost in a reset.
                 let event = Event::Frame { from: peer, frame };
                 let _ = inbox.push(lane, event, Patience::Until(None));
             }
+            Err(ReadError::Closed(ErrorKind::WouldBlock)) => break LossReason::Silent,
             Err(ReadError::Closed(kind)) => break LossReason::Closed(kind),
             Err(ReadError::Refused(refusal)) => break LossReason::Garbage(refusal),
         }
     };
-    let is_garbage = matches!(reason, LossReason::Garbage(_));
     let _ = inbox.push(lane, Event::Lost { rank: peer, reason }, Patience::Never);
-    if is_garbage {
+    if reason == LossReason::Silent {
+        // Should it be alive after all, an end without a goodbye would look like our death. What
+        // else is queued is forgotten, so that nobody waits for room that will not come.
+        outbox.end_with(goodbye);
+        return;
+    }
+    if matches!(reason, LossReason::Garbage(_)) {
         // The connection stays open for our goodbye: to the peer, an end without one would look
         // like our death. Until then nothing that arrives is looked at.
+        input.get_ref().forgive();
         let _ = io::copy(&mut input, &mut io::sink());
     }
     // Nobody reads what would still be sent. The writer ends and closes its half, which ends the

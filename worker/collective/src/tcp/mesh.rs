@@ -6,14 +6,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use muster_cluster::RankId;
+use muster_cluster::{RankId, Step};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 
 use super::Token;
 use super::handshake::{HANDSHAKE_BYTES, Handshake, Kind};
+use super::silence::beat;
 use crate::error::Error;
-use crate::frame::Refusal;
+use crate::frame::{Body, Frame, Refusal};
 use crate::group::{Counters, Revoker};
 use crate::world::World;
 
@@ -30,10 +31,11 @@ const MAX_STRANGERS: usize = 64;
 /// What is needed to let the right ranks in.
 #[derive(Debug)]
 pub(super) struct Door<'a> {
-    pub(super) socket: TcpListener,
+    pub(super) socket: &'a TcpListener,
     pub(super) world: World,
     pub(super) peers: &'a [SocketAddr],
     pub(super) token: Token,
+    pub(super) detect: Duration,
 }
 
 /// A connection from someone who has not said who they are.
@@ -81,6 +83,7 @@ impl Door<'_> {
         let end = now.checked_add(deadline);
         let mut streams: Vec<Option<TcpStream>> = self.world.ranks().map(|_| None).collect();
         let mut strangers: VecDeque<Stranger> = VecDeque::new();
+        let mut next_beat = now.checked_add(beat(self.detect));
         let mut dials: Vec<Dial> = self
             .world
             .ranks()
@@ -116,6 +119,13 @@ impl Door<'_> {
                 }
                 None => true,
             });
+            // A peer that has met everyone listens already, and must not take for silent who
+            // still waits for others.
+            let now = Instant::now();
+            if next_beat.is_some_and(|at| at <= now) {
+                next_beat = now.checked_add(beat(self.detect));
+                streams.iter().flatten().for_each(|s| self.say_alive(s));
+            }
             self.wait(&strangers, &dials)?;
         }
         for stream in streams.iter().flatten() {
@@ -128,7 +138,7 @@ impl Door<'_> {
 
     /// Waits until a socket has something to say, or one tick.
     fn wait(&self, strangers: &VecDeque<Stranger>, dials: &[Dial]) -> Result<(), Error> {
-        let mut fds = vec![PollFd::new(&self.socket, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(self.socket, PollFlags::IN)];
         fds.extend(
             strangers
                 .iter()
@@ -260,6 +270,18 @@ impl Door<'_> {
     fn say(&self, mut stream: &TcpStream, kind: Kind, to: RankId) -> bool {
         let bytes = Handshake::new(kind, &self.world, to).encode(self.token);
         matches!(stream.write(&bytes), Ok(HANDSHAKE_BYTES))
+    }
+
+    /// Tells a peer that this rank is there, unless so much is on its way already that it knows.
+    fn say_alive(&self, mut stream: &TcpStream) {
+        // A socket is writable only while a third of its buffer is free (Linux,
+        // `sk_stream_is_writeable`), which takes a whole header at once.
+        let mut fds = [PollFd::new(&stream, PollFlags::OUT)];
+        if poll(&mut fds, Some(&Timespec::default())) == Ok(1) {
+            let alive = Frame::new(&self.world, 0, Step::default(), Body::Alive);
+            // A connection that has ended shows as soon as its reader starts.
+            let _ = stream.write(&alive.header(&[]));
+        }
     }
 
     /// Reads what is there of a handshake, and nothing behind it.

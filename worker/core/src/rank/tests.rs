@@ -1,28 +1,53 @@
-//! The order of a rank's deeds, and what holds its reports back.
+//! The order of a rank's deeds, what holds its reports back, and what a closed world keeps it from.
 
 use super::*;
+use v1::step_record::Record;
 
-fn plan() -> RankPlan {
-    RankPlan {
-        rank: 0,
-        size: 2,
-        first_step: 0,
-        total_steps: 5,
-        checkpoint_every: 2,
-        evaluate_every: Some(3),
-        num_files: 2,
-    }
+const RULES: Rules = Rules {
+    total_steps: 5,
+    checkpoint_every: 2,
+    evaluate_every: Some(3),
+    num_files: 2,
+};
+
+const PLAN: RankPlan = RankPlan {
+    generation: 1,
+    rank: 0,
+    size: 2,
+    first_step: 0,
+    healed: None,
+    committed: 0,
+};
+
+/// A rank in its first world, with the state of this step.
+fn rank_at(step: u64) -> RankMachine {
+    let mut machine = RankMachine::new(1);
+    machine.prepared(RULES, Some(step));
+    assert!(machine.enter(RankPlan {
+        first_step: step,
+        committed: step,
+        ..PLAN
+    }));
+    machine
+}
+
+/// The rank's step is applied.
+fn step(machine: &mut RankMachine, stop: bool) {
+    assert!(machine.begin_apply());
+    machine.applied(stop, None);
 }
 
 /// Runs a rank to its end; returns what it did, and after which step.
-fn deeds(plan: RankPlan, stop_at: Option<u64>) -> Vec<(u64, Next)> {
-    let mut machine = RankMachine::new(plan);
+fn deeds(mut machine: RankMachine, stop_at: Option<u64>) -> Vec<(u64, Next)> {
     let mut deeds = Vec::new();
     loop {
         let next = machine.next();
         deeds.push((machine.step(), next));
         match next {
-            Next::Step => machine.stepped(stop_at == Some(machine.step() + 1)),
+            Next::Step => {
+                let stop = stop_at == Some(machine.step() + 1);
+                step(&mut machine, stop);
+            }
             Next::Evaluate => machine.evaluated(BTreeMap::new()),
             Next::Checkpoint => machine.snapped(),
             Next::End { .. } => return deeds,
@@ -44,6 +69,64 @@ fn done(step: u64) -> v1::Done {
     }
 }
 
+fn record((step, is_evaluation): Place) -> v1::StepRecord {
+    let record = if is_evaluation {
+        Record::Evaluated(v1::Evaluated {
+            step,
+            ..v1::Evaluated::default()
+        })
+    } else {
+        Record::Applied(v1::StepApplied {
+            step,
+            ..v1::StepApplied::default()
+        })
+    };
+    v1::StepRecord {
+        record: Some(record),
+        ..v1::StepRecord::default()
+    }
+}
+
+fn cause(reason: &str) -> Cause {
+    Cause {
+        reason: reason.to_owned(),
+        ..Cause::default()
+    }
+}
+
+/// The one report there is: that the world is closed, and what the rank holds.
+fn closed(machine: &mut RankMachine) -> v1::Holdings {
+    let reports = machine.take_reports();
+    let [Report::Closed(closed)] = &reports[..] else {
+        panic!("{reports:?}")
+    };
+    closed.holdings.clone().unwrap()
+}
+
+fn holdings(step: u64, shards: &[(u32, u32)], reduced: bool) -> v1::Holdings {
+    let shards = shards.iter().map(|(start, end)| v1::Shards {
+        start: *start,
+        end: *end,
+    });
+    v1::Holdings {
+        step: Some(step),
+        shards: shards.collect(),
+        reduced,
+        evaluated: false,
+    }
+}
+
+/// The next world, which goes on at this step.
+fn healed(generation: u64, first_step: u64, committed: u64) -> RankPlan {
+    RankPlan {
+        generation,
+        first_step,
+        healed: Some(false),
+        committed,
+        ..PLAN
+    }
+}
+
 #[test]
 fn checkpoints_and_evaluations_come_at_their_steps_and_once_at_the_end() {
     use Next::{Checkpoint, End, Evaluate, Step};
@@ -60,12 +143,12 @@ fn checkpoints_and_evaluations_come_at_their_steps_and_once_at_the_end() {
         (5, Checkpoint),
         (5, End { stopped: false }),
     ];
-    assert_eq!(deeds(plan(), None), expected);
+    assert_eq!(deeds(rank_at(0), None), expected);
 }
 
 #[test]
 fn a_rank_that_is_told_to_stop_ends_behind_a_checkpoint() {
-    let deeds = deeds(plan(), Some(3));
+    let deeds = deeds(rank_at(0), Some(3));
     let expected = [
         (3, Next::Evaluate),
         (3, Next::Checkpoint),
@@ -77,47 +160,39 @@ fn a_rank_that_is_told_to_stop_ends_behind_a_checkpoint() {
 #[test]
 fn a_rank_that_is_told_to_stop_at_its_last_step_has_completed() {
     assert_eq!(
-        deeds(plan(), Some(5)).last(),
+        deeds(rank_at(0), Some(5)).last(),
         Some(&(5, Next::End { stopped: false }))
     );
 }
 
 #[test]
 fn a_rank_that_resumes_writes_the_checkpoint_it_came_from_no_second_time() {
-    let resumed = RankPlan {
-        first_step: 4,
-        ..plan()
-    };
     let expected = [
         (4, Next::Step),
         (5, Next::Evaluate),
         (5, Next::Checkpoint),
         (5, Next::End { stopped: false }),
     ];
-    assert_eq!(deeds(resumed, None), expected);
+    assert_eq!(deeds(rank_at(4), None), expected);
     // The world that wrote the last checkpoint was lost before it could say so.
-    let complete = RankPlan {
-        first_step: 5,
-        ..plan()
-    };
     assert_eq!(
-        deeds(complete, None),
+        deeds(rank_at(5), None),
         [(5, Next::Evaluate), (5, Next::End { stopped: false })]
     );
 }
 
 #[test]
 fn a_part_is_reported_when_the_records_of_its_steps_are_durable() {
-    let mut machine = RankMachine::new(plan());
-    machine.recorded(1, false);
-    machine.recorded(2, false);
-    machine.recorded(2, true);
+    let mut machine = rank_at(0);
+    for place in [(1, false), (2, false), (2, true)] {
+        machine.record(record(place));
+    }
     machine.part_written(part(2));
-    machine.recorded(3, false);
+    machine.record(record((3, false)));
     assert_eq!(machine.take_reports(), []);
-    machine.acked(2, false);
+    machine.acked((2, false));
     assert_eq!(machine.take_reports(), [], "its evaluation is not durable");
-    machine.acked(2, true);
+    machine.acked((2, true));
     assert_eq!(machine.take_reports(), [Report::CheckpointPart(part(2))]);
     assert_eq!(machine.take_reports(), [], "each report goes out once");
     assert_eq!(machine.num_unacked(), 1);
@@ -125,37 +200,156 @@ fn a_part_is_reported_when_the_records_of_its_steps_are_durable() {
 
 #[test]
 fn the_end_is_reported_when_its_checkpoint_counts() {
-    let mut machine = RankMachine::new(plan());
+    let mut machine = rank_at(0);
     machine.ended(done(5));
     machine.committed(4);
     assert_eq!(machine.take_reports(), []);
     machine.committed(5);
     assert_eq!(machine.take_reports(), [Report::Done(done(5))]);
     // One that resumed at the end has a checkpoint that counts already.
-    let mut machine = RankMachine::new(RankPlan {
-        first_step: 5,
-        ..plan()
-    });
+    let mut machine = rank_at(5);
     machine.ended(done(5));
-    machine.recorded(5, true);
+    machine.record(record((5, true)));
     assert_eq!(machine.take_reports(), [], "its evaluation is not durable");
-    machine.acked(5, true);
+    machine.acked((5, true));
     assert_eq!(machine.take_reports(), [Report::Done(done(5))]);
 }
 
 #[test]
 fn files_and_chunks_are_dealt_out_without_gaps() {
     for size in 1..5 {
-        let plans = (0..size).map(|rank| RankPlan {
-            rank,
-            size,
-            ..plan()
-        });
-        let mut files: Vec<u32> = plans.clone().flat_map(|plan| plan.files()).collect();
+        let plans = (0..size).map(|rank| RankPlan { rank, size, ..PLAN });
+        let mut files: Vec<u32> = plans.clone().flat_map(|plan| plan.files(2)).collect();
         files.sort_unstable();
         assert_eq!(files, [0, 1]);
         let mut chunks: Vec<u32> = plans.flat_map(|plan| plan.chunks(plan.rank, 7)).collect();
         chunks.sort_unstable();
         assert_eq!(chunks, [0, 1, 2, 3, 4, 5, 6]);
     }
+}
+
+#[test]
+fn a_closed_world_applies_nothing_and_says_what_is_held() {
+    let mut machine = rank_at(0);
+    step(&mut machine, false);
+    assert!(machine.begin_shard(2) && machine.begin_shard(0));
+    machine.close(1, cause("lost rank 1"));
+    assert_eq!(closed(&mut machine), holdings(1, &[(0, 1), (2, 3)], true));
+    assert!(
+        !machine.begin_apply() && !machine.begin_shard(1),
+        "whatever completes now is not used"
+    );
+    machine.close(1, cause("again"));
+    assert_eq!(machine.take_reports(), [], "a world is closed once");
+    assert!(!machine.enter(healed(1, 1, 0)), "it is over");
+    assert!(machine.enter(healed(2, 1, 0)));
+    assert_eq!(machine.holds(), [Run::new(0, 1), Run::new(2, 3)]);
+    step(&mut machine, false);
+    assert_eq!((machine.step(), machine.holds()), (2, &[][..]));
+}
+
+#[test]
+fn a_world_that_is_closed_while_a_step_is_applied_is_reported_behind_it() {
+    let mut machine = rank_at(0);
+    assert!(machine.begin_shard(0) && machine.begin_apply());
+    machine.close(1, cause("rank 1 is gone"));
+    assert_eq!(machine.take_reports(), [], "it is in between two steps");
+    machine.applied(false, None);
+    assert_eq!(closed(&mut machine), holdings(1, &[], true));
+    assert!(!machine.begin_apply());
+}
+
+#[test]
+fn a_world_that_is_closed_before_it_is_entered_is_reported_too() {
+    // While the process is still being prepared ...
+    let mut machine = RankMachine::new(1);
+    machine.close(1, cause("rank 1 is gone"));
+    assert_eq!(closed(&mut machine), v1::Holdings::default());
+    machine.prepared(RULES, Some(0));
+    assert!(!machine.enter(PLAN));
+    // ... and while it computes the last shard of the world before.
+    machine.assigned(2);
+    machine.close(1, cause("an order that is late"));
+    assert_eq!(machine.take_reports(), []);
+    machine.close(2, cause("rank 2 is gone"));
+    assert_eq!(closed(&mut machine), holdings(0, &[], false));
+    assert!(!machine.enter(healed(2, 0, 0)));
+    machine.assigned(3);
+    assert!(machine.enter(healed(3, 0, 0)));
+}
+
+#[test]
+fn ranks_that_pause_close_behind_the_step() {
+    let mut machine = rank_at(0);
+    assert!(machine.begin_apply());
+    machine.applied(false, Some("a rank enters".to_owned()));
+    let reports = machine.take_reports();
+    let [Report::Closed(closed)] = &reports[..] else {
+        panic!("{reports:?}")
+    };
+    assert!(closed.paused && closed.lost.is_empty() && closed.reason == "a rank enters");
+}
+
+#[test]
+fn a_rank_that_stopped_in_a_world_that_closed_stops_again_behind_one_more_step() {
+    let mut machine = rank_at(0);
+    step(&mut machine, true);
+    assert_eq!(machine.next(), Next::Checkpoint);
+    machine.close(1, cause("rank 1 is gone"));
+    assert!(machine.enter(healed(2, 1, 0)));
+    // A rank that enters now knows nothing of the stop: all do the same.
+    assert_eq!(machine.next(), Next::Step);
+}
+
+#[test]
+fn a_checkpoint_that_came_not_to_count_is_written_again() {
+    let mut machine = rank_at(0);
+    step(&mut machine, false);
+    step(&mut machine, false);
+    machine.snapped();
+    step(&mut machine, false);
+    machine.close(1, cause("rank 1 is gone"));
+    assert!(machine.enter(healed(2, 3, 0)));
+    assert_eq!(
+        machine.next(),
+        Next::Evaluate,
+        "nobody is sure that all have it"
+    );
+    machine.evaluated(BTreeMap::new());
+    assert_eq!(machine.next(), Next::Checkpoint, "that of step 2 is lost");
+    machine.snapped();
+    assert_eq!(machine.next(), Next::Step);
+    machine.close(2, cause("rank 1 is gone"));
+    assert!(machine.enter(healed(3, 3, 2)));
+    machine.evaluated(BTreeMap::new());
+    assert_eq!(machine.next(), Next::Step, "that of step 2 counts");
+}
+
+#[test]
+fn records_outlive_the_rank_that_sends_them() {
+    let mut machine = rank_at(0);
+    let second = RankPlan {
+        rank: 1,
+        generation: 2,
+        ..healed(2, 0, 0)
+    };
+    machine.close(1, cause("moved"));
+    assert!(machine.enter(second));
+    for place in [(1, false), (2, false), (3, false), (3, true)] {
+        machine.record(record(place));
+    }
+    assert_eq!(machine.take_records(), [], "rank 0 sends them");
+    machine.acked((1, false));
+    machine.close(2, cause("rank 0 is gone"));
+    assert!(machine.enter(healed(3, 3, 0)));
+    let rest = [(2, false), (3, false), (3, true)].map(record);
+    assert_eq!(machine.take_records(), rest);
+    assert_eq!(machine.take_records(), [], "each goes out once");
+    machine.record(record((3, true)));
+    assert_eq!(machine.take_records(), [], "an evaluation is told once");
+    machine.record(record((4, false)));
+    assert_eq!(machine.take_records(), [record((4, false))]);
+    machine.acked((5, false));
+    machine.record(record((5, false)));
+    assert_eq!(machine.num_unacked(), 0, "its acknowledgement came first");
 }

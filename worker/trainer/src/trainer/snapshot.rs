@@ -1,5 +1,7 @@
 //! A copy of the whole state at one step boundary, to be written while the steps go on.
 
+use std::ops::Range;
+
 use muster_cluster::Step;
 
 use crate::arena::Entry;
@@ -43,6 +45,41 @@ impl Snapshot {
     #[must_use]
     pub fn optimizer_hash(&self) -> String {
         optimizer_hash(&self.optimizer)
+    }
+}
+
+/// What a state is beside its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The number of updates that led to it.
+    pub step: Step,
+    /// The running hash of the samples that were read.
+    pub trace: [u8; 32],
+}
+
+impl Snapshot {
+    /// What it is beside its values.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        Head {
+            step: self.step,
+            trace: self.trace,
+        }
+    }
+
+    /// The elements `range` of its values: the arena, and behind it each vector of the optimizer.
+    #[must_use]
+    pub fn values(&self, range: Range<usize>) -> Vec<f32> {
+        let optimizer = self.optimizer.iter().map(|vector| &vector.values);
+        let mut values = Vec::with_capacity(range.len());
+        let mut start = 0;
+        for part in std::iter::once(&self.arena).chain(optimizer) {
+            let end = start + part.len();
+            let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
+            values.extend_from_slice(&part[from - start..to - start]);
+            start = end;
+        }
+        values
     }
 }
 

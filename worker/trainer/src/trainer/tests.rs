@@ -121,6 +121,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
         workers: WorkersSpec {
             min: 1,
             max: 4,
+            spares: 0,
             device: DeviceSpec::Cpu,
         },
         checkpoint: CheckpointSpec {

@@ -172,10 +172,10 @@ impl Bench {
             session,
             From::Started(v1::RankStarted {
                 key: Some(key.clone()),
-                pid: 100 + key.rank,
+                pid: pid_of(key),
             }),
         );
-        let address = format!("127.0.0.1:{}", 4000 + key.rank);
+        let address = address_of(key);
         self.report(session, key, Report::Ready(v1::Ready { address }));
     }
 
@@ -213,10 +213,11 @@ impl Bench {
             .collect()
     }
 
-    /// The assignment that was sent since the last call, to this stream.
+    /// The newest assignment that was sent since the last call, to this stream.
     pub(super) fn assigned(&mut self, session: Session) -> Option<v1::Assignment> {
         self.sent_to(session)
             .into_iter()
+            .rev()
             .find_map(|message| match message {
                 To::Assignment(assignment) => Some(assignment),
                 _ => None,
@@ -233,6 +234,15 @@ impl Bench {
         };
         self.events.iter().map(|(_, event)| kind(event)).collect()
     }
+}
+
+/// The number that the operating system of the bench gives a process.
+pub(super) fn pid_of(key: &v1::RankKey) -> u32 {
+    100 + u32::try_from(key.process).unwrap()
+}
+
+pub(super) fn address_of(key: &v1::RankKey) -> String {
+    format!("127.0.0.1:{}", 4000 + key.process)
 }
 
 pub(super) fn part(step: u64, file: &str, arena: &str) -> v1::CheckpointPart {
@@ -256,7 +266,22 @@ pub(super) fn key_of(assignment: &v1::Assignment) -> v1::RankKey {
         history: assignment.history,
         generation: assignment.generation,
         rank: assignment.rank,
+        process: assignment.process,
     }
+}
+
+/// A rank closed its world at this step, and holds nothing of it.
+pub(super) fn closed(step: Option<u64>, lost: &[u32], reason: &str) -> Report {
+    Report::Closed(v1::Closed {
+        lost: lost.to_vec(),
+        reason: reason.to_owned(),
+        holdings: Some(v1::Holdings {
+            step,
+            reduced: step.is_some_and(|step| step > 0),
+            ..v1::Holdings::default()
+        }),
+        ..v1::Closed::default()
+    })
 }
 
 /// A job on two workers.

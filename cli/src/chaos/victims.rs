@@ -1,0 +1,218 @@
+//! Which processes `muster chaos` may strike, and how it does. The coordinator says process ids,
+//! which may be of other machines: a process is held by a descriptor first, so that its number
+//! cannot become another's, and is struck only if it is what it was said to be.
+
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+
+use muster_proto::v1;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::What;
+use crate::failure::Failure;
+
+/// What may be struck.
+#[derive(Debug)]
+pub(super) struct Scope {
+    what: Vec<What>,
+    /// Whether the coordinator that answers is on this machine.
+    has_coordinator: bool,
+}
+
+/// A process of this machine that may be struck.
+#[derive(Debug)]
+pub(super) struct Victim {
+    pub(super) what: What,
+    pub(super) pid: u32,
+    /// For people, such as `rank 1 on b`.
+    pub(super) name: String,
+    process: OwnedFd,
+}
+
+/// A process that is stopped until this is dropped.
+#[derive(Debug)]
+pub(super) struct Stopped<'a>(&'a Victim);
+
+impl Scope {
+    pub(super) fn new(what: &[What], has_coordinator: bool) -> Self {
+        Self {
+            what: what.to_vec(),
+            has_coordinator,
+        }
+    }
+
+    /// Those of a job that are here now, in an order that only the job decides.
+    pub(super) fn victims(&self, job: &v1::JobView, coordinator: u32) -> Vec<Victim> {
+        let mut victims: Vec<Victim> = Vec::new();
+        let wants = |what| self.what.contains(&what);
+        for rank in &job.ranks {
+            let name = format!("rank {} on {}", rank.rank, rank.worker);
+            let Some(found) = Victim::find(What::Rank, rank.pid, name, Some(&job.job)) else {
+                continue;
+            };
+            let parent = parent_of(rank.pid).filter(|_| wants(What::Worker));
+            if wants(What::Rank) {
+                victims.push(found);
+            }
+            let is_new = |pid: &u32| victims.iter().all(|known| known.pid != *pid);
+            if let Some(parent) = parent.filter(is_new) {
+                let name = format!("worker {}", rank.worker);
+                victims.extend(Victim::find(What::Worker, parent, name, None));
+            }
+        }
+        if self.has_coordinator && wants(What::Coordinator) {
+            let name = "the coordinator".to_owned();
+            victims.extend(Victim::find(What::Coordinator, coordinator, name, None));
+        }
+        victims
+    }
+}
+
+impl Victim {
+    /// The process of this number, if it is `muster <what>`, and of this job where one is given.
+    fn find(what: What, pid: u32, name: String, job: Option<&str>) -> Option<Self> {
+        let process = pidfd_open(raw(pid)?, PidfdFlags::empty()).ok()?;
+        let is_it = is_muster(&read(pid, "cmdline")?, what.as_str())
+            && job.is_none_or(|job| {
+                let mark = format!("MUSTER_RANK_JOB={job}");
+                read(pid, "environ").is_some_and(|all| words(&all).any(|one| one == mark))
+            });
+        is_it.then_some(Self {
+            what,
+            pid,
+            name,
+            process,
+        })
+    }
+
+    /// Kills it; false where it has ended meanwhile.
+    pub(super) fn kill(&self) -> Result<bool, Failure> {
+        self.send(Signal::KILL)
+    }
+
+    /// Stops it until what is returned is dropped.
+    pub(super) fn stop(&self) -> Result<Stopped<'_>, Failure> {
+        // Made first: whatever happens from here on, it is continued.
+        let stopped = Stopped(self);
+        self.send(Signal::STOP)?;
+        Ok(stopped)
+    }
+
+    fn send(&self, signal: Signal) -> Result<bool, Failure> {
+        match pidfd_send_signal(&self.process, signal) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(error) => Err(Failure::failed(format!(
+                "send a signal to {} (pid {}): {error}",
+                self.name, self.pid
+            ))),
+        }
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        // It may have been ended meanwhile.
+        let _ = self.0.send(Signal::CONT);
+    }
+}
+
+/// Whether an address is one of this machine's: only those can be bound.
+pub(crate) fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+fn raw(pid: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(pid).ok()?)
+}
+
+fn read(pid: u32, name: &str) -> Option<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/{name}")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\0')
+}
+
+/// Whether a command line is this binary's in this role.
+fn is_muster(command: &str, role: &str) -> bool {
+    let mut words = words(command);
+    let program = words.next().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or_default();
+    program == "muster" && words.next() == Some(role)
+}
+
+/// The parent of a process.
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = read(pid, "status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_process_that_is_what_it_was_said_to_be_is_struck() {
+        assert!(is_muster("/usr/bin/muster\0rank\0", "rank"));
+        assert!(is_muster("muster\0worker\0--join\0a:1\0", "worker"));
+        for other in [
+            "",
+            "muster\0",
+            "/usr/bin/muster\0worker\0",
+            "/usr/bin/muster-bench\0rank\0",
+            "vi\0muster\0rank\0",
+        ] {
+            assert!(!is_muster(other, "rank"), "{other:?}");
+        }
+        // A number that is another process's here: this test's own.
+        let me = v1::RankView {
+            pid: std::process::id(),
+            ..Default::default()
+        };
+        let job = v1::JobView {
+            ranks: vec![me],
+            ..Default::default()
+        };
+        let scope = Scope::new(&[What::Rank, What::Worker, What::Coordinator], true);
+        assert!(scope.victims(&job, std::process::id()).is_empty());
+        assert!(scope.victims(&job, 0).is_empty());
+    }
+
+    #[test]
+    fn a_process_is_continued_whatever_ends_its_pause() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let victim = Victim {
+            what: What::Rank,
+            pid,
+            name: "sleep".to_owned(),
+            process: pidfd_open(raw(pid).unwrap(), PidfdFlags::empty()).unwrap(),
+        };
+        let is_stopped = || read(pid, "status").unwrap().contains("State:\tT");
+        let stopped = victim.stop().unwrap();
+        muster_tests::eventually(std::time::Duration::from_secs(10), "the stop", || {
+            is_stopped().then_some(())
+        });
+        drop(stopped);
+        muster_tests::eventually(std::time::Duration::from_secs(10), "the end of it", || {
+            (!is_stopped()).then_some(())
+        });
+        assert!(victim.kill().unwrap());
+        child.wait().unwrap();
+        assert!(!victim.kill().unwrap(), "it has ended");
+    }
+
+    #[test]
+    fn only_addresses_of_this_machine_are_local() {
+        assert!(is_local("127.0.0.1".parse().unwrap()));
+        // TEST-NET-1 (RFC 5737) is nobody's.
+        assert!(!is_local("192.0.2.1".parse().unwrap()));
+    }
+}

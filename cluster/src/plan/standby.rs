@@ -1,0 +1,138 @@
+//! Which processes a running job has beside its ranks: those that are to enter its next world, and
+//! hot spares. When they enter is decided elsewhere.
+
+use std::cmp::Reverse;
+
+use super::fate::Running;
+use super::{Devices, Failures, Standby};
+use crate::command::Command;
+use crate::ids::{ProcessId, RankId, WorkerName};
+use crate::state::{Phase, Seat, World};
+
+/// The longest pause between two tries on a worker is `detect_ms` doubled so often.
+const MAX_DOUBLINGS: u32 = 6;
+
+/// How good a worker is for one more process; the first field that differs decides.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Score<'a> {
+    num_failures: Reverse<u32>,
+    num_free: i64,
+    worker: Reverse<&'a WorkerName>,
+}
+
+/// One process to start or to end, if any; what it takes of `free` is taken.
+pub(super) fn next(running: &Running<'_>, free: &mut Devices) -> Option<Command> {
+    let job = running.job;
+    let world = job.world.as_ref()?;
+    let end = |process: ProcessId, reason: String| Command::EndStandby {
+        job: running.name.clone(),
+        process,
+        reason,
+    };
+    for (process, seat) in &job.standbys {
+        if let Some(reason) = useless(running, *process, seat) {
+            return Some(end(*process, reason));
+        }
+    }
+    if !matches!(job.phase, Phase::Running) {
+        return None;
+    }
+    let wanted = num_wanted(running, world);
+    if job.standbys.len() > wanted {
+        // Those that are prepared stay longest, and of the others the oldest.
+        let ready = running.ready();
+        let all = job.standbys.keys().copied();
+        let last = all.max_by_key(|process| (!ready.contains(process), *process))?;
+        return Some(end(last, "the job wants fewer processes".to_owned()));
+    }
+    if job.standbys.len() == wanted {
+        return None;
+    }
+    let worker = best_worker(running, world, free)?;
+    let incarnation = running.state.nodes[&worker].incarnation;
+    if let Some(devices) = free.get_mut(&worker) {
+        *devices -= 1;
+    }
+    Some(Command::StartStandby {
+        job: running.name.clone(),
+        process: job.newest_process.next(),
+        seat: Seat {
+            worker,
+            incarnation,
+        },
+    })
+}
+
+/// Why a process that waits will never enter a world.
+fn useless(running: &Running<'_>, process: ProcessId, seat: &Seat) -> Option<String> {
+    let seen = running.watch.and_then(|watch| watch.standbys.get(&process));
+    if let Some(Standby::Gone(how)) = seen {
+        return Some(how.clone());
+    }
+    let drained = || {
+        let worker = &seat.worker;
+        running
+            .drains(worker)
+            .then(|| format!("worker {worker} is drained"))
+    };
+    running
+        .away(&seat.worker, seat.incarnation)
+        .or_else(drained)
+}
+
+/// How many processes are wanted beside the ranks that stay.
+fn num_wanted(running: &Running<'_>, world: &World) -> usize {
+    let workers = running.job.spec.workers;
+    let ranks = (0u32..).map(RankId).zip(&world.ranks);
+    let staying = ranks.filter(|(rank, placement)| {
+        !running.has_ended(*rank, placement)
+            && running
+                .away(&placement.worker, placement.incarnation)
+                .is_none()
+            && !running.drains(&placement.worker)
+    });
+    let most = workers.max as usize + workers.spares as usize;
+    most.saturating_sub(staying.count())
+}
+
+/// The worker for one more process, of those in the class that the job runs in. A worker where
+/// processes of the job end before they are of use is left alone for a while.
+fn best_worker(running: &Running<'_>, world: &World, free: &Devices) -> Option<WorkerName> {
+    let class = running.job.ledger.last()?.class.as_ref()?;
+    let scores = free.iter().filter_map(|(worker, num_free)| {
+        let node = running.state.nodes.get(worker)?;
+        let num_free = num_free + num_ended(running, world, worker);
+        let failures = running
+            .watch
+            .and_then(|watch| watch.failures.get(worker))
+            .filter(|failures| failures.incarnation == node.incarnation);
+        let rests = failures.is_some_and(|failures| rests(running, failures));
+        (num_free > 0 && node.class == *class && !rests).then(|| Score {
+            num_failures: Reverse(failures.map_or(0, |failures| failures.times)),
+            num_free,
+            worker: Reverse(worker),
+        })
+    });
+    scores.max().map(|best| best.worker.0.clone())
+}
+
+/// The devices of a worker that ranks of the world had which have ended. They are the job's until
+/// its next world, so only it may use them again.
+fn num_ended(running: &Running<'_>, world: &World, worker: &WorkerName) -> i64 {
+    let ranks = (0u32..).map(RankId).zip(&world.ranks);
+    let ended = ranks.filter(|(rank, placement)| {
+        placement.worker == *worker && running.has_ended(*rank, placement)
+    });
+    i64::try_from(ended.count()).unwrap_or(i64::MAX)
+}
+
+/// Whether it is too early for another try: the first one is free, each later one waits twice as
+/// long as the one before.
+fn rests(running: &Running<'_>, failures: &Failures) -> bool {
+    let Some(doublings) = failures.times.checked_sub(2) else {
+        return false;
+    };
+    let factor = 1u64 << doublings.min(MAX_DOUBLINGS);
+    let pause_ms = running.patience.detect_ms.saturating_mul(factor);
+    running.now_ms.saturating_sub(failures.last_ms) < pause_ms
+}

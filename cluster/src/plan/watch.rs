@@ -1,0 +1,159 @@
+//! What the leader saw of one world and of the processes beside it. Volatile: a new leader learns
+//! it again. What follows from it is decided elsewhere.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{Generation, Incarnation, ProcessId, RankId, Step, WorkerName};
+use crate::state::{Heal, Placement, Seat, World};
+use crate::tree::Run;
+
+/// What the leader saw of one world.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// Which world.
+    pub generation: Generation,
+    /// Ranks that are gone, and how that is known. Proof: an exit that a worker saw.
+    pub gone: BTreeMap<RankId, String>,
+    /// Ranks that apply nothing more of this world, and what they have.
+    pub closed: BTreeMap<RankId, Closed>,
+    /// Since when its ranks owe a report: they are told to close at once, or one of them has
+    /// closed. Not set by a close behind the step, which takes as long as the step does.
+    pub closing_since_ms: Option<u64>,
+    /// Set when a world cannot go on, nor be healed.
+    pub broken: Option<String>,
+    /// Whether the world applied a step.
+    pub progressed: bool,
+    /// The most steps that its records say were applied; they may come late.
+    pub applied: Option<Step>,
+    /// Since when there are enough workers for the job; for gathering.
+    pub wanting_since_ms: Option<u64>,
+    /// What is known of the processes that wait to enter a world.
+    pub standbys: BTreeMap<ProcessId, Standby>,
+    /// Workers where processes of the job end before they have part in a step.
+    pub failures: BTreeMap<WorkerName, Failures>,
+}
+
+/// What a rank reports that closed its world.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Why it did.
+    pub why: String,
+    /// Whether it closed behind a step, as it was told, so that the others do too.
+    pub paused: bool,
+    /// The peers that it misses.
+    pub lost: Vec<RankId>,
+    /// How many steps it has applied; `None` while it has no state.
+    pub step: Option<Step>,
+    /// The shards of that step whose contributions it has, or will have in a moment.
+    pub shards: Vec<Run>,
+    /// Whether it still has the reduced vector of the step before.
+    pub has_reduced: bool,
+    /// Whether it has the evaluation that follows the steps so far.
+    pub evaluated: bool,
+}
+
+/// A process that waits to enter a world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// It is prepared: it needs nothing but the state.
+    Ready,
+    /// It is no more.
+    Gone(String),
+}
+
+/// Processes in a row that a worker lost before they had part in a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failures {
+    /// In which life of the worker.
+    pub incarnation: Incarnation,
+    /// The newest of them.
+    pub process: ProcessId,
+    /// How many.
+    pub times: u32,
+    /// When the last of them was.
+    pub last_ms: u64,
+}
+
+impl Watch {
+    /// A process that waited to enter a world is no more. Told twice, it counts once.
+    pub fn standby_gone(&mut self, process: ProcessId, seat: &Seat, how: String, now_ms: u64) {
+        let last = self.standbys.insert(process, Standby::Gone(how));
+        if !matches!(last, Some(Standby::Gone(_))) {
+            self.fail(process, &seat.worker, seat.incarnation, now_ms);
+        }
+    }
+
+    /// The watch on the world that follows `old`, with what stays true of the processes beside it.
+    #[must_use]
+    pub fn follow(&self, old: Option<&World>, new: &World, now_ms: u64) -> Watch {
+        let mut next = Watch {
+            generation: new.generation,
+            failures: self.failures.clone(),
+            ..Watch::default()
+        };
+        // A world of new processes ends all those that waited.
+        if new.finish.is_some() {
+            let waiting = self.standbys.iter().filter(|(one, _)| !new.has(**one));
+            next.standbys = waiting.map(|(one, seen)| (*one, seen.clone())).collect();
+        }
+        let Some(old) = old else { return next };
+        next.gone = self.gone_in(old, new);
+        if self.progressed || new.first_step > old.first_step {
+            next.failures.retain(|worker, failures| {
+                let is_proof = |rank: &Placement| rank.process > failures.process;
+                let mut ranks = old.ranks.iter().filter(|rank| rank.worker == *worker);
+                !ranks.any(is_proof)
+            });
+        } else {
+            let newcomers = old.newcomers().filter(|rank| !new.has(rank.process));
+            for rank in newcomers {
+                next.fail(rank.process, &rank.worker, rank.incarnation, now_ms);
+            }
+        }
+        next
+    }
+
+    /// Which ranks of `new` ended while it was being decided: nobody tells of them again.
+    fn gone_in(&self, old: &World, new: &World) -> BTreeMap<RankId, String> {
+        let ranks = self.gone.iter().filter_map(|(rank, how)| {
+            let placement = old.ranks.get(rank.0 as usize)?;
+            Some((placement.process, how))
+        });
+        let standbys = self
+            .standbys
+            .iter()
+            .filter_map(|(process, seen)| match seen {
+                Standby::Gone(how) => Some((*process, how)),
+                Standby::Ready => None,
+            });
+        let gone: BTreeMap<ProcessId, &String> = ranks.chain(standbys).collect();
+        let ranks = (0u32..).map(RankId).zip(&new.ranks);
+        let ended = ranks.filter_map(|(rank, placement)| {
+            let how = gone.get(&placement.process)?;
+            Some((rank, (*how).clone()))
+        });
+        ended.collect()
+    }
+
+    fn fail(&mut self, process: ProcessId, worker: &WorkerName, life: Incarnation, now_ms: u64) {
+        let known = self.failures.get(worker);
+        let known = known.filter(|known| known.incarnation == life);
+        let failures = Failures {
+            incarnation: life,
+            process: known.map_or(process, |known| known.process.max(process)),
+            times: known.map_or(1, |known| known.times.saturating_add(1)),
+            last_ms: now_ms,
+        };
+        self.failures.insert(worker.clone(), failures);
+    }
+}
+
+impl World {
+    /// The ranks that came into a world without a state.
+    fn newcomers(&self) -> impl Iterator<Item = &Placement> {
+        let parts = self.finish.iter().flat_map(|finish| &finish.parts);
+        let pairs = self.ranks.iter().zip(parts);
+        let new = pairs.filter(|(_, part)| matches!(part.heal, Some(Heal::State { .. })));
+        new.map(|(rank, _)| rank)
+    }
+}

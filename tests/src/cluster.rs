@@ -1,0 +1,146 @@
+//! A coordinator and workers that are started by hand, as on a cluster.
+
+#![allow(
+    clippy::missing_panics_doc,
+    reason = "a helper that fails panics, as an assertion does"
+)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::sandbox::Sandbox;
+use crate::wait::eventually;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A cluster in a sandbox, which ends its processes. Its coordinator is the first of its children.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Where its processes live.
+    pub sandbox: Sandbox,
+    /// Where its coordinator listens.
+    pub address: String,
+    /// The processes that were started, in that order.
+    pub children: Vec<Child>,
+}
+
+impl Cluster {
+    /// A coordinator of the binary at this path: `Cluster::new(env!("CARGO_BIN_EXE_muster"))`.
+    #[must_use]
+    pub fn new(binary: &str) -> Self {
+        let sandbox = Sandbox::new(binary);
+        let mut cluster = Self {
+            sandbox,
+            address: "127.0.0.1:0".to_owned(),
+            children: Vec::new(),
+        };
+        cluster.start_coordinator();
+        cluster
+    }
+
+    /// Starts a process whose log is in `<name>.log`.
+    pub fn spawn(&mut self, name: &str, command: &mut Command) -> &mut Child {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_of(name))
+            .unwrap();
+        self.children.push(command.stderr(log).spawn().unwrap());
+        self.children.last_mut().unwrap()
+    }
+
+    /// What a process says on standard error.
+    #[must_use]
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        self.sandbox.path().join(format!("{name}.log"))
+    }
+
+    /// Waits until a process has logged so many refusals.
+    pub fn wait_for_refusals(&self, name: &str, num: usize) {
+        eventually(DEADLINE, "the refusals", || {
+            let log = std::fs::read_to_string(self.log_of(name)).unwrap();
+            (log.matches("refused").count() == num).then_some(())
+        });
+    }
+
+    /// Starts the coordinator, again at the same address; returns its process id.
+    pub fn start_coordinator(&mut self) -> u32 {
+        let data = self.sandbox.path().join("data");
+        let mut command = self.sandbox.muster();
+        command
+            .args([
+                "coordinator",
+                "--ready-json",
+                "--listen",
+                &self.address,
+                "--data",
+            ])
+            .arg(data);
+        let child = self.spawn("coordinator", command.stdout(Stdio::piped()));
+        let pid = child.id();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        self.address = ready["addr"].as_str().unwrap().to_owned();
+        pid
+    }
+
+    /// Starts a worker; returns its process id.
+    pub fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
+        let mut command = self.sandbox.muster();
+        command.args(["worker", "--join", &self.address, "--name", name]);
+        command
+            .args(["--devices", &devices.to_string()])
+            .stdout(Stdio::null());
+        self.spawn(name, &mut command).id()
+    }
+
+    /// What a command says that is told where the coordinator is.
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.sandbox
+            .muster()
+            .args(arguments)
+            .args(["--to", &self.address])
+            .output()
+            .unwrap()
+    }
+
+    /// Standard output of a command that succeeds.
+    #[must_use]
+    #[track_caller]
+    pub fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The one JSON value that a command prints that succeeds.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.text(arguments)).unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

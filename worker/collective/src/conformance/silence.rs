@@ -1,0 +1,125 @@
+//! Who is silent over TCP and who is not. Time has to pass here; it passes in waits for messages
+//! that do not come.
+
+use std::io::{Read, Write};
+
+use super::tcp::{DETECT, TOKEN, hello_of, listen, listening_world, say, with_raw_peer, world};
+use super::*;
+use crate::frame::Part;
+use crate::tcp::connect;
+use crate::tcp::handshake::HANDSHAKE_BYTES;
+
+/// What a scripted peer hears before it is told to go.
+fn goodbye(raw: &mut impl Read) -> Cause {
+    loop {
+        let frame = Frame::read(raw).expect("a goodbye comes before the end");
+        match frame.body {
+            Body::Goodbye(cause) => return cause,
+            other => assert!(matches!(other, Body::Note(_) | Body::Alive), "{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_stays_and_says_nothing_is_lost_and_is_told_so() {
+    let detect = Duration::from_millis(100);
+    let (mut group, mut raw) = with_raw_peer(detect);
+    let begun = Instant::now();
+    let silent = Error::PeerLost {
+        rank: RankId(0),
+        reason: LossReason::Silent,
+    };
+    assert_eq!(group.barrier(PATIENT), Err(silent));
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    // The group is still there: the connection itself says goodbye, and ends.
+    assert_eq!(goodbye(&mut raw), Cause::Lost(RankId(0)));
+    assert_eq!(raw.read(&mut [0]).expect("the end"), 0);
+    let begun = Instant::now();
+    drop(group);
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_sender_that_waits_for_a_silent_peer_goes_on() {
+    let (mut group, raw) = with_raw_peer(Duration::from_millis(100));
+    let begun = Instant::now();
+    // More than the kernel and the outbox take.
+    for _ in 0..8 {
+        let sent = group.send(RankId(0), vec![0; 32 << 20], PATIENT);
+        sent.expect("what is sent to a rank that is lost is forgotten");
+    }
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    let error = group.recv(RankId(0), PATIENT).expect_err("it is lost");
+    let reason = LossReason::Silent;
+    let rank = RankId(0);
+    assert_eq!(error, Error::PeerLost { rank, reason });
+    drop(raw);
+}
+
+#[test]
+fn ranks_that_have_nothing_to_say_are_not_lost() {
+    let detect = Duration::from_millis(400);
+    on_ranks(listening_world(3, Generation(1), detect), |mut group| {
+        let next = RankId((group.world().rank.0 + 1) % 3);
+        for _ in 0..4 {
+            let waiting_for = vec![next];
+            let error = group.recv(next, detect);
+            assert_eq!(error, Err(Error::TimedOut { waiting_for }));
+            group.barrier(PATIENT).expect("all ranks are there");
+        }
+        assert!(group.counters().refused.is_empty());
+    });
+}
+
+#[test]
+fn a_frame_that_trickles_is_no_silence() {
+    let detect = Duration::from_millis(500);
+    let (mut group, mut raw) = with_raw_peer(detect);
+    let part = Part {
+        part: 0,
+        num_parts: 1,
+        bytes: b"slow".to_vec().into(),
+    };
+    let frame = Frame::new(&world(0, 2, Generation(1)), 0, Step(0), Body::Message(part));
+    let payload = frame.payload();
+    let bytes = [&frame.header(&payload)[..], &payload].concat();
+    for some in bytes.chunks(bytes.len().div_ceil(12)) {
+        let waiting_for = vec![RankId(0)];
+        let error = group.recv(RankId(0), detect / 5);
+        assert_eq!(error, Err(Error::TimedOut { waiting_for }));
+        raw.write_all(some).expect("the connection is open");
+    }
+    assert_eq!(group.recv(RankId(0), PATIENT), Ok(b"slow".to_vec()));
+}
+
+#[test]
+fn a_rank_that_waits_for_others_tells_those_it_has_met_that_it_is_there() {
+    let listener = listen();
+    let addrs = [listen().addr(), listener.addr(), listen().addr()];
+    let mut raw = say(addrs[1], &hello_of(0, 1, 3));
+    let (own, revoker) = (world(1, 3, Generation(1)), Revoker::default());
+    let detect = Duration::from_millis(40);
+    thread::scope(|scope| {
+        let connecting =
+            scope.spawn(|| connect(&listener, own, &addrs, TOKEN, detect, &revoker, PATIENT));
+        let mut welcome = [0; HANDSHAKE_BYTES];
+        raw.read_exact(&mut welcome).expect("a welcome");
+        for _ in 0..5 {
+            let frame = Frame::read(&mut raw).expect("a frame of an open connection");
+            assert_eq!((frame.from, frame.body), (RankId(1), Body::Alive));
+        }
+        revoker.revoke();
+        let error = connecting.join().expect("no panic");
+        assert_eq!(error.map(|_| ()), Err(Error::Revoked));
+    });
+    let never = connect(
+        &listen(),
+        own,
+        &addrs,
+        TOKEN,
+        Duration::ZERO,
+        &revoker,
+        DETECT,
+    );
+    assert!(matches!(never, Err(Error::Invalid { .. })), "{never:?}");
+}

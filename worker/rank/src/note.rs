@@ -1,0 +1,131 @@
+//! What a rank tells all others with its part of a step.
+//!
+//! ```text
+//! note = flags: u8 (1 stop, 2 pause), acked step: u64, acked evaluation: u8,
+//!        pause's reason (u16 length, UTF-8) if it pauses, shard notes
+//! ```
+//! All numbers are little-endian.
+
+use muster_trainer::{NoteError, ShardNote};
+
+/// One rank's note, or what those of all ranks amount to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Note {
+    /// It was told to stop: all end behind this step.
+    pub(crate) stop: bool,
+    /// It was told to close the world behind this step, and why.
+    pub(crate) pause: Option<String>,
+    /// The newest record that is known to be durable.
+    pub(crate) acked: (u64, bool),
+    /// Of the shards it brings.
+    pub(crate) shards: Vec<ShardNote>,
+}
+
+/// Bytes that are no note.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadNote {
+    #[error("a rank's note ends early")]
+    Truncated,
+    #[error("a rank's note holds a bad shard note")]
+    Shard(#[from] NoteError),
+}
+
+const STOP: u8 = 1;
+const PAUSE: u8 = 2;
+
+impl Note {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![u8::from(self.stop) * STOP + u8::from(self.pause.is_some()) * PAUSE];
+        out.extend(self.acked.0.to_le_bytes());
+        out.push(u8::from(self.acked.1));
+        if let Some(reason) = &self.pause {
+            let length = u16::try_from(reason.len()).unwrap_or(u16::MAX);
+            out.extend(length.to_le_bytes());
+            out.extend(&reason.as_bytes()[..usize::from(length)]);
+        }
+        for shard in &self.shards {
+            shard.encode(&mut out);
+        }
+        out
+    }
+
+    fn decode(mut bytes: &[u8]) -> Result<Self, BadNote> {
+        let [flags] = take(&mut bytes)?;
+        let step = u64::from_le_bytes(take(&mut bytes)?);
+        let [evaluated] = take(&mut bytes)?;
+        let mut note = Self {
+            stop: flags & STOP != 0,
+            acked: (step, evaluated != 0),
+            ..Self::default()
+        };
+        if flags & PAUSE != 0 {
+            let length = usize::from(u16::from_le_bytes(take(&mut bytes)?));
+            let (reason, rest) = bytes.split_at_checked(length).ok_or(BadNote::Truncated)?;
+            note.pause = Some(String::from_utf8_lossy(reason).into_owned());
+            bytes = rest;
+        }
+        while !bytes.is_empty() {
+            note.shards.push(ShardNote::decode(&mut bytes)?);
+        }
+        Ok(note)
+    }
+
+    /// What the notes of all ranks say together, the shards in their order.
+    pub(crate) fn merge(notes: &[Vec<u8>]) -> Result<Self, BadNote> {
+        let mut all = Self::default();
+        for bytes in notes {
+            let note = Self::decode(bytes)?;
+            all.stop |= note.stop;
+            all.pause = all.pause.or(note.pause);
+            all.acked = all.acked.max(note.acked);
+            all.shards.extend(note.shards);
+        }
+        all.shards.sort_by_key(|note| note.shard);
+        Ok(all)
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], BadNote> {
+    let (head, rest) = bytes.split_first_chunk().ok_or(BadNote::Truncated)?;
+    *bytes = rest;
+    Ok(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_trainer::{Metrics, ShardId};
+
+    #[test]
+    fn notes_of_all_ranks_come_together_in_the_order_of_the_shards() {
+        let shard = |number: u32| ShardNote {
+            shard: ShardId(number),
+            metrics: Metrics::default(),
+            digest: [number as u8; 32],
+        };
+        let first = Note {
+            acked: (7, true),
+            shards: vec![shard(2), shard(0)],
+            ..Note::default()
+        };
+        let second = Note {
+            stop: true,
+            pause: Some("worker w2 is drained".to_owned()),
+            acked: (7, false),
+            shards: vec![shard(1)],
+        };
+        let merged = Note::merge(&[first.encode(), second.encode()]).expect("two good notes");
+        let expected = Note {
+            stop: true,
+            pause: second.pause.clone(),
+            acked: (7, true),
+            shards: vec![shard(0), shard(1), shard(2)],
+        };
+        assert_eq!(merged, expected);
+        let bytes = second.encode();
+        for end in 0..bytes.len() {
+            let cut = Note::merge(&[bytes[..end].to_vec()]);
+            assert!(cut.is_err() || end == 10 + 2 + 20, "cut at {end}: {cut:?}");
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! What a rank does in one world: steps, evaluations and checkpoints, as the machine says; measured.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use muster_cluster::error_chain;
+use muster_cluster::ids::ShardId;
+use muster_cluster::job::JobSpec;
+use muster_cluster::tree::{self, Run};
+use muster_collective::{
+    Accumulator, Error as CollectiveError, Group, LossReason, Operation, Pool, Revoker, tcp,
+};
+use muster_proto::v1;
+use muster_trainer::{Metrics, ShardNote, StepReport, Trainer};
+use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
+use v1::step_record::Record;
+
+use crate::heal::{self, Meeting, Received};
+use crate::note::Note;
+use crate::shared::{Shared, Trouble};
+use crate::writer::Writer;
+
+/// The last step's reduced vector, for ranks that were not as fast.
+#[derive(Debug)]
+pub(crate) struct Last {
+    /// The step that it completed.
+    pub(crate) step: u64,
+    pub(crate) vector: Arc<Vec<f32>>,
+    /// The notes of all shards, in their order.
+    pub(crate) notes: Vec<ShardNote>,
+}
+
+/// A rank at work, through all of its worlds.
+pub(crate) struct Work<'a> {
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) spec: JobSpec,
+    pub(crate) trainer: Trainer,
+    pub(crate) rules: Rules,
+    pub(crate) writer: Writer,
+    pub(crate) listener: Arc<tcp::Listener>,
+    pub(crate) pool: Pool,
+    /// The contributions to the step that comes next, kept until it is applied, and their notes.
+    pub(crate) held: Accumulator,
+    pub(crate) notes: Vec<ShardNote>,
+    pub(crate) last: Option<Arc<Last>>,
+    /// When the step before ended, or the world began.
+    pub(crate) since: Instant,
+}
+
+/// What one world asks of this rank.
+struct World {
+    plan: RankPlan,
+    /// What each rank brings into the first step, and into every later one, by rank.
+    first: Vec<Vec<Run>>,
+    then: Vec<Vec<Run>>,
+    timeout: Duration,
+}
+
+/// Where the time of a step went.
+struct Times {
+    start: Instant,
+    contributed: Instant,
+    reduced: Instant,
+}
+
+impl Work<'_> {
+    /// Works in a world until its end, or until it is closed.
+    pub(crate) fn run(&mut self, assignment: &v1::Assignment) -> Result<(), Trouble> {
+        let world = self.world(assignment)?;
+        self.since = Instant::now();
+        let revoker = Revoker::default();
+        if !self.shared.enter(world.plan, revoker.clone()) {
+            return Err(Trouble::Closed);
+        }
+        let rank = world.plan.rank as usize;
+        let meeting = Meeting::new(self, assignment, revoker)?;
+        let needs = meeting.needs();
+        let meeting = meeting.start(self.shared)?;
+        let brings = world.first.get(rank).cloned().unwrap_or_default();
+        if !needs {
+            // The others connect meanwhile, and some of them wait for what is missing.
+            self.contribute(&brings)?;
+        }
+        let (mut group, received) = meeting.wait()?;
+        group.set_pool(self.pool.clone());
+        let result = self.go_on(&mut group, received, &world);
+        // A later world must not wait until everybody has heard the goodbye.
+        group.retire();
+        result
+    }
+
+    fn go_on(
+        &mut self,
+        group: &mut Group,
+        received: Option<Received>,
+        world: &World,
+    ) -> Result<(), Trouble> {
+        match received {
+            Some(Received::State {
+                head,
+                values,
+                records,
+            }) => {
+                if !self.shared.tell(RankMachine::begin_apply) {
+                    return Err(Trouble::Closed);
+                }
+                self.forget();
+                self.last = None;
+                self.trainer
+                    .take_over(head, &values)
+                    .map_err(|error| failed(&error))?;
+                self.shared.tell(|machine| {
+                    machine.inherited(records);
+                    machine.received(head.step.0);
+                });
+            }
+            Some(Received::Reduced(last)) => {
+                let now = Instant::now();
+                let times = Times {
+                    start: now,
+                    contributed: now,
+                    reduced: now,
+                };
+                self.apply(last, false, None, &times)?;
+            }
+            None => {}
+        }
+        let at = self.trainer.step().0;
+        if at != world.plan.first_step {
+            return Err(Trouble::Failed(format!(
+                "this world begins at step {}, and the rank is at step {at}",
+                world.plan.first_step
+            )));
+        }
+        loop {
+            self.shared.check()?;
+            match self.shared.tell(|machine| machine.next()) {
+                Next::Step => self.step(group, world)?,
+                Next::Evaluate => self.evaluate(group, world)?,
+                Next::Checkpoint => {
+                    let files: Vec<u32> = world.plan.files(self.rules.num_files).collect();
+                    if !files.is_empty() {
+                        self.writer.write(self.trainer.snapshot(), files);
+                    }
+                    self.shared.tell(RankMachine::snapped);
+                }
+                Next::End { stopped } => {
+                    self.end(stopped);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn world(&self, assignment: &v1::Assignment) -> Result<World, Trouble> {
+        let num_shards = self.spec.train.logical_shards;
+        let runs = heal::runs(&assignment.shards)?;
+        let size = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+        if tree::runs(num_shards, size).as_ref() != Some(&runs) || assignment.rank >= size {
+            return Err(Trouble::Failed(format!(
+                "{num_shards} shards cannot be divided over {size} ranks as assigned"
+            )));
+        }
+        let then: Vec<Vec<Run>> = runs.into_iter().map(|run| vec![run]).collect();
+        let first = match &assignment.finish {
+            None => then.clone(),
+            Some(finish) => finish
+                .parts
+                .iter()
+                .map(|part| heal::runs(&part.shards))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(World {
+            plan: RankPlan {
+                generation: assignment.generation,
+                rank: assignment.rank,
+                size,
+                first_step: assignment.first_step,
+                healed: assignment.finish.as_ref().map(|finish| finish.evaluated),
+                committed: assignment.committed_step,
+            },
+            first,
+            then,
+            timeout: Duration::from_millis(assignment.collective_timeout_ms),
+        })
+    }
+
+    /// Computes what is not there of these shards' contributions to the step that comes next.
+    fn contribute(&mut self, brings: &[Run]) -> Result<(), Trouble> {
+        if self.trainer.step().0 >= self.rules.total_steps {
+            return Ok(());
+        }
+        let held = self.held.shards();
+        if !tree::difference(&held, brings).is_empty() {
+            // Something that others bring now: it cannot be taken out of the sums again.
+            self.forget();
+            self.shared.tell(RankMachine::drop_contributions);
+        }
+        let missing = tree::difference(brings, &self.held.shards());
+        for shard in missing.into_iter().flat_map(Run::shards) {
+            if !self.shared.tell(|machine| machine.begin_shard(shard)) {
+                return Err(Trouble::Closed);
+            }
+            let shard = ShardId(shard);
+            let mut values = self.held.buffer();
+            let note = self
+                .trainer
+                .contribute(shard, &mut values)
+                .map_err(|error| failed(&error))?;
+            self.held
+                .push(shard, values)
+                .map_err(|error| failed(&error))?;
+            self.notes.push(note);
+        }
+        Ok(())
+    }
+
+    /// Gives up the contributions to the step that comes next.
+    fn forget(&mut self) {
+        self.held.clear();
+        self.notes.clear();
+    }
+
+    fn step(&mut self, group: &mut Group, world: &World) -> Result<(), Trouble> {
+        if world.plan.rank == 0 {
+            self.shared.wait_for_acks()?;
+        }
+        let start = Instant::now();
+        let step = self.trainer.step();
+        let brings = if step.0 == world.plan.first_step {
+            &world.first
+        } else {
+            &world.then
+        };
+        self.contribute(&brings[world.plan.rank as usize])?;
+        let contributed = Instant::now();
+        let num_shards = self.spec.train.logical_shards;
+        let note = Note {
+            stop: self.shared.stop.load(Ordering::SeqCst),
+            pause: self.shared.pause(),
+            acked: self.shared.tell(|machine| machine.last_acked()),
+            shards: self.notes.clone(),
+        };
+        let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
+        let operation = Operation {
+            step,
+            num_shards,
+            num_elements: self.trainer.num_elements(),
+            holdings: holdings.collect(),
+            mine: self.held.subtrees(),
+            note: note.encode(),
+        };
+        let reduced = group
+            .all_reduce(operation, world.timeout)
+            .map_err(|error| self.closed_by(world.plan.generation, &error))?;
+        let notes = Note::merge(&reduced.notes).map_err(|error| failed(&error))?;
+        let times = Times {
+            start,
+            contributed,
+            reduced: Instant::now(),
+        };
+        let last = Last {
+            step: step.0,
+            vector: reduced.vector,
+            notes: notes.shards,
+        };
+        self.shared.tell(|machine| machine.acked(notes.acked));
+        self.apply(last, notes.stop, notes.pause, &times)
+    }
+
+    /// Makes the update, and keeps what made it for ranks that were not as fast.
+    fn apply(
+        &mut self,
+        last: Last,
+        stop: bool,
+        pause: Option<String>,
+        times: &Times,
+    ) -> Result<(), Trouble> {
+        if !self.shared.tell(RankMachine::begin_apply) {
+            return Err(Trouble::Closed);
+        }
+        let report = self
+            .trainer
+            .apply(&last.vector, &last.notes)
+            .map_err(|error| failed(&error))?;
+        self.forget();
+        if let Some(old) = self.last.replace(Arc::new(last))
+            && let Ok(old) = Arc::try_unwrap(old)
+        {
+            self.pool.give_shared(old.vector);
+        }
+        let record = self.record_of(report, times);
+        self.shared.tell(|machine| {
+            machine.record(record);
+            machine.applied(stop, pause);
+        });
+        Ok(())
+    }
+
+    fn record_of(&mut self, report: StepReport, times: &Times) -> v1::StepRecord {
+        let end = Instant::now();
+        let wall = end - std::mem::replace(&mut self.since, end);
+        let batch = f64::from(self.spec.train.global_batch_size);
+        let mut metrics = report.means;
+        self.record(Record::Applied(v1::StepApplied {
+            step: report.step.0,
+            loss: metrics.remove("loss").unwrap_or_default(),
+            metrics,
+            samples_per_s: batch / wall.as_secs_f64().max(f64::MIN_POSITIVE),
+            learning_rate: report.learning_rate,
+            grad_norm: report.grad_norm,
+            wall_ms: millis(wall),
+            contribute_ms: millis(times.contributed - times.start),
+            reduce_ms: millis(times.reduced - times.contributed),
+            update_ms: millis(end - times.reduced),
+            total_steps: self.rules.total_steps,
+        }))
+    }
+
+    fn record(&self, record: Record) -> v1::StepRecord {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let time = since_epoch
+            .map(|time| time.as_secs_f64())
+            .unwrap_or_default();
+        v1::StepRecord {
+            key: Some(self.shared.key()),
+            time,
+            record: Some(record),
+        }
+    }
+
+    /// Evaluates this rank's chunks and adds up everybody's, in the order of the chunks.
+    fn evaluate(&mut self, group: &mut Group, world: &World) -> Result<(), Trouble> {
+        let plan = world.plan;
+        let num_chunks = self.trainer.num_eval_chunks();
+        let mut mine = Vec::new();
+        for chunk in plan.chunks(plan.rank, num_chunks) {
+            self.shared.check()?;
+            let metrics = self
+                .trainer
+                .evaluate_chunk(chunk)
+                .map_err(|error| failed(&error))?;
+            metrics.encode(&mut mine);
+        }
+        let all = group
+            .all_gather(mine, world.timeout)
+            .map_err(|error| self.closed_by(plan.generation, &error))?;
+        let mut chunks = BTreeMap::new();
+        for (rank, bytes) in (0u32..).zip(&all) {
+            let mut bytes = &bytes[..];
+            for chunk in plan.chunks(rank, num_chunks) {
+                let metrics = Metrics::decode(&mut bytes).map_err(|error| failed(&error))?;
+                chunks.insert(chunk, metrics);
+            }
+        }
+        let mut sum = Metrics::default();
+        chunks.values().for_each(|metrics| sum.add(metrics));
+        let means = sum.means();
+        let record = self.record(Record::Evaluated(v1::Evaluated {
+            step: self.trainer.step().0,
+            metrics: means.clone(),
+        }));
+        self.shared.tell(|machine| {
+            machine.record(record);
+            machine.evaluated(means);
+        });
+        Ok(())
+    }
+
+    /// Reports the end, which goes out when the last checkpoint counts.
+    fn end(&self, stopped: bool) {
+        let mut done = v1::Done {
+            step: self.trainer.step().0,
+            stopped,
+            arena_hash: self.trainer.arena_hash(),
+            optimizer_hash: self.trainer.optimizer_hash(),
+            trace: self.trainer.trace(),
+            metrics: BTreeMap::new(),
+        };
+        self.shared.tell(|machine| {
+            done.metrics.clone_from(machine.metrics());
+            machine.ended(done);
+        });
+    }
+
+    fn closed_by(&self, generation: u64, error: &CollectiveError) -> Trouble {
+        closed_by(self.shared, generation, error)
+    }
+}
+
+/// What a failed exchange means: mostly that this world is over, and who is missed in it. Only a
+/// connection that ended without a goodbye, or that is silent, speaks against a peer.
+pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveError) -> Trouble {
+    // What revoked the group is the true reason.
+    if let Err(trouble) = shared.check() {
+        return trouble;
+    }
+    let lost = match error {
+        CollectiveError::PeerLost {
+            rank,
+            reason: LossReason::Closed(_) | LossReason::Silent,
+        } => vec![rank.0],
+        CollectiveError::TimedOut { waiting_for } => {
+            waiting_for.iter().map(|rank| rank.0).collect()
+        }
+        CollectiveError::Invalid { .. } => return Trouble::Failed(error.to_string()),
+        _ => Vec::new(),
+    };
+    let cause = Cause {
+        lost,
+        reason: error.to_string(),
+        paused: false,
+    };
+    shared.close(generation, cause);
+    Trouble::Closed
+}
+
+pub(crate) fn failed(error: &dyn std::error::Error) -> Trouble {
+    Trouble::Failed(error_chain(error))
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
