@@ -25,15 +25,15 @@ pub(crate) struct Load {
 pub(crate) const LOADS: [Load; 2] = [
     Load {
         name: "0.3 s",
-        channels: "[64, 128]",
-        hidden: "512",
-        batch: 1792,
+        channels: "[32, 64]",
+        hidden: "256",
+        batch: 512,
     },
     Load {
         name: "2 s",
-        channels: "[128, 256]",
-        hidden: "1024",
-        batch: 3072,
+        channels: "[64, 128]",
+        hidden: "512",
+        batch: 1024,
     },
 ];
 

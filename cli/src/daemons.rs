@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use muster_cluster::error_chain;
@@ -96,12 +97,15 @@ pub(crate) struct Worker {
     /// The address under which other machines reach this one
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
-    /// Where it keeps the ranks' logs
+    /// Where it keeps the ranks' logs, and what a restarted worker needs to take its ranks back
     #[arg(long, value_name = "FOLDER", env = "MUSTER_STATE")]
     state: Option<PathBuf>,
     /// How many threads a rank computes with [default: its share of the processors]
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZero<usize>>,
+    /// How long its ranks go on without it
+    #[arg(long, value_name = "MS", default_value_t = 30_000, hide = true)]
+    orphan_ms: u64,
     /// End when standard input ends
     #[arg(long, hide = true)]
     tree: bool,
@@ -133,11 +137,14 @@ impl Worker {
             threads: self.threads.map(std::num::NonZero::get),
             program: std::env::current_exe()?,
             tree: self.tree,
+            orphan: Duration::from_millis(self.orphan_ms),
         };
         let ran = muster_worker::run(options, shutdown_signal()?).await;
         ran.map(|()| ExitCode::SUCCESS)
             .map_err(|error| match error {
-                muster_worker::Error::BadAddress(_) => Failure::bad_input(error_chain(&error)),
+                muster_worker::Error::BadAddress(_) | muster_worker::Error::InUse { .. } => {
+                    Failure::bad_input(error_chain(&error))
+                }
                 _ => Failure::failed(error_chain(&error)),
             })
     }

@@ -1,6 +1,6 @@
 //! `muster ledger`: which world ran which steps of a job, and with `--verify` the proof that the
 //! ledger, the checkpoints and the data agree. What follows from the list of worlds alone is in
-//! [`spans`]; the data and the files are read by `muster-rank`.
+//! [`mod@spans`]; the data and the files are read by `muster-rank`.
 
 mod spans;
 

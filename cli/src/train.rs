@@ -75,7 +75,7 @@ impl Train {
             (false, true) => Format::Terminal,
             (false, false) => Format::Lines,
         };
-        let mut tree = Tree::new();
+        let mut tree = Tree::new()?;
         let mut run = Run {
             prepared: &prepared,
             folder: &folder,

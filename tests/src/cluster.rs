@@ -97,7 +97,10 @@ impl Cluster {
     pub fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
         let mut command = self.sandbox.muster();
         command.args(["worker", "--join", &self.address, "--name", name]);
+        // One machine's worker keeps its processes there; these are several on one machine.
         command
+            .arg("--state")
+            .arg(self.sandbox.state_dir().join(name))
             .args(["--devices", &devices.to_string()])
             .stdout(Stdio::null());
         self.spawn(name, &mut command).id()

@@ -1,77 +1,130 @@
-//! The process of one rank: how it is started, what it prints, and how it ended.
+//! The process of one rank: how it is started or taken over, what it prints, and how it ended. It
+//! outlives the daemon that started it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use muster_proto::{convert, v1};
-use tokio::fs::{self, File, OpenOptions};
-use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
-};
+use muster_worker_core::agent::place;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::alive::{Handle, Identity};
 use crate::hub::{Lines, Note, Notes, Start};
+use crate::roster::{Exit, TOKEN};
+use crate::tail::{Tail, open_log};
 
-/// A longer line is told in pieces.
-const MAX_LINE_BYTES: u64 = 16 << 10;
+/// How often the log is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long the output of a process that has ended is still read.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How a process ended whose exit code only its parent was told.
+const ENDED_ALONE: &str = "it ended, and the daemon that started it is no more";
+const ENDED_UNSEEN: &str = "it ended while its worker's daemon was away";
 
-/// What is kept of one process's output.
-const MAX_LOG_BYTES: usize = 64 << 20;
-
-/// How many of the last lines a report of the exit carries.
-const TAIL_LINES: usize = 10;
-
-/// Lines that may wait between the readers of a rank's output and its log.
-const MAX_WAITING_LINES: usize = 256;
-
-/// Runs a process to its end, and says how it ended. `present` is what it is at each time; it is
-/// started, and its end is told, as what it is at first.
-pub(crate) async fn run(
-    present: watch::Receiver<v1::RankKey>,
-    token: String,
-    start: Start,
-    kill: CancellationToken,
-    lines: watch::Receiver<Option<Lines>>,
-    notes: Notes,
-) {
-    let key = present.borrow().clone();
-    let (reason, log_tail) = match spawn(&key, &token, &start).await {
-        Ok((child, log)) => {
-            if let Some(pid) = child.id() {
-                let key = key.clone();
-                let _ = notes.send(Note::Started { key, pid });
-            }
-            attend(child, log, &present, &kill, lines).await
-        }
-        Err(error) => (format!("could not be started: {error}"), String::new()),
-    };
-    // The worker may have ended.
-    let _ = notes.send(Note::Exited(v1::RankExited {
-        key: Some(key),
-        reason,
-        log_tail,
-    }));
+/// What attends a process.
+pub(crate) struct Care {
+    /// What it is at each time.
+    pub(crate) present: watch::Receiver<v1::RankKey>,
+    pub(crate) kill: CancellationToken,
+    pub(crate) lines: watch::Receiver<Option<Lines>>,
+    pub(crate) notes: Notes,
 }
 
-async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, Log)> {
+/// A process, as much of it as is ours.
+enum Body {
+    Child(Child),
+    Adopted(Handle),
+}
+
+impl Body {
+    fn kill(&mut self) {
+        match self {
+            // It may have ended just now.
+            Body::Child(child) => drop(child.start_kill()),
+            Body::Adopted(handle) => handle.kill(),
+        }
+    }
+
+    /// Waits for its end, and says how it ended.
+    async fn ended(&mut self) -> String {
+        match self {
+            Body::Child(child) => {
+                let status = child.wait().await;
+                status.map_or_else(|error| error.to_string(), describe)
+            }
+            Body::Adopted(handle) => {
+                handle.ended().await;
+                ENDED_ALONE.to_owned()
+            }
+        }
+    }
+}
+
+/// Runs a process to its end, and says how it ended. It is started, and its end is told, as what it
+/// is at first.
+pub(crate) async fn run(care: Care, token: String, start: Start) {
+    let key = care.present.borrow().clone();
+    let exit = match spawn(&key, &token, &start) {
+        Ok((child, tail)) => {
+            if let Some(pid) = child.id() {
+                let key = key.clone();
+                let _ = care.notes.send(Note::Started { key, pid });
+            }
+            care.attend(Body::Child(child), tail).await
+        }
+        Err(error) => Exit {
+            reason: format!("could not be started: {error}"),
+            log_tail: String::new(),
+        },
+    };
+    care.tell(key, exit);
+}
+
+/// Attends a process of an earlier daemon to its end; without a handle it has ended already, and
+/// `exited` is how, where that daemon saw it.
+pub(crate) async fn adopt(care: Care, start: Start, handle: Option<Handle>, exited: Option<Exit>) {
+    let key = care.present.borrow().clone();
+    let log = open_log(&start.logs.join(&key.job), key.process);
+    let tail = log.map(|log| Tail::go_on(log, start.roster.mark(&place(&key))));
+    let exit = match (exited, handle, tail) {
+        (Some(exit), _, _) => exit,
+        (None, None, tail) => Exit {
+            reason: ENDED_UNSEEN.to_owned(),
+            log_tail: tail.map_or_else(|_| String::new(), |mut tail| care.finish(&mut tail)),
+        },
+        (None, Some(handle), Ok(tail)) => care.attend(Body::Adopted(handle), tail).await,
+        (None, Some(handle), Err(error)) => {
+            handle.end().await;
+            Exit {
+                reason: format!("it was ended, since its log cannot be read: {error}"),
+                log_tail: String::new(),
+            }
+        }
+    };
+    care.tell(key, exit);
+}
+
+fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, Tail)> {
     // The name becomes a folder's.
     let job = convert::job_name(&key.job).map_err(io::Error::other)?;
-    let log = Log::open(&start.logs.join(job.to_string()), key).await?;
+    // Before anything else: the next daemon must know of every process.
+    start.roster.add(key, token)?;
+    let place = place(key);
+    let log = open_log(&start.logs.join(job.to_string()), key.process)?;
     let mut command = Command::new(&start.program);
     command
         .arg("rank")
-        .env("MUSTER_RANK_ADDR", start.address.to_string())
+        .env("MUSTER_RANK_DOOR", &start.door)
+        .env(
+            "MUSTER_RANK_ORPHAN_MS",
+            start.orphan.as_millis().to_string(),
+        )
         .env("MUSTER_RANK_HOST", start.host.to_string())
-        .env("MUSTER_RANK_TOKEN", token)
+        .env(TOKEN, token)
         .env("MUSTER_RANK_JOB", &key.job)
         .env("MUSTER_RANK_HISTORY", key.history.to_string())
         .env("MUSTER_RANK_GENERATION", key.generation.to_string())
@@ -83,137 +136,91 @@ async fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Chi
         } else {
             Stdio::null()
         })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?)
+        // What the terminal or a service manager sends to the daemon's group is for the daemon.
+        .process_group(0)
+        .kill_on_drop(false);
     if start.tree {
         command.env("MUSTER_TREE", "1");
     }
-    Ok((command.spawn()?, log))
+    let tail = Tail::begin(log, start.roster.mark(&place))?;
+    let child = command.spawn()?;
+    if let Some(process) = child.id().and_then(Identity::of) {
+        start.roster.started(&place, process);
+    }
+    Ok((child, tail))
 }
 
-/// The file of what a rank prints, which does not fill the disk.
-struct Log {
-    file: File,
-    bytes: usize,
-}
-
-impl Log {
-    async fn open(folder: &Path, key: &v1::RankKey) -> io::Result<Self> {
-        fs::create_dir_all(folder).await?;
-        let path = folder.join(format!("p{}.log", key.process));
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .await?;
-        Ok(Self { file, bytes: 0 })
-    }
-
-    /// Appends a line, until there are too many.
-    async fn write(&mut self, line: &str) -> io::Result<()> {
-        if self.bytes >= MAX_LOG_BYTES {
-            return Ok(());
-        }
-        self.bytes += line.len() + 1;
-        let note = if self.bytes < MAX_LOG_BYTES {
-            ""
-        } else {
-            "(the log is full; what follows is not kept)\n"
-        };
-        self.file
-            .write_all(format!("{line}\n{note}").as_bytes())
-            .await
-    }
-}
-
-/// Waits for the end of a process, and keeps what it prints meanwhile.
-async fn attend(
-    mut child: Child,
-    mut log: Log,
-    present: &watch::Receiver<v1::RankKey>,
-    kill: &CancellationToken,
-    lines: watch::Receiver<Option<Lines>>,
-) -> (String, String) {
-    let (sender, mut printed) = mpsc::channel(MAX_WAITING_LINES);
-    if let Some(stdout) = child.stdout.take() {
-        tokio::spawn(read_lines(stdout, sender.clone()));
-    }
-    if let Some(stderr) = child.stderr.take() {
-        tokio::spawn(read_lines(stderr, sender.clone()));
-    }
-    drop(sender);
-    let mut tail = VecDeque::new();
-    let mut is_killed = false;
-    let status = loop {
-        tokio::select! {
-            biased;
-            () = kill.cancelled(), if !is_killed => {
-                is_killed = true;
-                // It may have ended just now.
-                let _ = child.start_kill();
+impl Care {
+    /// Waits for the end of a process, and tells what it prints meanwhile.
+    async fn attend(&self, mut body: Body, mut tail: Tail) -> Exit {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_killed = false;
+        let reason = loop {
+            tokio::select! {
+                biased;
+                () = self.kill.cancelled(), if !is_killed => {
+                    is_killed = true;
+                    body.kill();
+                }
+                reason = body.ended() => break reason,
+                _ = looks.tick() => self.look(&mut tail),
             }
-            Some(line) = printed.recv() => keep(line, &mut log, present, &lines, &mut tail).await,
-            status = child.wait() => break status,
-        }
-    };
-    // A process that it started may hold its output open for ever; its own last lines are there.
-    let rest = async {
-        while let Some(line) = printed.recv().await {
-            keep(line, &mut log, present, &lines, &mut tail).await;
-        }
-    };
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
-    let _ = log.file.flush().await;
-    let reason = status.map_or_else(|error| error.to_string(), describe);
-    (reason, Vec::from(tail).join("\n"))
-}
+        };
+        let log_tail = self.finish(&mut tail);
+        Exit { reason, log_tail }
+    }
 
-async fn keep(
-    line: String,
-    log: &mut Log,
-    present: &watch::Receiver<v1::RankKey>,
-    lines: &watch::Receiver<Option<Lines>>,
-    tail: &mut VecDeque<String>,
-) {
-    let key = present.borrow().clone();
-    if let Err(error) = log.write(&line).await {
-        tracing::warn!(job = key.job, rank = key.rank, %error, "a line of a rank's log is lost");
+    /// Tells what is new in a log. While no coordinator listens it stays there.
+    fn look(&self, tail: &mut Tail) {
+        let lines = self.lines.borrow();
+        let looked = match &*lines {
+            Some(lines) => tail.read(false).map(|read| self.tell_lines(lines, read)),
+            None => tail.bound(),
+        };
+        if let Err(error) = looked {
+            let key = self.present.borrow();
+            tracing::debug!(job = key.job, rank = key.rank, %error, "a rank's log cannot be read");
+        }
     }
-    let since_epoch = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let told = v1::LogLine {
-        key: Some(key),
-        time: since_epoch.as_secs_f64(),
-        text: line.clone(),
-    };
-    if let Some(lines) = &*lines.borrow() {
-        // The file has it; a slow or absent coordinator does not hold a rank up.
-        let _ = lines.0.try_send(told);
-    }
-    tail.push_back(line);
-    if tail.len() > TAIL_LINES {
-        tail.pop_front();
-    }
-}
 
-async fn read_lines(output: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {
-    let mut output = BufReader::new(output);
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        let read = (&mut output)
-            .take(MAX_LINE_BYTES)
-            .read_until(b'\n', &mut bytes)
-            .await;
-        if !read.is_ok_and(|read| read > 0) {
-            return;
+    /// Tells the rest of a log; returns its last lines.
+    fn finish(&self, tail: &mut Tail) -> String {
+        while let Ok(read) = tail.read(true)
+            && !read.is_empty()
+        {
+            if let Some(lines) = &*self.lines.borrow() {
+                self.tell_lines(lines, read);
+            }
         }
-        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        if lines.send(line).await.is_err() {
-            return;
+        tail.last_lines()
+    }
+
+    fn tell_lines(&self, lines: &Lines, read: Vec<String>) {
+        let since_epoch = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        for text in read {
+            let line = v1::LogLine {
+                key: Some(self.present.borrow().clone()),
+                time: since_epoch.as_secs_f64(),
+                text,
+            };
+            // The file has it; a slow coordinator holds nobody up.
+            let _ = lines.0.try_send(line);
         }
+    }
+
+    fn tell(&self, key: v1::RankKey, exit: Exit) {
+        let Exit { reason, log_tail } = exit;
+        // The worker may have ended.
+        let _ = self.notes.send(Note::Exited(v1::RankExited {
+            key: Some(key),
+            reason,
+            log_tail,
+        }));
     }
 }
 

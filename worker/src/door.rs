@@ -71,6 +71,7 @@ async fn serve(stream: TcpStream, notes: Notes) {
         key: key.clone(),
         token: hello.token,
         is_bulk,
+        is_new: hello.is_new,
         sender,
         admitted,
     };

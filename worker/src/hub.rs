@@ -1,11 +1,13 @@
 //! The one task that owns the agent: it feeds it with what the other tasks note, and carries out
-//! what it says. It also keeps the records that the coordinator has not acknowledged.
+//! what it says. It also keeps the records that the coordinator has not acknowledged, and the roster
+//! of the processes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_proto::v1;
@@ -17,11 +19,17 @@ use tokio_util::sync::CancellationToken;
 use v1::from_worker::Message as ToCoordinator;
 use v1::to_worker::Message as FromCoordinator;
 
-use crate::child;
+use crate::alive::Handle;
+use crate::child::{self, Care};
+use crate::roster::{Entry, Exit, Roster};
 use crate::run::Error;
 
 /// How often the worker shows that it is there, until the coordinator says otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(250);
+
+/// How long processes that an earlier daemon started may take to come back before the coordinator
+/// hears of this one.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the coordinator may take to read a worker's last words.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,6 +56,8 @@ pub(crate) enum Note {
         key: v1::RankKey,
         token: Vec<u8>,
         is_bulk: bool,
+        /// Whether it has had no assignment yet.
+        is_new: bool,
         sender: mpsc::UnboundedSender<v1::to_rank::Message>,
         admitted: oneshot::Sender<bool>,
     },
@@ -66,11 +76,15 @@ pub(crate) enum Note {
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) program: PathBuf,
-    pub(crate) address: SocketAddr,
+    /// The file that tells where the door is.
+    pub(crate) door: PathBuf,
     pub(crate) host: IpAddr,
     pub(crate) threads: usize,
     pub(crate) tree: bool,
+    /// How long a rank goes on without its worker.
+    pub(crate) orphan: Duration,
     pub(crate) logs: PathBuf,
+    pub(crate) roster: Arc<Roster>,
 }
 
 /// One process, as the hub holds it.
@@ -81,6 +95,21 @@ struct Process {
     kill: CancellationToken,
     control: Option<mpsc::UnboundedSender<v1::to_rank::Message>>,
     bulk: Option<mpsc::UnboundedSender<v1::to_rank::Message>>,
+    /// An earlier daemon started it, and it has not come back yet.
+    is_away: bool,
+}
+
+impl Process {
+    fn new(key: v1::RankKey, token: String) -> Self {
+        Self {
+            key: watch::Sender::new(key),
+            token,
+            kill: CancellationToken::new(),
+            control: None,
+            bulk: None,
+            is_away: false,
+        }
+    }
 }
 
 /// The task.
@@ -94,6 +123,9 @@ pub(crate) struct Hub {
     records: Option<mpsc::UnboundedSender<v1::StepRecord>>,
     lines: watch::Sender<Option<Lines>>,
     heartbeat: Duration,
+    /// Cancelled when the coordinator may hear which processes run here: one that is not there yet
+    /// would read as one that is no more.
+    is_complete: CancellationToken,
     num_strangers: u64,
     refused: Option<String>,
 }
@@ -110,8 +142,43 @@ impl Hub {
             records: None,
             lines: watch::Sender::new(None),
             heartbeat: HEARTBEAT,
+            is_complete: CancellationToken::new(),
             num_strangers: 0,
             refused: None,
+        }
+    }
+
+    /// Cancelled when the coordinator may hear which processes run here.
+    pub(crate) fn is_complete(&self) -> CancellationToken {
+        self.is_complete.clone()
+    }
+
+    /// Takes a process of an earlier daemon over; one without a handle has ended.
+    pub(crate) fn adopt(&mut self, entry: Entry, handle: Option<Handle>) {
+        let Entry { key, token, .. } = entry;
+        let pid = handle.as_ref().map(Handle::pid);
+        self.input(Input::Adopted {
+            key: key.clone(),
+            pid: pid.unwrap_or_default(),
+        });
+        let mut process = Process::new(key.clone(), token);
+        process.is_away = true;
+        let adopted = child::adopt(
+            self.care(&process),
+            self.start.clone(),
+            handle,
+            entry.exited,
+        );
+        self.processes.insert(place(&key), process);
+        tokio::spawn(adopted);
+    }
+
+    fn care(&self, process: &Process) -> Care {
+        Care {
+            present: process.key.subscribe(),
+            kill: process.kill.clone(),
+            lines: self.lines.subscribe(),
+            notes: self.notes.clone(),
         }
     }
 
@@ -123,9 +190,17 @@ impl Hub {
     ) -> Result<(), Error> {
         let mut beats = tokio::time::interval(self.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut patience = std::pin::pin!(tokio::time::sleep(RETURN_TIMEOUT));
         loop {
+            if !self.processes.values().any(|process| process.is_away) {
+                self.is_complete.cancel();
+            }
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                () = &mut patience, if !self.is_complete.is_cancelled() => {
+                    tracing::warn!("ranks of the daemon before this one did not come back yet");
+                    self.is_complete.cancel();
+                }
                 _ = beats.tick() => self.beat(),
                 Some(note) = notes.recv() => self.take(note),
             }
@@ -205,13 +280,18 @@ impl Hub {
                 key,
                 token,
                 is_bulk,
+                is_new,
                 sender,
                 admitted,
             } => {
                 let is_known = self.admit(&key, &token, is_bulk, sender);
                 let _ = admitted.send(is_known);
                 if is_known && !is_bulk {
-                    self.input(Input::RankConnected(key));
+                    self.input(if is_new {
+                        Input::RankConnected(key)
+                    } else {
+                        Input::RankReturned(key)
+                    });
                 }
             }
             Note::FromRank(report) => self.input(Input::FromRank(report)),
@@ -239,6 +319,13 @@ impl Hub {
                         reason = exited.reason,
                         "a rank ended"
                     );
+                    let exit = Exit {
+                        reason: exited.reason.clone(),
+                        log_tail: exited.log_tail.clone(),
+                    };
+                    self.start
+                        .roster
+                        .ended(&(key.job.clone(), key.process), exit);
                 }
                 self.input(Input::Exited(exited));
             }
@@ -259,6 +346,7 @@ impl Hub {
         for output in outputs {
             self.carry_out(output);
         }
+        self.start.roster.keep(|place| self.agent.knows(place));
     }
 
     fn carry_out(&mut self, output: Output) {
@@ -274,6 +362,9 @@ impl Hub {
                 if let Some((process, control)) =
                     process.and_then(|process| Some((process, process.control.as_ref()?)))
                 {
+                    // Written down first: a history that the next daemon does not know would hide
+                    // the end of this process.
+                    self.start.roster.told(&key);
                     process.key.send_replace(key);
                     // When the rank is gone, its exit is noted.
                     let _ = control.send(message);
@@ -301,22 +392,9 @@ impl Hub {
                 return self.input(Input::Exited(exited));
             }
         };
-        let kill = CancellationToken::new();
-        let process = Process {
-            key: watch::Sender::new(key.clone()),
-            token,
-            kill: kill.clone(),
-            control: None,
-            bulk: None,
-        };
-        let run = child::run(
-            process.key.subscribe(),
-            process.token.clone(),
-            self.start.clone(),
-            kill,
-            self.lines.subscribe(),
-            self.notes.clone(),
-        );
+        let process = Process::new(key.clone(), token);
+        let care = self.care(&process);
+        let run = child::run(care, process.token.clone(), self.start.clone());
         self.processes.insert(place(&key), process);
         tokio::spawn(run);
     }
@@ -332,14 +410,19 @@ impl Hub {
         let Some(process) = process.filter(|process| process.token.as_bytes() == token) else {
             return false;
         };
-        let side = if is_bulk {
-            &mut process.bulk
+        // Only the process itself knows its token: it comes again when its last connection ended.
+        if is_bulk {
+            process.bulk = Some(sender);
         } else {
-            &mut process.control
-        };
-        let is_first = side.is_none();
-        side.get_or_insert(sender);
-        is_first
+            process.control = Some(sender);
+            process.is_away = false;
+            process.key.send_if_modified(|known| {
+                let is_news = known != key;
+                known.clone_from(key);
+                is_news
+            });
+        }
+        true
     }
 
     /// Tells every process of the history: each may become the one that sends the records.

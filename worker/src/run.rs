@@ -3,14 +3,19 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use muster_proto::v1;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::alive::Handle;
+use crate::home::{Home, Life};
 use crate::hub::{Hub, Start};
+use crate::roster::{Entry, Roster};
+use crate::succession::{Found, Succession};
 use crate::{door, link, probe};
 
 /// What a worker is told.
@@ -24,7 +29,8 @@ pub struct Options {
     pub devices: u32,
     /// The address under which other machines reach its ranks.
     pub host: IpAddr,
-    /// Where it keeps the ranks' logs.
+    /// Where it keeps the ranks' logs, and what the next daemon must know; one daemon uses it at a
+    /// time.
     pub state: PathBuf,
     /// How many threads a rank computes with; `None`: its share of the processors.
     pub threads: Option<usize>,
@@ -33,6 +39,8 @@ pub struct Options {
     /// Whether standard input is a pipe whose end is the end of the whole process tree; the ranks
     /// inherit it.
     pub tree: bool,
+    /// How long its ranks go on without a daemon before they end.
+    pub orphan: Duration,
 }
 
 /// Why a worker cannot start, or go on.
@@ -52,6 +60,14 @@ pub enum Error {
     /// An address makes no sense.
     #[error("--join {0}")]
     BadAddress(String),
+    /// Another daemon keeps the state folder.
+    #[error("{}: {reason}; say with --state where to keep state", .folder.display())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// By whom.
+        reason: String,
+    },
     /// The system failed.
     #[error("{what}: {source}")]
     Io {
@@ -63,12 +79,26 @@ pub enum Error {
 }
 
 /// Runs a worker until `shutdown`, or until the coordinator refuses it. All of its ranks have ended
-/// when this returns.
+/// when this returns. Where the process ends otherwise its ranks go on, and the next daemon with
+/// the same state folder takes them back.
 ///
 /// # Errors
 /// When it cannot start, or is refused.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
     let endpoints = link::endpoints(&options.join)?;
+    let state = options.state.display();
+    let home = Home::open(&options.state)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => Error::InUse {
+                folder: options.state.clone(),
+                reason: error.to_string(),
+            },
+            _ => Error::Io {
+                what: format!("cannot use {state}"),
+                source: error,
+            },
+        })?;
     let class = probe::probe(&options.program).await?;
     let io_error = |what: &str| {
         let what = what.to_owned();
@@ -80,42 +110,116 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let address: SocketAddr = listener
         .local_addr()
         .map_err(io_error("cannot listen for ranks"))?;
-    let logs = options.state.join("logs");
-    std::fs::create_dir_all(&logs)
-        .map_err(io_error(&format!("cannot create {}", logs.display())))?;
+    let unusable = io_error(&format!("cannot use {state}"));
+    let (roster, incarnation, adopted) = succeed(&home, &class).await.map_err(unusable)?;
 
-    let since_epoch = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
     let worker = v1::RegisterWorker {
         worker: options.name.clone(),
-        // A later process of the same name outranks this one.
-        incarnation: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+        incarnation,
         num_devices: options.devices,
         class: Some(class),
         host: options.host.to_string(),
     };
     let start = Start {
         program: options.program.clone(),
-        address,
+        door: home.door(),
         host: options.host,
         threads: options
             .threads
             .unwrap_or_else(|| share_of_processors(options.devices)),
         tree: options.tree,
-        logs,
+        orphan: options.orphan,
+        logs: home.logs(),
+        roster,
     };
     tracing::info!(
         worker = options.name,
         devices = options.devices,
+        incarnation,
         "worker runs"
     );
     let (notes, receiver) = mpsc::unbounded_channel();
     let ended = CancellationToken::new();
     let _ends_with_us = ended.clone().drop_guard();
+    let mut hub = Hub::new(worker, start, notes.clone());
+    for (entry, handle) in adopted {
+        hub.adopt(entry, handle);
+    }
+    let is_complete = hub.is_complete();
     tokio::spawn(door::admit(listener, notes.clone(), ended.clone()));
-    tokio::spawn(link::keep(endpoints, notes.clone(), ended.clone()));
-    Hub::new(worker, start, notes).run(receiver, shutdown).await
+    home.publish_door(address)
+        .map_err(io_error(&format!("cannot use {state}")))?;
+    tokio::spawn(async move {
+        tokio::select! {
+            () = ended.cancelled() => {}
+            () = is_complete.cancelled() => link::keep(endpoints, notes, ended.clone()).await,
+        }
+    });
+    hub.run(receiver, shutdown).await
+}
+
+/// The processes of the daemon before this one, if the life that they are from goes on; those
+/// without a handle have ended.
+type Adopted = Vec<(Entry, Option<Handle>)>;
+
+/// Takes the place of the daemon before this one: in which life of the worker, and with which of
+/// its processes.
+async fn succeed(
+    home: &Home,
+    class: &v1::NumericsClass,
+) -> io::Result<(Arc<Roster>, u64, Adopted)> {
+    let roster = Arc::new(Roster::load(&home.ranks())?);
+    let entries = roster.entries().into_iter().map(|entry| {
+        let handle = entry.take();
+        (entry, handle)
+    });
+    let adopted: Adopted = entries.collect();
+    let running = || adopted.iter().filter_map(|(_, handle)| handle.as_ref());
+    let life = home.life();
+    let found = Found {
+        life: life.as_ref(),
+        num_running: running().count(),
+        class: &class.clone().into(),
+    };
+    let (num_running, succession) = (found.num_running, Succession::decide(found));
+    match (succession, life) {
+        (Succession::GoesOn, Some(life)) => {
+            let incarnation = life.incarnation;
+            tracing::info!(num_running, incarnation, "takes ranks back");
+            Ok((roster, incarnation, adopted))
+        }
+        (succession, life) => {
+            if let Succession::Begins {
+                gives_up: Some(reason),
+            } = succession
+            {
+                tracing::warn!(
+                    num_running,
+                    reason,
+                    "ends ranks of the daemon before this one"
+                );
+            }
+            for handle in running() {
+                if !handle.end().await {
+                    let text = format!("process {} does not end", handle.pid());
+                    return Err(io::Error::other(text));
+                }
+            }
+            roster.keep(|_| false);
+            let since_epoch = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
+            let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+            // A later life of the same name outranks this one.
+            let last = life.map_or(0, |life| life.incarnation);
+            let life = Life {
+                incarnation: now_ms.max(last.saturating_add(1)),
+                class: class.clone(),
+            };
+            home.begin(&life)?;
+            Ok((roster, life.incarnation, Vec::new()))
+        }
+    }
 }
 
 /// The processors that one of `devices` ranks may use.

@@ -1,15 +1,18 @@
 //! The processes of one `muster train`: a coordinator and its workers as children, started again
-//! when they die. Each child's standard input is a pipe that only this process holds open, so that
-//! none outlives it, however it ends.
+//! when they die. The standard input of each child, and of each of theirs, is one pipe that only
+//! this process holds open, so that none outlives it, however it ends; and a worker that dies alone
+//! leaves its ranks at work, for the one that is started in its place.
 
+use std::io::{PipeReader, PipeWriter, pipe};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -31,14 +34,12 @@ pub(crate) struct Role {
 /// One child that runs.
 struct Running {
     child: Child,
-    /// Taken out of the child, since waiting for it would close the pipe.
-    _stdin: Option<ChildStdin>,
     started: Instant,
     /// How long its log was when it started: what is before is an older process's.
     log_start: u64,
 }
 
-fn spawn(role: &Role) -> Result<Running, Failure> {
+fn spawn(role: &Role, life: &PipeReader) -> Result<Running, Failure> {
     let about_log = |error| Failure::failed(format!("{}: {error}", role.log.display()));
     let log = std::fs::OpenOptions::new()
         .create(true)
@@ -46,9 +47,9 @@ fn spawn(role: &Role) -> Result<Running, Failure> {
         .open(&role.log)
         .map_err(about_log)?;
     let log_start = log.metadata().map_err(about_log)?.len();
-    let mut child = Command::new(std::env::current_exe()?)
+    let child = Command::new(std::env::current_exe()?)
         .args(&role.arguments)
-        .stdin(Stdio::piped())
+        .stdin(life.try_clone()?)
         .stdout(Stdio::piped())
         .stderr(log)
         // A group of its own: an interrupt from the terminal is this process's to handle.
@@ -58,10 +59,8 @@ fn spawn(role: &Role) -> Result<Running, Failure> {
         .map_err(|error| {
             Failure::failed(format!("the {} cannot be started: {error}", role.name))
         })?;
-    let stdin = child.stdin.take();
     Ok(Running {
         child,
-        _stdin: stdin,
         started: Instant::now(),
         log_start,
     })
@@ -97,7 +96,7 @@ fn last_line(log: &Path, start: u64) -> Option<String> {
 pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Result<String, Failure> {
     let mut patience = Patience::default();
     let (running, address) = loop {
-        let mut running = spawn(role)?;
+        let mut running = spawn(role, &tree.life)?;
         if let Some(address) = read_address(&mut running).await? {
             break (running, address);
         }
@@ -141,30 +140,37 @@ pub(crate) struct Tree {
     /// What makes going on useless.
     pub(crate) failed: mpsc::UnboundedReceiver<Failure>,
     watches: Vec<tokio::task::JoinHandle<()>>,
+    /// The end of this pipe is the end of the tree; nothing is ever written to it.
+    life: Arc<PipeReader>,
+    _root: PipeWriter,
 }
 
 impl Tree {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new() -> Result<Self, Failure> {
         let (failures, failed) = mpsc::unbounded_channel();
-        Self {
+        let (life, root) = pipe()?;
+        Ok(Self {
             ended: CancellationToken::new(),
             failures,
             failed,
             watches: Vec::new(),
-        }
+            life: Arc::new(life),
+            _root: root,
+        })
     }
 
     /// Starts a child, and keeps it running.
     pub(crate) fn start(&mut self, role: Role) -> Result<(), Failure> {
-        let running = spawn(&role)?;
+        let running = spawn(&role, &self.life)?;
         self.watch(role, running);
         Ok(())
     }
 
     fn watch(&mut self, role: Role, running: Running) {
         let (ended, failures) = (self.ended.clone(), self.failures.clone());
+        let life = Arc::clone(&self.life);
         self.watches.push(tokio::spawn(async move {
-            if let Err(failure) = keep(role, running, &ended).await {
+            if let Err(failure) = keep(role, running, &life, &ended).await {
                 // The command may be ending.
                 let _ = failures.send(failure);
             }
@@ -182,7 +188,12 @@ impl Tree {
 }
 
 /// Starts a child again whenever it ends, until it fails too fast.
-async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Result<(), Failure> {
+async fn keep(
+    role: Role,
+    mut running: Running,
+    life: &PipeReader,
+    ended: &CancellationToken,
+) -> Result<(), Failure> {
     let mut patience = Patience::default();
     loop {
         let status = tokio::select! {
@@ -204,7 +215,7 @@ async fn keep(role: Role, mut running: Running, ended: &CancellationToken) -> Re
             () = ended.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
         }
-        running = spawn(&role)?;
+        running = spawn(&role, life)?;
     }
 }
 

@@ -157,3 +157,50 @@ impl World {
         new.map(|(rank, _)| rank)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::History;
+    use crate::testing::worker;
+
+    fn world(generation: u64, processes: &[u64]) -> World {
+        let size = u32::try_from(processes.len()).unwrap();
+        let runs = crate::tree::runs(8, size).unwrap();
+        let ranks = processes
+            .iter()
+            .zip(runs)
+            .map(|(process, shards)| Placement {
+                process: ProcessId(*process),
+                worker: worker("a"),
+                incarnation: Incarnation(1),
+                shards,
+            });
+        World {
+            history: History(1),
+            generation: Generation(generation),
+            first_step: Step(3),
+            ranks: ranks.collect(),
+            finish: Some(crate::state::Finish {
+                evaluated: false,
+                parts: Vec::new(),
+            }),
+        }
+    }
+
+    #[test]
+    fn who_ends_while_a_world_is_decided_is_gone_in_that_world() {
+        let mut watch = Watch::default();
+        // Process 1 is why there is a new world; 3, and 4 that is to enter, end behind the decision.
+        for (rank, how) in [(0, "signal 9"), (2, "signal 11")] {
+            watch.gone.insert(RankId(rank), how.to_owned());
+        }
+        let gone = Standby::Gone("exit code 1".to_owned());
+        watch.standbys.insert(ProcessId(4), gone);
+        watch.standbys.insert(ProcessId(5), Standby::Ready);
+        let next = watch.follow(Some(&world(1, &[1, 2, 3])), &world(2, &[2, 3, 4, 5]), 0);
+        let expected = [(1, "signal 11"), (2, "exit code 1")];
+        let expected = expected.map(|(rank, how)| (RankId(rank), how.to_owned()));
+        assert_eq!(next.gone, BTreeMap::from(expected));
+    }
+}

@@ -30,8 +30,17 @@ pub enum Input {
         /// Its process id.
         pid: u32,
     },
-    /// A process showed its token, and can be talked to.
+    /// A process of this place runs that an earlier daemon of this worker started.
+    Adopted {
+        /// What it was told to be at last, as far as is known.
+        key: v1::RankKey,
+        /// Its process id.
+        pid: u32,
+    },
+    /// A process that has had no assignment yet showed its token, and can be talked to.
     RankConnected(v1::RankKey),
+    /// A process that is this at present showed its token again: an earlier connection ended.
+    RankReturned(v1::RankKey),
     /// A process reports.
     FromRank(v1::RankReport),
     /// A process ended, or could not be started.
@@ -81,6 +90,8 @@ struct Process {
     exited: Option<v1::RankExited>,
     /// Nobody wants to know how it ends.
     is_unwanted: bool,
+    /// Its first assignment was lost with an earlier daemon: it runs for nobody yet.
+    is_unassigned: bool,
 }
 
 impl Process {
@@ -94,7 +105,17 @@ impl Process {
             parts: Vec::new(),
             exited: None,
             is_unwanted: false,
+            is_unassigned: false,
         }
+    }
+
+    /// What it was to be told when it connects, and whether that makes it a rank of a world.
+    fn take_waiting(&mut self) -> (Vec<ToRank>, bool) {
+        let waiting = self.waiting.take().unwrap_or_default();
+        let is_assigned = waiting
+            .iter()
+            .any(|message| matches!(message, ToRank::Assignment(_)));
+        (waiting, is_assigned)
     }
 
     /// Tells it now, or when it connects.
@@ -149,6 +170,8 @@ impl Process {
 pub struct Agent {
     worker: v1::RegisterWorker,
     is_connected: bool,
+    /// Whether a coordinator has heard which processes run here.
+    was_introduced: bool,
     processes: BTreeMap<Place, Process>,
     num_refused: u64,
 }
@@ -160,6 +183,7 @@ impl Agent {
         Self {
             worker,
             is_connected: false,
+            was_introduced: false,
             processes: BTreeMap::new(),
             num_refused: 0,
         }
@@ -169,6 +193,12 @@ impl Agent {
     #[must_use]
     pub fn num_refused(&self) -> u64 {
         self.num_refused
+    }
+
+    /// Whether somebody may still need to hear of a process.
+    #[must_use]
+    pub fn knows(&self, place: &Place) -> bool {
+        self.processes.contains_key(place)
     }
 
     /// The processes that run, or are to run.
@@ -189,13 +219,13 @@ impl Agent {
             Input::Disconnected => self.is_connected = false,
             Input::FromCoordinator(message) => self.ordered(message, outputs),
             Input::Started { key, pid } => self.started(&key, pid, outputs),
-            Input::RankConnected(key) => {
-                if let Some(process) = self.process(&key) {
-                    for message in process.waiting.take().unwrap_or_default() {
-                        process.tell(message, outputs);
-                    }
-                }
+            Input::Adopted { key, pid } => {
+                let mut process = Process::new(key);
+                process.pid = Some(pid);
+                self.processes.insert(place(&process.key), process);
             }
+            Input::RankConnected(key) => self.rank_connected(&key, outputs),
+            Input::RankReturned(key) => self.rank_returned(key, outputs),
             Input::FromRank(report) => self.reported(report, outputs),
             Input::Exited(exited) => self.exited(exited, outputs),
             Input::Shutdown => {
@@ -217,6 +247,57 @@ impl Agent {
         process
     }
 
+    /// A process waits for its first assignment. Where that was lost with an earlier daemon, the
+    /// coordinator says it again if it does not hear that the process runs; if it has heard so, the
+    /// process is of no use, and has nothing that would be lost.
+    fn rank_connected(&mut self, key: &v1::RankKey, outputs: &mut Vec<Output>) {
+        let was_introduced = self.was_introduced;
+        let Some(process) = self.process(key) else {
+            return;
+        };
+        let (waiting, is_assigned) = process.take_waiting();
+        if !is_assigned && was_introduced {
+            outputs.push(Output::Kill(process.key.clone()));
+            return;
+        }
+        process.is_unassigned = !is_assigned;
+        for message in waiting {
+            process.tell(message, outputs);
+        }
+    }
+
+    /// A process knows better than an earlier daemon's notes what it is: an assignment may have
+    /// been lost on the way, and is said again where the coordinator hears what arrived.
+    fn rank_returned(&mut self, key: v1::RankKey, outputs: &mut Vec<Output>) {
+        let Some(process) = self.process(&key) else {
+            return;
+        };
+        let (waiting, is_assigned) = process.take_waiting();
+        let is_news = !is_assigned && key != process.key;
+        if is_news {
+            process.enter(key);
+        }
+        for message in waiting {
+            process.tell(message, outputs);
+        }
+        if is_news {
+            let key = process.key.clone();
+            self.tell_started(&key, outputs);
+        }
+    }
+
+    /// Tells the coordinator what runs, as what it is at present.
+    fn tell_started(&self, key: &v1::RankKey, outputs: &mut Vec<Output>) {
+        let Some(process) = self.processes.get(&place(key)) else {
+            return;
+        };
+        if let Some(pid) = process.pid.filter(|_| !process.is_unwanted) {
+            let key = Some(process.key.clone());
+            let started = v1::RankStarted { key, pid };
+            self.tell(ToCoordinator::Started(started), outputs);
+        }
+    }
+
     fn tell(&self, message: ToCoordinator, outputs: &mut Vec<Output>) {
         if self.is_connected {
             outputs.push(Output::ToCoordinator(message));
@@ -226,7 +307,10 @@ impl Agent {
     /// Says who is here and what runs, and again what an earlier stream may have lost.
     fn introduce(&mut self, outputs: &mut Vec<Output>) {
         self.is_connected = true;
-        let living = self.living().filter(|process| !process.is_unwanted);
+        self.was_introduced = true;
+        let living = self
+            .living()
+            .filter(|process| !process.is_unwanted && !process.is_unassigned);
         let ranks = living.map(|process| v1::RunningRank {
             key: Some(process.key.clone()),
             pid: process.pid.unwrap_or_default(),
@@ -277,22 +361,28 @@ impl Agent {
             rank: assignment.rank,
             process: assignment.process,
         };
+        let mut is_found = false;
         let process = match self.processes.entry(place(&key)) {
             Entry::Vacant(vacant) => {
                 outputs.push(Output::Start(key.clone()));
-                vacant.insert(Process::new(key))
+                vacant.insert(Process::new(key.clone()))
             }
             Entry::Occupied(occupied) => {
                 let process = occupied.into_mut();
                 let has_ended = process.is_unwanted || process.exited.is_some();
-                if has_ended || key.generation <= process.key.generation {
+                let is_old = key.generation <= process.key.generation;
+                if has_ended || is_old && !process.is_unassigned {
                     return;
                 }
-                process.enter(key);
+                is_found = std::mem::take(&mut process.is_unassigned);
+                process.enter(key.clone());
                 process
             }
         };
         process.tell(ToRank::Assignment(assignment), outputs);
+        if is_found {
+            self.tell_started(&key, outputs);
+        }
     }
 
     fn told(&mut self, order: v1::RankOrder, outputs: &mut Vec<Output>) {
@@ -338,12 +428,7 @@ impl Agent {
             return;
         };
         process.pid = Some(pid);
-        if process.is_unwanted {
-            return;
-        }
-        let key = Some(process.key.clone());
-        let started = v1::RankStarted { key, pid };
-        self.tell(ToCoordinator::Started(started), outputs);
+        self.tell_started(key, outputs);
     }
 
     /// Passes a report on, whichever world it is of: the coordinator knows which one counts.

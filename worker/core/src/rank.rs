@@ -415,6 +415,11 @@ impl RankMachine {
         }
     }
 
+    /// What was sent may have been lost on the way: all that is not acknowledged is sent again.
+    pub fn send_records_again(&mut self) {
+        self.records.send_all_again();
+    }
+
     /// A record, and all before it, are durable at the coordinator.
     pub fn acked(&mut self, place: Place) {
         self.records.acked(place);

@@ -2,19 +2,20 @@
 //! has learners of its own calls [`rank_main`] with them.
 //!
 //! 1. [`rank_main`]: the process, from its environment to its exit code.
-//! 2. [`run_rank`]: the rank itself, on two sockets.
-//! 3. [`class`] and [`probe`]: what decides its bits beside the job.
-//! 4. [`end_with_the_tree`]: how a process of a tree notices that its root is gone.
-//! 5. [`validate`]: whether a job fits its data, before anything is started; [`verify`]: whether a
+//! 2. [`class`] and [`probe`]: what decides its bits beside the job.
+//! 3. [`end_with_the_tree`]: how a process of a tree notices that its root is gone.
+//! 4. [`validate`]: whether a job fits its data, before anything is started; [`verify`]: whether a
 //!    ledger is true, at any time.
 
 mod class;
+mod door;
 mod heal;
 mod life;
 mod note;
 mod prepare;
 mod process;
 mod records;
+mod said;
 mod shared;
 mod tree;
 mod validate;
@@ -24,7 +25,7 @@ mod writer;
 
 pub use class::{class, probe};
 pub use prepare::Build;
-pub use process::{Ending, rank_main, run_rank};
+pub use process::rank_main;
 pub use tree::end_with_the_tree;
 pub use validate::{DataSummary, check_checkpoint_folder, digest_file, validate};
 pub use verify::{Verified, verify};

@@ -1,12 +1,13 @@
 //! A rank as a process: what its worker tells it through the environment and two sockets, and how
-//! it ends.
+//! it ends. It goes on while its worker has no daemon, for a while.
 
 use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use muster_cluster::command::NumericsClass;
@@ -16,18 +17,22 @@ use muster_trainer::checkpoint;
 use v1::rank_report::Report;
 
 use crate::class::class;
+use crate::door::{Door, Side};
 use crate::life::live;
 use crate::prepare::Build;
 use crate::records;
 use crate::shared::{Shared, Trouble};
 use crate::tree::end_with_the_tree;
 
+/// Between two tries to come in where the first was let in and then left alone.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+
 /// How a rank ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+enum Ending {
     /// The coordinator dismissed it: it has done its part.
     Dismissed,
-    /// Its worker is gone, or ended it.
+    /// Its worker is gone for too long, or ended it.
     Ended,
 }
 
@@ -54,17 +59,18 @@ fn start(build: Build, canary: fn() -> String) -> anyhow::Result<Ending> {
     if std::env::var_os("MUSTER_TREE").is_some() {
         end_with_the_tree()?;
     }
-    let address: SocketAddr = variable("MUSTER_RANK_ADDR")?
-        .parse()
-        .context("MUSTER_RANK_ADDR is no address")?;
     let host: IpAddr = variable("MUSTER_RANK_HOST")?
         .parse()
         .context("MUSTER_RANK_HOST is no IP address")?;
-    let token = variable("MUSTER_RANK_TOKEN")?.into_bytes();
     let number = |name: &str| {
         let text = variable(name)?;
         text.parse::<u64>()
             .with_context(|| format!("{name} is {text:?}, a number was expected"))
+    };
+    let door = Door {
+        file: variable("MUSTER_RANK_DOOR")?.into(),
+        token: variable("MUSTER_RANK_TOKEN")?.into_bytes(),
+        orphan: Duration::from_millis(number("MUSTER_RANK_ORPHAN_MS")?),
     };
     let key = v1::RankKey {
         job: variable("MUSTER_RANK_JOB")?,
@@ -74,47 +80,49 @@ fn start(build: Build, canary: fn() -> String) -> anyhow::Result<Ending> {
             .context("MUSTER_RANK_RANK is too large")?,
         process: number("MUSTER_RANK_PROCESS")?,
     };
-    let connect = |bulk| -> io::Result<TcpStream> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        let hello = v1::RankHello {
-            token: token.clone(),
-            key: Some(key.clone()),
-            bulk,
-        };
-        let hello = v1::FromRank {
-            message: Some(v1::from_rank::Message::Hello(hello)),
-        };
-        stream.write_all(&frame::encode(&hello))?;
-        Ok(stream)
-    };
-    let control =
-        connect(false).with_context(|| format!("cannot reach the worker at {address}"))?;
-    let bulk = connect(true).with_context(|| format!("cannot reach the worker at {address}"))?;
     let class = class(canary).context("cannot read this program's own file")?;
-    run_rank(control, bulk, build, &class, host, || std::process::exit(1))
+    run_rank(&door, &key, build, &class, host)
 }
 
-/// Runs one rank on its two connections to the worker, after the hellos. `on_lost` is called when
-/// the worker is gone: a process then ends at once, whatever it computes.
+/// The first assignment, and the connection that it came on; `None` when there is no worker.
 ///
 /// # Errors
-/// When the worker says something that is not our protocol before the work began.
-pub fn run_rank(
-    mut control: TcpStream,
-    bulk: TcpStream,
+/// When the worker says something else first.
+fn first_assignment(
+    door: &Door,
+    key: &v1::RankKey,
+) -> anyhow::Result<Option<(v1::Assignment, TcpStream)>> {
+    while let Some(mut control) = door.enter(key, Side::Control { is_new: true }) {
+        match frame::read::<v1::ToRank>(&mut control) {
+            Ok(Some(v1::ToRank {
+                message: Some(v1::to_rank::Message::Assignment(assignment)),
+            })) => return Ok(Some((assignment, control))),
+            Ok(Some(other)) => {
+                anyhow::bail!("the worker began with {other:?}; an assignment was expected")
+            }
+            // The daemon ended, and another one may come.
+            Ok(None) | Err(_) => thread::sleep(RETRY_WAIT),
+        }
+    }
+    Ok(None)
+}
+
+/// Runs one rank, through all daemons of its worker.
+fn run_rank(
+    door: &Door,
+    key: &v1::RankKey,
     build: Build,
     class: &NumericsClass,
     host: IpAddr,
-    on_lost: fn(),
 ) -> anyhow::Result<Ending> {
-    let first: Option<v1::ToRank> = frame::read(&mut control).context("reading the assignment")?;
-    let assignment = match first.and_then(|first| first.message) {
-        Some(v1::to_rank::Message::Assignment(assignment)) => assignment,
-        Some(other) => anyhow::bail!("the worker began with {other:?}; an assignment was expected"),
-        None => return Ok(Ending::Ended),
+    let Some((assignment, control)) = first_assignment(door, key)? else {
+        return Ok(Ending::Ended);
+    };
+    let Some(bulk) = door.enter(key, Side::Bulk) else {
+        return Ok(Ending::Ended);
     };
     let (sender, records) = channel();
+    let on_lost = || std::process::exit(1);
     let shared = Arc::new(Shared::new(
         assignment.clone(),
         control.try_clone()?,
@@ -122,14 +130,11 @@ pub fn run_rank(
         on_lost,
     ));
     let folder = assignment.checkpoint_folder.clone();
-    let of_reader = Arc::clone(&shared);
+    let (of_reader, through) = (Arc::clone(&shared), door.clone());
     thread::Builder::new()
         .name("orders".to_owned())
-        .spawn(move || {
-            read_orders(&of_reader, control, &folder);
-            of_reader.fail(Trouble::Lost);
-        })?;
-    records::start(&shared, records, bulk)?;
+        .spawn(move || obey(&of_reader, control, &through, &folder))?;
+    records::start(&shared, records, bulk, door.clone())?;
     let report = match live(&shared, &assignment, build, class, host) {
         Ok(()) => return Ok(Ending::Dismissed),
         Err(Trouble::Lost | Trouble::Closed) => return Ok(Ending::Ended),
@@ -155,10 +160,25 @@ pub fn run_rank(
     Ok(Ending::Ended)
 }
 
-/// Takes what the worker says until the connection ends.
-fn read_orders(shared: &Shared, mut control: TcpStream, folder: &str) {
+/// Takes orders from one daemon of the worker after another.
+fn obey(shared: &Shared, mut control: TcpStream, door: &Door, folder: &str) {
     loop {
-        let message = match frame::read::<v1::ToRank>(&mut control) {
+        read_orders(shared, &mut control, folder);
+        let next = door.enter(&shared.key(), Side::Control { is_new: false });
+        let next = next.and_then(|stream| Some((stream.try_clone().ok()?, stream)));
+        let Some((writing, reading)) = next else {
+            return shared.fail(Trouble::Lost);
+        };
+        tracing::info!("talks to another daemon of its worker");
+        shared.talk_to(writing);
+        control = reading;
+    }
+}
+
+/// Takes what a daemon says until the connection ends.
+fn read_orders(shared: &Shared, control: &mut TcpStream, folder: &str) {
+    loop {
+        let message = match frame::read::<v1::ToRank>(control) {
             Ok(Some(v1::ToRank {
                 message: Some(message),
             })) => message,

@@ -12,10 +12,13 @@ use muster_proto::{frame, v1};
 use muster_worker_core::rank::{Cause, RankMachine, RankPlan};
 use v1::rank_report::Report;
 
+use crate::records::ToBulk;
+use crate::said::Said;
+
 /// How a rank's work ends before its end.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Trouble {
-    /// The worker is gone, or wants this rank to go.
+    /// The worker is gone for too long.
     Lost,
     /// This world is closed: what comes next is another one.
     Closed,
@@ -34,6 +37,8 @@ struct Inner {
     /// What this process is at present.
     key: v1::RankKey,
     machine: RankMachine,
+    /// What another daemon of the worker has to hear again.
+    said: Said,
     /// The world that it is to enter.
     assignment: Option<v1::Assignment>,
     /// Where the ranks of a world listen, and of which world.
@@ -49,14 +54,14 @@ struct Inner {
 /// See above.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Called when the worker is gone, before anything else is done about it.
+    /// Called when the worker is gone for too long, before anything else is done about it.
     on_lost: fn(),
     /// Whether this rank was told to stop; it travels on the next step's note.
     pub(crate) stop: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
     control: Mutex<TcpStream>,
-    records: Sender<v1::StepRecord>,
+    records: Sender<ToBulk>,
 }
 
 /// Records that may wait for their acknowledgement; a rank that has more waits, too.
@@ -66,11 +71,12 @@ impl Shared {
     pub(crate) fn new(
         assignment: v1::Assignment,
         control: TcpStream,
-        records: Sender<v1::StepRecord>,
+        records: Sender<ToBulk>,
         on_lost: fn(),
     ) -> Self {
         let inner = Inner {
             key: key_of(&assignment),
+            said: Said::default(),
             machine: RankMachine::new(assignment.generation),
             assignment: (assignment.generation > 0).then_some(assignment),
             peers: None,
@@ -104,21 +110,46 @@ impl Shared {
         self.lock().key.clone()
     }
 
-    /// Says something to the coordinator. When the worker is gone, the thread that reads notices.
+    /// Says something to the coordinator.
     pub(crate) fn report(&self, report: Report) {
-        self.send_report(self.key(), report);
-    }
-
-    fn send_report(&self, key: v1::RankKey, report: Report) {
+        let key = {
+            let mut inner = self.lock();
+            let key = inner.key.clone();
+            inner.said.keep(&key, &report);
+            key
+        };
         let report = v1::RankReport {
             key: Some(key),
             report: Some(report),
         };
-        let message = v1::FromRank {
-            message: Some(v1::from_rank::Message::Report(report)),
+        send(&mut self.control(), report);
+    }
+
+    fn control(&self) -> MutexGuard<'_, TcpStream> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is another daemon of the worker: it hears again what counts.
+    pub(crate) fn talk_to(&self, stream: TcpStream) {
+        let mut control = self.control();
+        *control = stream;
+        // Whoever reports meanwhile has kept it, and says it once more behind this.
+        let again = {
+            let inner = self.lock();
+            inner.said.again(&inner.key)
         };
-        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = control.write_all(&frame::encode(&message));
+        for report in again {
+            send(&mut control, report);
+        }
+    }
+
+    /// Records go to another daemon of the worker, from the first that is not acknowledged.
+    pub(crate) fn record_to(&self, stream: TcpStream) {
+        self.tell_inner(|inner| {
+            // In the channel all that is sent anew is behind the connection, and all else before.
+            let _ = self.records.send(ToBulk::Connection(stream));
+            inner.machine.send_records_again();
+        });
     }
 
     /// Tells the machine something, and sends the reports and records that follow from it. Where it
@@ -130,7 +161,11 @@ impl Shared {
     fn tell_inner<T>(&self, tell: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let told = tell(&mut inner);
+        let key = inner.key.clone();
         let reports = inner.machine.take_reports();
+        for report in &reports {
+            inner.said.keep(&key, report);
+        }
         // Under the lock, so that records keep their order; the channel takes them at once.
         for mut record in inner.machine.take_records() {
             // What came with a state was made by another process; it is this one that says it now.
@@ -138,19 +173,22 @@ impl Shared {
             if !record.key.as_ref().is_some_and(is_own) {
                 record.key = Some(inner.key.clone());
             }
-            // When the worker is gone, the thread that reads orders ends the rank.
-            let _ = self.records.send(record);
+            // The thread that sends them ends with the process.
+            let _ = self.records.send(ToBulk::Record(record));
         }
         if !inner.machine.is_open()
             && let Some(revoker) = &inner.revoker
         {
             revoker.revoke();
         }
-        let key = inner.key.clone();
         drop(inner);
         self.changed.notify_all();
         for report in reports {
-            self.send_report(key.clone(), report);
+            let report = v1::RankReport {
+                key: Some(key.clone()),
+                report: Some(report),
+            };
+            send(&mut self.control(), report);
         }
         told
     }
@@ -177,6 +215,7 @@ impl Shared {
                     inner.key = key_of(&assignment);
                     // Orders for this world follow it, and may come before it is entered.
                     inner.pause = None;
+                    inner.said.enters(&inner.key);
                     inner.machine.assigned(assignment.generation);
                     inner.assignment = Some(assignment);
                 });
@@ -195,7 +234,10 @@ impl Shared {
             Order::Peers(peers) => self.lock().peers = Some((generation, peers.addresses)),
             Order::Stop(_) => self.stop.store(true, Ordering::SeqCst),
             Order::Committed(committed) => {
-                self.tell(|machine| machine.committed(committed.step));
+                self.tell_inner(|inner| {
+                    inner.said.committed(committed.step);
+                    inner.machine.committed(committed.step);
+                });
                 return Some(committed);
             }
             Order::Dismiss(_) => self.lock().is_dismissed = true,
@@ -303,6 +345,14 @@ impl Shared {
             inner = self.wait(inner);
         }
     }
+}
+
+/// When the worker is gone, the thread that reads orders notices, and looks for another daemon.
+fn send(control: &mut TcpStream, report: v1::RankReport) {
+    let message = v1::FromRank {
+        message: Some(v1::from_rank::Message::Report(report)),
+    };
+    let _ = control.write_all(&frame::encode(&message));
 }
 
 fn key_of(assignment: &v1::Assignment) -> v1::RankKey {

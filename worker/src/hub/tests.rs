@@ -1,7 +1,7 @@
 //! A process keeps its connections and its log through worlds.
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -77,6 +77,7 @@ fn knock(address: SocketAddr, token: &[u8], bulk: bool) -> TcpStream {
         token: token.to_vec(),
         key: Some(key(0, 0)),
         bulk,
+        is_new: true,
     };
     say(&mut stream, FromRank::Hello(hello));
     stream
@@ -119,13 +120,15 @@ async fn a_process_keeps_its_connections_and_its_log_through_worlds() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let start = Start {
         program: program(&folder),
-        address: listener.local_addr().unwrap(),
+        door: folder.join("door"),
         host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         threads: 1,
         tree: false,
+        orphan: Duration::from_secs(30),
         logs: folder.join("logs"),
+        roster: Arc::new(Roster::load(&folder.join("ranks")).unwrap()),
     };
-    let address = start.address;
+    let address = listener.local_addr().unwrap();
     let (notes, receiver) = mpsc::unbounded_channel();
     let note = |note| notes.send(note).expect("the hub lives");
     let shutdown = CancellationToken::new();

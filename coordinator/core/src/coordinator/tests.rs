@@ -362,6 +362,21 @@ fn a_request_that_is_made_again_gets_the_first_answer() {
 }
 
 #[test]
+fn of_two_streams_of_one_worker_the_first_ends_alone() {
+    let mut bench = Bench::new();
+    let [first, second] = [(); 2].map(|()| bench.hello("a", 1, Vec::new()));
+    let refused: Vec<bool> = [first, second]
+        .into_iter()
+        .flat_map(|session| bench.sent_to(session))
+        .filter_map(|message| match message {
+            To::Refused(refused) => Some(refused.superseded),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(refused, [true], "whoever is at its other end comes back");
+}
+
+#[test]
 fn of_two_workers_with_one_name_the_older_is_refused() {
     let mut bench = Bench::new();
     let new = bench.hello("a", 2, Vec::new());

@@ -1,5 +1,8 @@
 //! What a worker does with processes, worlds and streams that come and go.
 
+mod adoption;
+mod streams;
+
 use super::*;
 
 /// Process 7 as a rank of a world.

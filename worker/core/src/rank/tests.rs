@@ -353,3 +353,39 @@ fn records_outlive_the_rank_that_sends_them() {
     machine.record(record((5, false)));
     assert_eq!(machine.num_unacked(), 0, "its acknowledgement came first");
 }
+
+#[test]
+fn a_state_that_is_taken_over_when_its_world_closes_is_reported() {
+    let mut machine = RankMachine::new(0);
+    machine.prepared(RULES, None);
+    assert!(machine.enter(healed(2, 3, 0)));
+    assert!(machine.begin_apply());
+    machine.close(2, cause("rank 1 is gone"));
+    assert_eq!(machine.take_reports(), [], "it is about to have a state");
+    machine.received(3);
+    assert_eq!(closed(&mut machine), holdings(3, &[], false));
+    assert!(!machine.begin_apply());
+}
+
+#[test]
+fn records_are_taken_over_with_the_state_they_led_to() {
+    let mut old = rank_at(0);
+    for place in [(1, false), (2, false), (3, false)] {
+        old.record(record(place));
+    }
+    old.acked((1, false));
+    let mut young = RankMachine::new(0);
+    young.prepared(RULES, None);
+    assert!(young.enter(RankPlan {
+        rank: 1,
+        ..healed(2, 3, 0)
+    }));
+    young.inherited(old.unacked().cloned().collect());
+    young.received(3);
+    young.record(record((4, false)));
+    assert_eq!(young.take_records(), [], "rank 0 sends them");
+    young.close(2, cause("rank 0 is gone"));
+    assert!(young.enter(healed(3, 4, 0)));
+    let expected = [(2, false), (3, false), (4, false)].map(record);
+    assert_eq!(young.take_records(), expected);
+}
