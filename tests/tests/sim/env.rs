@@ -1,0 +1,110 @@
+//! What all processes of the simulation share beside the network: the disk of checkpoints, the
+//! oracle, the log, and the bugs that are planted to see whether anybody notices.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use muster_proto::v1;
+
+use super::model::State;
+use super::net::{Net, Node};
+use super::oracle::Oracle;
+
+/// A bug of the model's, never of the product's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plant {
+    Nothing,
+    /// A step that completes after the rank reported its world closed is applied all the same.
+    ApplyWhenClosed,
+    /// Frames are matched by their sender alone, whatever generation they are of.
+    AnyGeneration,
+    /// What a dead rank had sent of a shard is counted beside what is computed again.
+    CountTheDead,
+    /// A checkpoint's files are reported before the records of its steps are durable.
+    ReportEarly,
+}
+
+/// A moment in the life of a process at which a fault is of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    Preparing,
+    Entering,
+    Meeting,
+    Giving,
+    Taking,
+    Computing,
+    Reducing,
+    Applying,
+    Applied,
+    Evaluating,
+    Writing,
+    Closed,
+    Done,
+    Decided,
+    Committed,
+}
+
+pub(crate) const POINTS: [Point; 15] = [
+    Point::Preparing,
+    Point::Entering,
+    Point::Meeting,
+    Point::Giving,
+    Point::Taking,
+    Point::Computing,
+    Point::Reducing,
+    Point::Applying,
+    Point::Applied,
+    Point::Evaluating,
+    Point::Writing,
+    Point::Closed,
+    Point::Done,
+    Point::Decided,
+    Point::Committed,
+];
+
+/// A process that a worker starts.
+#[derive(Debug)]
+pub(crate) struct Spawn {
+    pub(crate) pid: u32,
+    pub(crate) host: u32,
+    pub(crate) life: u64,
+    pub(crate) key: v1::RankKey,
+}
+
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) net: Net,
+    pub(crate) oracle: Oracle,
+    pub(crate) plant: Plant,
+    /// Checkpoint files by name; every machine sees them.
+    pub(crate) files: BTreeMap<String, State>,
+    pub(crate) points: Vec<(Point, Node)>,
+    pub(crate) spawns: Vec<Spawn>,
+    /// Processes that ended by themselves, and how.
+    pub(crate) exits: Vec<(u32, String)>,
+    pub(crate) num_pids: u32,
+    /// The lines of the log; `None` where nobody wants them.
+    pub(crate) log: Option<Vec<String>>,
+}
+
+impl Env {
+    pub(crate) fn log(&mut self, line: fmt::Arguments<'_>) {
+        if let Some(log) = &mut self.log {
+            let now = self.net.now;
+            log.push(format!(
+                "{:>4}.{:06} {line}",
+                now / 1_000_000,
+                now % 1_000_000
+            ));
+        }
+    }
+
+    pub(crate) fn point(&mut self, point: Point, node: Node) {
+        self.points.push((point, node));
+    }
+
+    pub(crate) fn new_pid(&mut self) -> u32 {
+        self.num_pids += 1;
+        self.num_pids
+    }
+}

@@ -1,0 +1,84 @@
+//! What one rank gives another, as bytes: the reduced vector of a step, or a whole state with the
+//! records that are not acknowledged; see `worker/rank/src/heal.rs`.
+
+use muster_proto::{frame, v1};
+
+use super::super::model::{NUM_SHARDS, ShardNote, State, hash};
+use super::work::Last;
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let words = bytes.chunks_exact(8);
+    words.filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)))
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let words = bytes.chunks_exact(4);
+    let floats = words.filter_map(|word| Some(f32::from_le_bytes(word.try_into().ok()?)));
+    floats.collect()
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+impl Last {
+    pub(super) fn encode(&self) -> [Vec<u8>; 2] {
+        let notes = self.notes.iter();
+        let notes = notes.flat_map(|(shard, digest)| [u64::from(*shard), *digest]);
+        let head = std::iter::once(self.step).chain(notes);
+        let head = head.flat_map(u64::to_le_bytes).collect();
+        [head, bytes_of(&self.vector)]
+    }
+
+    pub(super) fn decode(heard: &[Vec<u8>]) -> Self {
+        let head: Vec<u64> = words(&heard[0]).collect();
+        let notes = head[1..].chunks_exact(2);
+        let note =
+            |pair: &[u64]| -> ShardNote { (u32::try_from(pair[0]).unwrap_or(NUM_SHARDS), pair[1]) };
+        Self {
+            step: head[0],
+            notes: notes.map(note).collect(),
+            vector: floats(&heard[1]).into(),
+        }
+    }
+}
+
+/// Every giver sends all of it, where the product sends an equal share; and with it the records that
+/// are not acknowledged.
+pub(super) fn encode_state(state: &State, records: &[v1::StepRecord]) -> [Vec<u8>; 2] {
+    let head = [state.step, state.trace];
+    let head: Vec<u8> = head.into_iter().flat_map(u64::to_le_bytes).collect();
+    let values = state.values();
+    let mut head = [head, hash(&values).into_bytes()].concat();
+    for record in records {
+        let record = v1::from_rank::Message::Record(record.clone());
+        let message = Some(record);
+        head.extend(frame::encode(&v1::FromRank { message }));
+    }
+    [head, bytes_of(&values)]
+}
+
+pub(super) fn decode_state(heard: &[Vec<u8>]) -> Option<(State, Vec<v1::StepRecord>)> {
+    let mut records = Vec::new();
+    let mut states = heard.chunks_exact(2).map(|pair| {
+        let (head, sent) = pair[0].split_at(16);
+        let (sent, mut rest) = sent.split_at(16);
+        records.clear();
+        while let Ok(Some(message)) = frame::read::<v1::FromRank>(&mut rest) {
+            if let Some(v1::from_rank::Message::Record(record)) = message.message {
+                records.push(record);
+            }
+        }
+        let head: Vec<u64> = words(head).collect();
+        let values = floats(&pair[1]);
+        let is_whole = hash(&values).as_bytes() == sent;
+        is_whole.then(|| State::of_values(head[0], head[1], &values))
+    });
+    let first = states.next()??;
+    let is_whole = states.all(|state| state.as_ref() == Some(&first));
+    drop(states);
+    is_whole.then_some((first, records))
+}

@@ -1,0 +1,484 @@
+//! The main thread of a rank: what it does in one world after another, and what it waits for; see
+//! `worker/rank/src/{life,prepare,work,writer}.rs`. Steps themselves are in `steps`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use muster_cluster::tree::{self, Run};
+use muster_collective::{Accumulator, Error, LossReason, Pool, Reduced};
+use muster_proto::{convert, v1};
+use muster_worker_core::rank::{Cause, Next, RankPlan, Rules};
+use v1::rank_report::Report;
+
+use super::super::env::{Env, Point};
+use super::super::model::{
+    CHECKPOINT_EVERY, EVALUATE_EVERY, NUM_CHUNKS, NUM_ELEMENTS, NUM_SHARDS, ShardNote, State,
+    TOTAL_STEPS,
+};
+use super::super::net::{MS, SECOND, Time, Timer};
+use super::super::note::Note;
+use super::meet::Received;
+use super::{Rank, Trouble, address};
+
+/// How long a collective waits, as the coordinator says.
+pub(super) const TIMEOUT: Time = 60 * SECOND;
+
+/// The files of a checkpoint.
+pub(super) const FILES: [&str; 2] = ["params", "optimizer"];
+
+/// The last step's reduced vector, for ranks that were not as fast.
+#[derive(Clone, Debug)]
+pub(crate) struct Last {
+    pub(super) step: u64,
+    pub(super) vector: Arc<Vec<f32>>,
+    pub(super) notes: Vec<ShardNote>,
+}
+
+/// What the main thread does, or waits for.
+#[derive(Debug)]
+pub(crate) enum Main {
+    Booting,
+    Preparing(v1::Assignment),
+    /// It waits for a world.
+    Waiting,
+    Computing {
+        shard: u32,
+        left: VecDeque<u32>,
+        then: Then,
+    },
+    /// It waits for the others of its world.
+    Meeting,
+    TakingOver(State, Vec<v1::StepRecord>),
+    Reducing,
+    /// Between the end of a reduction and the update.
+    Merging(Last, Note),
+    Applying(Last, Note),
+    Evaluating(VecDeque<u32>, Vec<(u32, f64)>),
+    Gathering,
+    /// The checkpoint before this one is still being written.
+    WaitingForWriter(Vec<u32>),
+    /// It waits until the others have heard its goodbye.
+    Leaving {
+        until: Time,
+    },
+    /// It has said what the matter is, and waits for its end.
+    Failed,
+}
+
+/// What contributions are computed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Meet,
+    Reduce,
+}
+
+/// What one world asks of this rank.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) plan: RankPlan,
+    pub(super) first: Vec<Vec<Run>>,
+    pub(super) then: Vec<Vec<Run>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) state: State,
+    /// Whether that is a state of the job, and not one that another rank will give.
+    pub(crate) has_state: bool,
+    pub(super) held: Accumulator,
+    pub(super) notes: Vec<ShardNote>,
+    pub(super) last: Option<Last>,
+    world: Option<World>,
+    /// The snapshot that is being written, and which of its files are not.
+    pub(super) writing: Option<(State, VecDeque<u32>)>,
+}
+
+impl Work {
+    pub(super) fn forget(&mut self) {
+        self.held.clear();
+        self.notes.clear();
+    }
+
+    pub(super) fn world(&self) -> &World {
+        self.world.as_ref().expect("it has entered one")
+    }
+}
+
+fn runs(shards: &[v1::Shards]) -> Result<Vec<Run>, Trouble> {
+    convert::runs(shards.to_vec()).map_err(|error| Trouble::Failed(error.to_string()))
+}
+
+impl Rank {
+    pub(super) fn work(&mut self) -> &mut Work {
+        self.work.as_mut().expect("it is prepared")
+    }
+
+    /// The main thread is busy for a while.
+    pub(super) fn busy(&mut self, range: (Time, Time), main: Main, env: &mut Env) {
+        self.token += 1;
+        self.main = main;
+        let timer = Timer::Work(self.token);
+        env.net.timer_between(self.node(), range, timer);
+    }
+
+    /// What the main thread was busy with is done.
+    pub(super) fn worked(&mut self, env: &mut Env) {
+        let result = match std::mem::replace(&mut self.main, Main::Waiting) {
+            Main::Preparing(assignment) => self.prepared(&assignment, env),
+            Main::Computing { shard, left, then } => self.computed(shard, left, then, env),
+            Main::TakingOver(state, records) => self.took_over(state, records, env),
+            Main::Merging(last, note) => self.begin_apply(last, note, env),
+            Main::Applying(last, note) => self.applied(last, &note, env),
+            Main::Evaluating(left, mine) => self.evaluate(left, mine, env),
+            main => {
+                self.main = main;
+                Ok(())
+            }
+        };
+        self.settle(result, env);
+    }
+
+    fn settle(&mut self, result: Result<(), Trouble>, env: &mut Env) {
+        match result {
+            Ok(()) => {}
+            Err(Trouble::Closed) => {
+                self.token += 1;
+                self.main = Main::Waiting;
+                self.abandon(env);
+                if let Some(joined) = self.joined.take() {
+                    self.retire(&joined, env);
+                }
+            }
+            Err(Trouble::Failed(message)) => {
+                env.oracle
+                    .blame(format!("process {} failed: {message}", self.pid));
+                self.main = Main::Failed;
+                let key = self.shared.as_ref().map(|shared| shared.key.clone());
+                let report = Report::Failed(v1::Failed { message });
+                self.report(key.unwrap_or_default(), report, env);
+            }
+        }
+    }
+
+    /// Goes on where the main thread waits for something that is there; whether it did.
+    pub(super) fn progress(&mut self, env: &mut Env) -> bool {
+        let result = match &self.main {
+            Main::Waiting => {
+                let Some(shared) = &mut self.shared else {
+                    return false;
+                };
+                if let Some(assignment) = shared.assignment.take() {
+                    self.begin(&assignment, env)
+                } else {
+                    if shared.is_dismissed {
+                        self.exit("dismissed", env);
+                    }
+                    return false;
+                }
+            }
+            Main::Meeting => match self.met() {
+                Some(Ok((joined, received))) => {
+                    self.joined = Some(joined);
+                    self.receive(received, env)
+                }
+                Some(Err(trouble)) => Err(trouble),
+                None => return false,
+            },
+            Main::Reducing | Main::Gathering => {
+                let Some(mut joined) = self.joined.take() else {
+                    return false;
+                };
+                let ended = joined.group.poll();
+                self.flush(&mut joined, env);
+                self.joined = Some(joined);
+                match ended {
+                    Some(ended) => self.operated(ended, env),
+                    None => return false,
+                }
+            }
+            Main::WaitingForWriter(_) => {
+                if self.work().writing.is_some() {
+                    return false;
+                }
+                let main = std::mem::replace(&mut self.main, Main::Waiting);
+                if let Main::WaitingForWriter(files) = main {
+                    self.write(files, env);
+                }
+                self.boundary(env)
+            }
+            Main::Leaving { until } => {
+                if !self.leaving.is_empty() && env.net.now < *until {
+                    return false;
+                }
+                self.leaving.clear();
+                self.main = Main::Waiting;
+                Ok(())
+            }
+            _ => return false,
+        };
+        self.settle(result, env);
+        true
+    }
+
+    /// The time of an operation is over.
+    pub(super) fn timed_out(&mut self, env: &mut Env) {
+        if let (Main::Reducing | Main::Gathering, Some(joined)) = (&self.main, &mut self.joined)
+            && let Some(ended) = joined.group.time_out()
+        {
+            let result = self.operated(ended, env);
+            self.settle(result, env);
+        }
+    }
+
+    fn operated(&mut self, ended: Result<Reduced, Error>, env: &mut Env) -> Result<(), Trouble> {
+        match ended {
+            Ok(reduced) if matches!(self.main, Main::Reducing) => self.reduced(reduced, env),
+            Ok(reduced) => self.gathered(&reduced.notes, env),
+            Err(error) => {
+                let generation = self.work().world().plan.generation;
+                Err(self.closed_by(generation, &error, env))
+            }
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Trouble> {
+        let is_open = self
+            .shared
+            .as_ref()
+            .is_some_and(|one| one.machine.is_open());
+        if is_open {
+            Ok(())
+        } else {
+            Err(Trouble::Closed)
+        }
+    }
+
+    /// What a failed exchange means.
+    pub(super) fn closed_by(&mut self, generation: u64, error: &Error, env: &mut Env) -> Trouble {
+        if let Err(trouble) = self.check() {
+            return trouble;
+        }
+        if let Error::Protocol { .. } = error {
+            // Everybody is honest here.
+            env.oracle
+                .blame(format!("process {} says: {error}", self.pid));
+        }
+        let lost = match error {
+            Error::PeerLost {
+                rank,
+                reason: LossReason::Closed(_) | LossReason::Silent,
+            } => vec![rank.0],
+            Error::TimedOut { waiting_for } => waiting_for.iter().map(|rank| rank.0).collect(),
+            Error::Invalid { .. } => return Trouble::Failed(error.to_string()),
+            _ => Vec::new(),
+        };
+        let cause = Cause {
+            lost,
+            reason: error.to_string(),
+            paused: false,
+        };
+        self.tell(env, |shared| shared.machine.close(generation, cause));
+        Trouble::Closed
+    }
+
+    fn prepared(&mut self, assignment: &v1::Assignment, env: &mut Env) -> Result<(), Trouble> {
+        let mut state = State::initial();
+        if let Some(source) = &assignment.source {
+            let read = |file: &v1::FileRef| env.files.get(&file.name).cloned();
+            let mut files = source.files.iter().map(read);
+            let first = files.next().flatten();
+            let is_whole = files.all(|file| file == first);
+            match first.filter(|_| is_whole && source.files.len() == FILES.len()) {
+                Some(first) => state = first,
+                None => return Err(Trouble::Failed("a checkpoint's files are gone".to_owned())),
+            }
+        }
+        let has_state = assignment.generation > 0 && assignment.finish.is_none();
+        if has_state {
+            if state.step != assignment.first_step {
+                return Err(Trouble::Failed(
+                    "the checkpoint is of another step".to_owned(),
+                ));
+            }
+            env.oracle.received(self.pid, assignment.history, &state);
+        }
+        let rules = Rules {
+            total_steps: TOTAL_STEPS,
+            checkpoint_every: CHECKPOINT_EVERY,
+            evaluate_every: Some(EVALUATE_EVERY),
+            num_files: 2,
+        };
+        let step = has_state.then_some(state.step);
+        self.work = Some(Work {
+            state,
+            has_state,
+            held: Accumulator::new(NUM_SHARDS, NUM_ELEMENTS, Pool::default()),
+            notes: Vec::new(),
+            last: None,
+            world: None,
+            writing: None,
+        });
+        self.tell(env, |shared| shared.machine.prepared(rules, step));
+        let ready = Report::Ready(v1::Ready {
+            address: address(self.pid, self.host),
+        });
+        let key = self.shared.as_ref().map(|shared| shared.key.clone());
+        self.report(key.unwrap_or_default(), ready, env);
+        Ok(())
+    }
+
+    /// Begins to work in a world.
+    fn begin(&mut self, assignment: &v1::Assignment, env: &mut Env) -> Result<(), Trouble> {
+        let first = runs(&assignment.shards)?;
+        let size = u32::try_from(first.len()).unwrap_or(u32::MAX);
+        if tree::runs(NUM_SHARDS, size).as_ref() != Some(&first) || assignment.rank >= size {
+            return Err(Trouble::Failed(
+                "the shards are not divided as they are".to_owned(),
+            ));
+        }
+        let then: Vec<Vec<Run>> = first.into_iter().map(|run| vec![run]).collect();
+        let first = match &assignment.finish {
+            None => then.clone(),
+            Some(finish) => {
+                let parts = finish.parts.iter().map(|part| runs(&part.shards));
+                parts.collect::<Result<_, _>>()?
+            }
+        };
+        let plan = RankPlan {
+            generation: assignment.generation,
+            rank: assignment.rank,
+            size,
+            first_step: assignment.first_step,
+            healed: assignment.finish.as_ref().map(|finish| finish.evaluated),
+            committed: assignment.committed_step,
+        };
+        let brings = first.get(plan.rank as usize).cloned().unwrap_or_default();
+        self.work().world = Some(World { plan, first, then });
+        env.point(Point::Entering, self.node());
+        let has_entered = self.tell(env, |shared| {
+            shared.pause = None;
+            shared.machine.enter(plan)
+        });
+        env.log(format_args!("p{} enters {plan:?}: {has_entered}", self.pid));
+        if !has_entered {
+            return Err(Trouble::Closed);
+        }
+        self.meet(assignment)?;
+        self.main = Main::Meeting;
+        let waits = self.meeting.as_ref().is_some_and(super::Meeting::needs);
+        // Peers may wait at the door since before.
+        self.poll_meeting(env);
+        if waits {
+            return Ok(());
+        }
+        self.contribute(&brings, Then::Meet, env)
+    }
+
+    /// Takes what the others gave.
+    fn receive(&mut self, received: Option<Received>, env: &mut Env) -> Result<(), Trouble> {
+        match received {
+            Some(Received::State(state, records)) => {
+                if !self.tell(env, |shared| shared.machine.begin_apply()) {
+                    return Err(Trouble::Closed);
+                }
+                self.busy((MS, 20 * MS), Main::TakingOver(state, records), env);
+                Ok(())
+            }
+            Some(Received::Reduced(last)) => self.begin_apply(last, Note::default(), env),
+            None => self.arrived_at_the_step(env),
+        }
+    }
+
+    fn took_over(
+        &mut self,
+        state: State,
+        records: Vec<v1::StepRecord>,
+        env: &mut Env,
+    ) -> Result<(), Trouble> {
+        let step = state.step;
+        let history = self.shared.as_ref().map_or(0, |shared| shared.key.history);
+        env.oracle.received(self.pid, history, &state);
+        let work = self.work();
+        work.forget();
+        work.last = None;
+        work.state = state;
+        work.has_state = true;
+        self.tell(env, |shared| {
+            shared.machine.inherited(records);
+            shared.machine.received(step);
+        });
+        self.arrived_at_the_step(env)
+    }
+
+    pub(super) fn arrived_at_the_step(&mut self, env: &mut Env) -> Result<(), Trouble> {
+        let (at, first) = (self.work().state.step, self.work().world().plan.first_step);
+        if at != first {
+            return Err(Trouble::Failed(format!(
+                "this world begins at step {first}, and the rank is at step {at}"
+            )));
+        }
+        self.boundary(env)
+    }
+
+    /// What comes next, at a step boundary.
+    pub(super) fn boundary(&mut self, env: &mut Env) -> Result<(), Trouble> {
+        loop {
+            self.check()?;
+            let next = self.shared.as_ref().map(|shared| shared.machine.next());
+            match next.expect("it has entered a world") {
+                Next::Step => {
+                    let work = self.work();
+                    let world = work.world();
+                    let is_first = work.state.step == world.plan.first_step;
+                    let brings = if is_first { &world.first } else { &world.then };
+                    let brings = brings[world.plan.rank as usize].clone();
+                    return self.contribute(&brings, Then::Reduce, env);
+                }
+                Next::Evaluate => {
+                    let plan = self.work().world().plan;
+                    let chunks = plan.chunks(plan.rank, NUM_CHUNKS).collect();
+                    env.point(Point::Evaluating, self.node());
+                    return self.evaluate(chunks, Vec::new(), env);
+                }
+                Next::Checkpoint => {
+                    let plan = self.work().world().plan;
+                    let files: Vec<u32> = plan.files(2).collect();
+                    if !files.is_empty() && self.work().writing.is_some() {
+                        self.main = Main::WaitingForWriter(files);
+                        return Ok(());
+                    }
+                    self.write(files, env);
+                }
+                Next::End { stopped } => {
+                    self.end(stopped, env);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, stopped: bool, env: &mut Env) {
+        let state = &self.work().state;
+        let mut done = v1::Done {
+            step: state.step,
+            stopped,
+            arena_hash: state.arena_hash(),
+            optimizer_hash: state.optimizer_hash(),
+            trace: state.trace_text(),
+            ..v1::Done::default()
+        };
+        self.tell(env, |shared| {
+            done.metrics = shared.machine.metrics().clone().into_iter().collect();
+            shared.machine.ended(done);
+        });
+        if let Some(joined) = self.joined.take() {
+            self.leaving = joined.streams.keys().copied().collect();
+            self.retire(&joined, env);
+        }
+        let until = env.net.now + 10 * SECOND;
+        self.token += 1;
+        self.main = Main::Leaving { until };
+        let timer = Timer::Deadline(self.token);
+        env.net.timer(self.node(), 10 * SECOND, timer);
+    }
+}
