@@ -147,6 +147,12 @@ impl Oracle {
             }
         }
         let committed = job.latest_manifest().map(|manifest| manifest.step.0);
+        if committed < last.committed {
+            self.blame(format!(
+                "the checkpoint of step {:?} counts no more, and nobody damaged it",
+                last.committed
+            ));
+        }
         if committed > last.committed {
             self.committed(job, durable);
         }

@@ -27,6 +27,11 @@ use work::{Main, Work};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Trouble {
     Closed,
+    /// The checkpoint to start from is not there.
+    Damaged {
+        history: u64,
+        step: u64,
+    },
     Failed(String),
 }
 

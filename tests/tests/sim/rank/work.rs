@@ -149,6 +149,16 @@ impl Rank {
                     self.retire(&joined, env);
                 }
             }
+            Err(Trouble::Damaged { history, step }) => {
+                self.main = Main::Failed;
+                let key = self.shared.as_ref().map(|shared| shared.key.clone());
+                let report = Report::CheckpointDamaged(v1::CheckpointDamaged {
+                    history,
+                    step,
+                    reason: "its files are gone".to_owned(),
+                });
+                self.report(key.unwrap_or_default(), report, env);
+            }
             Err(Trouble::Failed(message)) => {
                 env.oracle
                     .blame(format!("process {} failed: {message}", self.pid));
@@ -290,7 +300,11 @@ impl Rank {
             let is_whole = files.all(|file| file == first);
             match first.filter(|_| is_whole && source.files.len() == FILES.len()) {
                 Some(first) => state = first,
-                None => return Err(Trouble::Failed("a checkpoint's files are gone".to_owned())),
+                // Whoever is prepared too late may find a newer one in its place.
+                None => {
+                    let (history, step) = (source.history, source.step);
+                    return Err(Trouble::Damaged { history, step });
+                }
             }
         }
         let has_state = assignment.generation > 0 && assignment.finish.is_none();
