@@ -25,15 +25,15 @@ pub(crate) struct Load {
 pub(crate) const LOADS: [Load; 2] = [
     Load {
         name: "0.3 s",
-        channels: "[32, 64]",
-        hidden: "256",
-        batch: 512,
+        channels: "[64, 128]",
+        hidden: "512",
+        batch: 1600,
     },
     Load {
         name: "2 s",
-        channels: "[64, 128]",
+        channels: "[208, 416]",
         hidden: "512",
-        batch: 1024,
+        batch: 1600,
     },
 ];
 

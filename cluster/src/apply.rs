@@ -9,6 +9,7 @@ use crate::command::{
     Command, NumericsClass, Outcome, OutcomeKind, RequestId, Stamped, StopWhy, Submission,
 };
 use crate::ids::{Generation, History, JobName, ProcessId, Step, WorkerName};
+use crate::job::spec::WorkersSpec;
 use crate::job::{Identity, JobDraft};
 use crate::state::{ClusterState, Job, LedgerEntry, Manifest, Phase, Poison, Seat, World};
 
@@ -152,7 +153,12 @@ impl ClusterState {
                 return Err(Refusal::OtherIdentity { job: name, changes });
             }
             if runs {
-                job.spec.workers = spec.workers;
+                // A world that runs keeps its state as it was started with.
+                let redundancy = job.spec.workers.redundancy;
+                job.spec.workers = WorkersSpec {
+                    redundancy,
+                    ..spec.workers
+                };
                 return Ok(Effect::AlreadyRunning { job: name });
             }
             if let Phase::Ended(outcome) = &job.phase

@@ -6,9 +6,10 @@
 //! 1. [`ids`]: one type per number that must not be mistaken for another.
 //! 2. [`tree`]: the canonical reduction tree over logical shards.
 //! 3. [`job`]: a job as written (`JobDraft`) and as understood (`JobSpec`).
-//! 4. [`state`]: what Raft replicates; [`command`]: what can be asked of it; [`apply`]: how a
+//! 4. [`shares`]: who keeps which part of an optimizer's state.
+//! 5. [`state`]: what Raft replicates; [`command`]: what can be asked of it; [`apply`]: how a
 //!    command changes it.
-//! 5. [`plan`]: what the leader decides, from the state, what it observed, and the time.
+//! 6. [`plan`]: what the leader decides, from the state, what it observed, and the time.
 
 pub mod apply;
 mod chain;
@@ -16,6 +17,7 @@ pub mod command;
 pub mod ids;
 pub mod job;
 pub mod plan;
+pub mod shares;
 pub mod state;
 pub mod tree;
 

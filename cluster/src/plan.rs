@@ -13,6 +13,7 @@ mod finish;
 mod heal;
 mod place;
 mod poison;
+mod shares;
 mod standby;
 mod watch;
 

@@ -7,6 +7,7 @@ use crate::apply::Answer;
 use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, RequestId, StopWhy, Submission};
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
 use crate::job::{Identity, JobSpec};
+use crate::shares::{Holders, Move, NUM_SHARES};
 use crate::tree::Run;
 
 /// Everything that survives the loss of a coordinator.
@@ -109,6 +110,8 @@ pub struct World {
     /// How the first step is finished that the world before began; `None` for a world of new
     /// processes.
     pub finish: Option<Finish>,
+    /// Who keeps which share of the optimizer's state; empty where every rank keeps all of it.
+    pub shares: Vec<Holders>,
 }
 
 impl World {
@@ -148,6 +151,10 @@ pub struct Finish {
     pub evaluated: bool,
     /// What each rank does, by rank.
     pub parts: Vec<Part>,
+    /// Shares of the optimizer's state that are copied before the step.
+    pub moves: Vec<Move>,
+    /// Whether some rank lacks parameters that the holders of shares have.
+    pub gather: bool,
 }
 
 /// One rank's part in finishing a step.
@@ -167,7 +174,7 @@ pub enum Heal {
         /// Who has it.
         from: RankId,
     },
-    /// It takes the whole state over.
+    /// It takes the whole state over; where the optimizer's is shared, all but the values.
     State {
         /// Who sends it, each an equal share.
         from: Vec<RankId>,
@@ -345,11 +352,29 @@ impl Job {
             self.history
         };
         let mut newest = self.newest_process;
-        world.history == history
+        self.is_kept_in(world)
+            && world.history == history
             && world.first_step == self.committed_step()
             && world.ranks.iter().all(|rank| {
                 newest = newest.next();
                 rank.process == newest
+            })
+    }
+
+    /// Whether every share of the optimizer's state has its holders in `world`.
+    fn is_kept_in(&self, world: &World) -> bool {
+        let size = world.ranks.len();
+        let is_rank = |rank: RankId| (rank.0 as usize) < size;
+        let num_shares = if self.spec.workers.redundancy.is_shared() {
+            NUM_SHARES as usize
+        } else {
+            0
+        };
+        world.shares.len() == num_shares
+            && world.shares.iter().all(|holders| {
+                is_rank(holders.owner)
+                    && holders.shadow.is_none_or(is_rank)
+                    && holders.shadow != Some(holders.owner)
             })
     }
 
@@ -359,7 +384,8 @@ impl Job {
     pub(crate) fn is_healed_by(&self, world: &World) -> bool {
         let mut members = BTreeSet::new();
         let is_whole = |finish: &Finish| finish.parts.len() == world.ranks.len();
-        world.history == self.history
+        self.is_kept_in(world)
+            && world.history == self.history
             && self.has_world()
             && world.finish.as_ref().is_some_and(is_whole)
             && world

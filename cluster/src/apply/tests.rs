@@ -38,6 +38,7 @@ fn world(job: Option<&Job>, add_generation: u64, add_history: u64, add_step: u64
             shards: Run::new(0, 8),
         }],
         finish: None,
+        shares: Vec::new(),
     }
 }
 
@@ -72,7 +73,10 @@ fn healing(job: &Job, processes: &[u64]) -> World {
         finish: Some(Finish {
             evaluated: false,
             parts: vec![Part::default(); processes.len()],
+            moves: Vec::new(),
+            gather: false,
         }),
+        shares: Vec::new(),
     }
 }
 
@@ -152,6 +156,8 @@ fn a_world_is_healed_by_its_ranks_and_the_processes_that_waited_and_by_nobody_el
     partless.finish = Some(Finish {
         evaluated: false,
         parts: Vec::new(),
+        moves: Vec::new(),
+        gather: false,
     });
     let mut stale = fits.clone();
     stale.generation = Generation(1);

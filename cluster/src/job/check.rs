@@ -13,7 +13,7 @@ use super::error::Error;
 use super::size;
 use super::spec::{
     CheckpointSpec, DataSpec, DeviceSpec, JobSpec, ModelSpec, OptimizerKind, OptimizerSpec,
-    ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
+    Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -223,6 +223,12 @@ impl Check<'_> {
     fn workers(&mut self) -> WorkersSpec {
         // There is one device; the choice refuses all other names.
         self.choice("workers.device", "device", Some("cpu"), &DeviceSpec::NAMES);
+        let redundancy = self.choice(
+            "workers.redundancy",
+            "redundancy",
+            Some("full"),
+            &Redundancy::NAMES,
+        );
         // As many as can have a shard each; a wrong number of shards is refused elsewhere.
         let shards = match self.draft.value("train.logical_shards") {
             Some(Value::Whole(shards)) => u64::try_from(*shards).unwrap_or(1),
@@ -236,6 +242,11 @@ impl Check<'_> {
                 1..=MAX_SHARDS,
             ),
             spares: self.whole_u32("workers.spares", Some(0), 0..=MAX_SHARDS),
+            redundancy: match redundancy {
+                Some("shadow") => Redundancy::Shadow,
+                Some("none") => Redundancy::None,
+                _ => Redundancy::Full,
+            },
             device: DeviceSpec::Cpu,
         }
     }

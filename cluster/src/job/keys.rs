@@ -106,7 +106,7 @@ const fn optional(
 
 /// The keys, section by section, in the order in which a draft is written.
 #[rustfmt::skip] // A table: a key in two lines.
-pub(super) const KEYS: [Key; 35] = [
+pub(super) const KEYS: [Key; 36] = [
     optional("name", Kind::Text, "\"digits\"",
         "What the job is called; default: the name of the file's folder."),
     required("model.family", Kind::Text, "\"cnn\"",
@@ -169,6 +169,8 @@ pub(super) const KEYS: [Key; 35] = [
         "The job does not run with more ranks; default: logical_shards."),
     optional("workers.spares", Kind::Whole, "0",
         "So many more processes are kept prepared, to take the place of ranks that die."),
+    optional("workers.redundancy", Kind::Text, "\"full\"",
+        "The optimizer's state is kept by all ranks (\"full\"), each share by two (\"shadow\") or by one (\"none\")."),
     optional("workers.device", Kind::Text, "\"cpu\"",
         "What a rank runs on: \"cpu\"."),
     optional("checkpoint.folder", Kind::Text, "\"checkpoints\"",

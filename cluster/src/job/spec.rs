@@ -217,8 +217,43 @@ pub struct WorkersSpec {
     pub max: u32,
     /// So many more processes are kept prepared, to take the place of ranks that die.
     pub spares: u32,
+    /// How many ranks keep the optimizer's state.
+    pub redundancy: Redundancy,
     /// What a rank runs on.
     pub device: DeviceSpec,
+}
+
+/// How many ranks keep each part of the optimizer's state. It decides what a job survives without a
+/// checkpoint and how much memory a rank needs, and no bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redundancy {
+    /// Every rank keeps all of it: any rank that is left goes on.
+    Full,
+    /// Two ranks keep each share: a job goes on after losses that leave one holder of each.
+    Shadow,
+    /// One rank keeps each share: a rank's death falls back to the last checkpoint.
+    None,
+}
+
+impl Redundancy {
+    /// The names, as a job file writes them.
+    pub const NAMES: [&'static str; 3] = ["full", "shadow", "none"];
+
+    /// The name, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Redundancy::Full => "full",
+            Redundancy::Shadow => "shadow",
+            Redundancy::None => "none",
+        }
+    }
+
+    /// Whether ranks keep shares of the state, and not all of it.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self != Redundancy::Full
+    }
 }
 
 /// What a rank runs on.

@@ -175,6 +175,7 @@ fn what_is_left_out_has_a_default() {
                 min: 1,
                 max: 8,
                 spares: 0,
+                redundancy: Full,
                 device: Cpu,
             },
             checkpoint: CheckpointSpec {

@@ -2,8 +2,9 @@
 //! its ranks does first is decided elsewhere.
 
 use super::fate::{Fate, Running};
-use super::finish::{finish, holdings};
+use super::finish::{finish, holdings, kept};
 use super::heal::{Verdict, closing};
+use super::shares::{self, Keeper};
 use super::{Closed, poison};
 use crate::command::Command;
 use crate::ids::{Incarnation, ProcessId, RankId, Step, WorkerName};
@@ -38,6 +39,8 @@ struct Choice<'a> {
     ready: Vec<ProcessId>,
     /// Survivors that are left out for their links.
     cut: Vec<Survivor<'a>>,
+    /// Survivors that are there for one more world, to hand over what only they have.
+    leaving: Vec<RankId>,
 }
 
 /// The ranks that said what they hold.
@@ -67,6 +70,7 @@ impl<'a> Closure<'a> {
             survivors,
             ready,
             cut,
+            leaving,
         } = match self.choose(num_fruitless) {
             Ok(choice) => choice,
             Err(wait) => return self.wait(wait),
@@ -93,14 +97,19 @@ impl<'a> Closure<'a> {
         }
         Verdict::Heal(Command::StartWorld {
             job: running.name.clone(),
-            world: self.next_world(&survivors, &ready),
+            world: self.next_world(&survivors, &ready, &leaving),
             reason,
             predecessor_progressed: self.progressed() || self.is_planned(),
             poison,
         })
     }
 
-    fn next_world(&self, survivors: &[Survivor<'_>], ready: &[ProcessId]) -> World {
+    fn next_world(
+        &self,
+        survivors: &[Survivor<'_>],
+        ready: &[ProcessId],
+        leaving: &[RankId],
+    ) -> World {
         let job = self.running.job;
         let num_shards = job.spec.train.logical_shards;
         let seats = survivors.iter().map(|survivor| {
@@ -124,12 +133,29 @@ impl<'a> Closure<'a> {
             shards,
         });
         let closed: Vec<&Closed> = survivors.iter().map(|one| one.closed).collect();
+        let mut finish = finish(&closed, ready.len(), self.step, &job.spec);
+        let redundancy = job.spec.workers.redundancy;
+        let mut holders = Vec::new();
+        if redundancy.is_shared() {
+            let has = kept(&closed, self.step).into_iter().zip(survivors);
+            let mut keepers: Vec<Keeper> = has
+                .map(|(has, one)| Keeper {
+                    has: has.to_vec(),
+                    leaves: leaving.contains(&one.rank),
+                })
+                .collect();
+            keepers.resize(size as usize, Keeper::default());
+            let division = shares::divide(redundancy, &keepers);
+            holders = division.holders;
+            finish.moves = division.moves;
+        }
         World {
             history: self.world.history,
             generation: self.world.generation.next(),
             first_step: self.step,
             ranks: ranks.collect(),
-            finish: Some(finish(&closed, ready.len(), self.step, num_shards)),
+            finish: Some(finish),
+            shares: holders,
         }
     }
 
@@ -152,8 +178,11 @@ impl<'a> Closure<'a> {
         let drains = |one: &Survivor<'_>| self.running.drains(&one.placement.worker);
         survivors.sort_by_key(|one| (!self.is_there(one), drains(one)));
         survivors.truncate(max);
+        let leaving = self.hand_over(&mut survivors);
         survivors.sort_by_key(|one| (one.closed.step.is_none(), one.rank));
-        ready.truncate(max - survivors.len());
+        let num_shards = self.running.job.spec.train.logical_shards as usize;
+        let room = (max + leaving.len()).min(num_shards);
+        ready.truncate(room.saturating_sub(survivors.len()));
         let size = survivors.len() + ready.len();
         if size < min {
             return Err(format!(
@@ -165,7 +194,45 @@ impl<'a> Closure<'a> {
             survivors,
             ready,
             cut,
+            leaving,
         })
+    }
+
+    /// Keeps those for one more world who alone have a share of the optimizer's state; and says who
+    /// is in it only to hand shares over.
+    fn hand_over(&self, chosen: &mut Vec<Survivor<'a>>) -> Vec<RankId> {
+        if !self.running.job.spec.workers.redundancy.is_shared() {
+            return Vec::new();
+        }
+        let drains = |one: &Survivor<'_>| self.running.drains(&one.placement.worker);
+        let stays = |one: &Survivor<'_>| !drains(one) && self.is_there(one);
+        let mut leaving: Vec<RankId> = Vec::new();
+        if chosen.iter().any(stays) {
+            leaving.extend(chosen.iter().filter(|one| drains(one)).map(|one| one.rank));
+        }
+        let num_lost = |ranks: &[Survivor<'_>]| {
+            let closed: Vec<&Closed> = ranks.iter().map(|one| one.closed).collect();
+            shares::lost(kept(&closed, self.step).into_iter()).len()
+        };
+        let mut lost = num_lost(chosen);
+        let others = self.survivors.iter();
+        let mut others: Vec<Survivor<'a>> = others
+            .filter(|one| chosen.iter().all(|other| other.rank != one.rank))
+            .copied()
+            .collect();
+        // First who is at the step, since with it may come what moves others on.
+        others.sort_by_key(|one| (!self.is_there(one), one.rank));
+        for one in others {
+            chosen.push(one);
+            let left = num_lost(chosen);
+            if left < lost || (lost > 0 && self.is_there(&one)) {
+                lost = left;
+                leaving.push(one.rank);
+            } else {
+                chosen.pop();
+            }
+        }
+        leaving
     }
 
     /// Lets those go whose workers an operator wants free, where at least `min` stay; and says how

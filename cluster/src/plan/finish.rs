@@ -3,6 +3,7 @@
 
 use super::Closed;
 use crate::ids::{RankId, Step};
+use crate::job::JobSpec;
 use crate::state::{Finish, Heal, Part};
 use crate::tree::{self, Run};
 
@@ -15,18 +16,42 @@ pub(super) fn finish(
     survivors: &[&Closed],
     num_joining: usize,
     step: Step,
-    num_shards: u32,
+    spec: &JobSpec,
 ) -> Finish {
+    let num_shards = spec.train.logical_shards;
+    let is_shared = spec.workers.redundancy.is_shared();
     let size = survivors.len() + num_joining;
     let mut parts = held(survivors, step, num_shards);
     parts.resize(size, Part::default());
     compute_missing(&mut parts, num_shards);
-    bring_to(&mut parts, survivors, step);
+    // Of a shared state a rank has no more to give than how far it is.
+    let max_sources = if is_shared { 1 } else { MAX_SOURCES };
+    bring_to(&mut parts, survivors, step, max_sources);
     let is_evaluated = |closed: &&Closed| closed.step == Some(step) && closed.evaluated;
     Finish {
         evaluated: num_joining == 0 && survivors.iter().all(is_evaluated),
+        gather: is_shared
+            && (parts.iter().any(|part| part.heal.is_some())
+                || survivors.iter().any(|closed| !closed.is_whole)),
+        moves: Vec::new(),
         parts,
     }
+}
+
+/// The shares of the optimizer's state that ranks which go on have at `step`, by rank: one that is
+/// behind has its shares where it can be given what moves them on.
+pub(super) fn kept<'a>(survivors: &[&'a Closed], step: Step) -> Vec<&'a [Run]> {
+    let has_vector = |closed: &&Closed| closed.step == Some(step) && closed.has_reduced;
+    let is_given = survivors.iter().any(has_vector);
+    let kept = |closed: &&'a Closed| {
+        let num_behind = closed.step.and_then(|at| step.0.checked_sub(at.0));
+        match num_behind {
+            Some(0) => closed.kept.as_slice(),
+            Some(1) if is_given => closed.kept.as_slice(),
+            _ => &[],
+        }
+    };
+    survivors.iter().map(kept).collect()
 }
 
 /// Every shard of `step` that survivors hold, once: the lowest rank that has it brings it.
@@ -73,7 +98,7 @@ fn compute_missing(parts: &mut [Part], num_shards: u32) {
 
 /// Says what brings each rank to `step` that is not there: the reduced vector of the step before,
 /// where it lacks only that and somebody still has it; else the whole state.
-fn bring_to(parts: &mut [Part], survivors: &[&Closed], step: Step) {
+fn bring_to(parts: &mut [Part], survivors: &[&Closed], step: Step, max_sources: usize) {
     let there = || {
         let ranks = (0u32..).map(RankId).zip(survivors);
         ranks.filter(|(_, closed)| closed.step == Some(step))
@@ -96,10 +121,10 @@ fn bring_to(parts: &mut [Part], survivors: &[&Closed], step: Step) {
             (Some(0), _) => None,
             (_, Some(from)) => Some(Heal::Reduced { from: *from }),
             (_, None) => {
-                let first = num_asking * MAX_SOURCES % states.len().max(1);
+                let first = num_asking * max_sources % states.len().max(1);
                 num_asking += 1;
                 let from = states.iter().cycle().skip(first);
-                let from = from.take(states.len().min(MAX_SOURCES));
+                let from = from.take(states.len().min(max_sources));
                 Some(Heal::State {
                     from: from.copied().collect(),
                 })

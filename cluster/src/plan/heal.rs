@@ -10,9 +10,9 @@
 //!                                  ------------------------------------------> FallBack
 //! ```
 
-use super::closure::{Closure, survivors};
+use super::closure::{Closure, Survivor, survivors};
 use super::fate::{Fate, Running};
-use super::{Closing, poison};
+use super::{Closing, finish, poison, shares};
 use crate::command::Command;
 use crate::ids::Step;
 use crate::state::{Phase, Poison, World};
@@ -66,6 +66,19 @@ pub(super) fn judge(running: &Running<'_>) -> Verdict {
         };
         return Verdict::FallBack(reason, poison);
     };
+    if let Some(share) = lost_share(running, &survivors, step) {
+        let is_missed = |fate: &Fate<'_>| matches!(fate, Fate::Missed(_));
+        if let Some(rank) = fates.iter().position(is_missed) {
+            let worker = &world.ranks[rank].worker;
+            return close(format!(
+                "{reason}; waits for rank {rank} on {worker}, since nobody who is there has share \
+                 {share} of the optimizer's state"
+            ));
+        }
+        let poison = poison::next(running.job, world, &fates, step, &[]);
+        let reason = format!("{reason}; with it went share {share} of the optimizer's state");
+        return Verdict::FallBack(reason, poison);
+    }
     let closure = Closure {
         running,
         world,
@@ -75,6 +88,16 @@ pub(super) fn judge(running: &Running<'_>) -> Verdict {
         reason,
     };
     closure.heal()
+}
+
+/// A share of the optimizer's state that nobody has who goes on from `step`.
+fn lost_share(running: &Running<'_>, survivors: &[Survivor<'_>], step: Step) -> Option<u32> {
+    if !running.job.spec.workers.redundancy.is_shared() {
+        return None;
+    }
+    let closed: Vec<_> = survivors.iter().map(|one| one.closed).collect();
+    let kept = finish::kept(&closed, step);
+    shares::lost(kept.into_iter()).first().copied()
 }
 
 /// Why a world cannot go on, if it cannot: who is lost says more than who noticed.

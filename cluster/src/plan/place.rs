@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Devices, Patience, Wait, Watch};
+use super::{Devices, Patience, Wait, Watch, shares};
 use crate::command::{Command, NumericsClass};
 use crate::ids::{JobName, ProcessId, WorkerName};
 use crate::state::{ClusterState, Job, Placement, Poison, World};
@@ -129,6 +129,7 @@ pub(super) fn place(
             },
             generation: job.generation.next(),
             first_step: job.committed_step(),
+            shares: shares::initial(job.spec.workers.redundancy, ranks.len()),
             ranks,
             finish: None,
         },

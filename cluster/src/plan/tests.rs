@@ -5,6 +5,8 @@
 mod properties;
 mod ranks;
 mod scenario;
+mod words;
+mod worlds;
 
 use expect_test::expect_file;
 
@@ -50,6 +52,10 @@ scenarios! {
     failing_start
     drain
     drain_of_the_only_rank
+    shares
+    shares_while_gathering
+    shares_are_lost
+    drain_of_shares
     scaling
     evaluated
     odd_reports

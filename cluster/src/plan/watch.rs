@@ -50,6 +50,10 @@ pub struct Closed {
     pub has_reduced: bool,
     /// Whether it has the evaluation that follows the steps so far.
     pub evaluated: bool,
+    /// The shares of the optimizer's state that it has; none where every rank keeps all of it.
+    pub kept: Vec<Run>,
+    /// Whether it has all parameters that these steps made.
+    pub is_whole: bool,
 }
 
 /// A process that waits to enter a world.
@@ -184,7 +188,10 @@ mod tests {
             finish: Some(crate::state::Finish {
                 evaluated: false,
                 parts: Vec::new(),
+                moves: Vec::new(),
+                gather: false,
             }),
+            shares: Vec::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use muster_cluster::ids::{Generation, History, ProcessId, RankId, Step};
 use muster_cluster::plan::{Standby, Watch};
+use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
 use muster_cluster::state::{FileRef, Manifest, World};
 use muster_proto::v1;
 
@@ -104,14 +105,27 @@ impl WorldWatch {
     pub fn take_part(&mut self, part: v1::CheckpointPart) -> Result<(), String> {
         let step = Step(part.step);
         let parts = self.parts.entry(step).or_default();
-        if let Some(first) = parts.first()
-            && (&first.arena_hash, &first.optimizer_hash, &first.trace)
-                != (&part.arena_hash, &part.optimizer_hash, &part.trace)
-        {
-            return Err(format!(
-                "the ranks disagree on the state after step {step}: arena {} and {}",
-                first.arena_hash, part.arena_hash
-            ));
+        let disagree = |what: &str, one: &str, other: &str| {
+            Err(format!(
+                "the ranks disagree on the state after step {step}: {what} {one} and {other}"
+            ))
+        };
+        for known in parts.iter() {
+            // Who copied no parameters says nothing of them.
+            let hashes = [&known.arena_hash, &part.arena_hash];
+            if hashes.iter().all(|hash| !hash.is_empty()) && hashes[0] != hashes[1] {
+                return disagree("arena", hashes[0], hashes[1]);
+            }
+            if known.trace != part.trace {
+                return disagree("trace", &known.trace, &part.trace);
+            }
+            for (share, digest) in &part.share_digests {
+                let other = known.share_digests.get(share);
+                if other.is_some_and(|other| other != digest) {
+                    let what = format!("share {share} of the optimizer's state,");
+                    return disagree(&what, &known.folder, &part.folder);
+                }
+            }
         }
         if part.file.is_some() && parts.iter().all(|known| known.file != part.file) {
             parts.push(part);
@@ -124,13 +138,16 @@ impl WorldWatch {
     pub fn manifest(&mut self, history: History, committed: Option<Step>) -> Option<Manifest> {
         self.parts
             .retain(|step, _| committed.is_none_or(|committed| *step > committed));
-        let complete = |parts: &&Vec<v1::CheckpointPart>| {
-            parts
-                .first()
-                .is_some_and(|first| parts.len() >= first.num_files as usize)
+        let is_complete = |parts: &Vec<v1::CheckpointPart>| {
+            let first = parts.first();
+            first.is_some_and(|first| parts.len() >= first.num_files as usize)
         };
-        let parts = self.parts.values().find(complete)?;
+        let mut complete = self.parts.values().filter(|parts| is_complete(parts));
+        let (parts, optimizer_hash) =
+            complete.find_map(|parts| Some((parts, optimizer_hash_of(parts)?)))?;
         let first = parts.first()?;
+        let mut arenas = parts.iter().map(|part| &part.arena_hash);
+        let arena_hash = arenas.find(|hash| !hash.is_empty())?.clone();
         let mut files: Vec<FileRef> = parts
             .iter()
             .filter_map(|part| part.file.clone())
@@ -144,8 +161,8 @@ impl WorldWatch {
             part: 0,
             folder: first.folder.clone(),
             files,
-            arena_hash: first.arena_hash.clone(),
-            optimizer_hash: first.optimizer_hash.clone(),
+            arena_hash,
+            optimizer_hash,
             trace: first.trace.clone(),
         })
     }
@@ -180,4 +197,16 @@ impl WorldWatch {
         }
         Some(Ok(first.clone()))
     }
+}
+
+/// The hash of the optimizer's state, of which the files' reports tell the shares; `None` where they
+/// do not tell all.
+fn optimizer_hash_of(parts: &[v1::CheckpointPart]) -> Option<String> {
+    let digest = |share: u32| {
+        let mut told = parts.iter();
+        let digest = told.find_map(|part| part.share_digests.get(&share))?;
+        digest.as_slice().try_into().ok()
+    };
+    let digests: Option<Vec<[u8; 32]>> = (0..NUM_SHARES).map(digest).collect();
+    Some(optimizer_hash(&digests?))
 }

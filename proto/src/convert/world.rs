@@ -1,6 +1,7 @@
 //! Worlds and what is in them: ranks, shards, and how a step is finished.
 
 use muster_cluster::ids::{Generation, History, Incarnation, ProcessId, RankId, Step};
+use muster_cluster::shares::{Holders, Move};
 use muster_cluster::state::{Finish, Heal, Part, Placement, Poison, World};
 use muster_cluster::tree::Run;
 
@@ -74,6 +75,8 @@ impl From<&Finish> for v1::FinishStep {
         Self {
             evaluated: finish.evaluated,
             parts: finish.parts.iter().map(part).collect(),
+            moves: finish.moves.iter().map(Into::into).collect(),
+            gather: finish.gather,
         }
     }
 }
@@ -107,7 +110,47 @@ impl TryFrom<v1::FinishStep> for Finish {
                 .into_iter()
                 .map(part)
                 .collect::<Result<_, _>>()?,
+            moves: message.moves.into_iter().map(Into::into).collect(),
+            gather: message.gather,
         })
+    }
+}
+
+impl From<&Move> for v1::ShareMove {
+    fn from(one: &Move) -> Self {
+        Self {
+            share: one.share,
+            from: one.from.0,
+            to: one.to.0,
+        }
+    }
+}
+
+impl From<v1::ShareMove> for Move {
+    fn from(message: v1::ShareMove) -> Self {
+        Self {
+            share: message.share,
+            from: RankId(message.from),
+            to: RankId(message.to),
+        }
+    }
+}
+
+impl From<&Holders> for v1::ShareHolders {
+    fn from(holders: &Holders) -> Self {
+        Self {
+            owner: holders.owner.0,
+            shadow: holders.shadow.map(|rank| rank.0),
+        }
+    }
+}
+
+impl From<v1::ShareHolders> for Holders {
+    fn from(message: v1::ShareHolders) -> Self {
+        Self {
+            owner: RankId(message.owner),
+            shadow: message.shadow.map(RankId),
+        }
     }
 }
 
@@ -133,6 +176,7 @@ impl From<&World> for v1::World {
             first_step: world.first_step.0,
             ranks: placements(&world.ranks),
             finish: world.finish.as_ref().map(Into::into),
+            shares: world.shares.iter().map(Into::into).collect(),
         }
     }
 }
@@ -167,6 +211,7 @@ impl TryFrom<v1::World> for World {
                 .map(placement)
                 .collect::<Result<_, _>>()?,
             finish: message.finish.map(TryInto::try_into).transpose()?,
+            shares: message.shares.into_iter().map(Into::into).collect(),
         })
     }
 }

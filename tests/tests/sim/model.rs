@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
 use muster_cluster::tree::{self, Run};
 
 use super::rng::mix;
@@ -101,7 +102,21 @@ impl State {
     }
 
     pub(crate) fn optimizer_hash(&self) -> String {
-        hash(&self.optimizer)
+        optimizer_hash(&[self.digest(); NUM_SHARES as usize])
+    }
+
+    /// As if all shares of the optimizer's state were the same.
+    pub(crate) fn share_digests(&self) -> BTreeMap<u32, Vec<u8>> {
+        let digest = self.digest();
+        (0..NUM_SHARES)
+            .map(|share| (share, digest.to_vec()))
+            .collect()
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        let mut digest = [0; 32];
+        digest[..16].copy_from_slice(hash(&self.optimizer).as_bytes());
+        digest
     }
 
     pub(crate) fn trace_text(&self) -> String {

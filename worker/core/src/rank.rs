@@ -37,6 +37,8 @@ pub struct Rules {
     pub evaluate_every: Option<u64>,
     /// How many files a checkpoint has.
     pub num_files: u32,
+    /// Whether ranks keep shares of the optimizer's state, and not all of it.
+    pub is_shared: bool,
 }
 
 /// A rank's place in one world, as finished numbers.
@@ -143,6 +145,7 @@ impl RankMachine {
                 checkpoint_every: 1,
                 evaluate_every: None,
                 num_files: 0,
+                is_shared: false,
             },
             plan: RankPlan::default(),
             phase: Phase::Waiting { generation },
@@ -172,10 +175,11 @@ impl RankMachine {
         }
     }
 
-    /// It has taken the state of another rank over. Where [`Self::begin_apply`] was asked before, a
+    /// It has taken the state of another rank over, but for what ranks share. Where [`Self::begin_apply`] was asked before, a
     /// close that came meanwhile is reported now, with the state that is there.
     pub fn received(&mut self, step: u64) {
         self.holdings.restart(step);
+        self.holdings.partial = self.rules.is_shared;
         if let Phase::Applying { close } = &mut self.phase {
             let close = close.take();
             self.phase = Phase::Open;
@@ -183,6 +187,16 @@ impl RankMachine {
                 self.shut(cause);
             }
         }
+    }
+
+    /// It keeps these shares of the optimizer's state, as they are at its step.
+    pub fn keeps(&mut self, shares: Vec<Run>) {
+        self.holdings.kept = shares;
+    }
+
+    /// It has all parameters of its step.
+    pub fn gathered(&mut self) {
+        self.holdings.partial = false;
     }
 
     /// It takes over, with a state, the records of the steps up to it that are not known to be
@@ -298,7 +312,6 @@ impl RankMachine {
             reason: cause.reason,
             holdings: Some(self.holdings.message()),
             paused: cause.paused,
-            ..v1::Closed::default()
         });
     }
 
@@ -364,7 +377,7 @@ impl RankMachine {
     /// The step was applied. `stop`: some rank's note said that it was told to stop, so that all
     /// ranks end behind this step; `pause`: the same for closing the world behind it.
     pub fn applied(&mut self, stop: bool, pause: Option<String>) {
-        self.holdings.advance();
+        self.holdings.advance(self.rules.is_shared);
         self.stopping |= stop;
         let phase = std::mem::replace(&mut self.phase, Phase::Open);
         let close = match phase {

@@ -11,6 +11,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -87,6 +88,8 @@ impl Meeting {
             rank: RankId(assignment.rank),
             size: u32::try_from(assignment.shards.len()).unwrap_or(u32::MAX),
         };
+        // The values of a shared state go their own way.
+        let is_shared = work.rules.is_shared;
         let token: [u8; 16] = assignment.world_token[..]
             .try_into()
             .map_err(|_| Trouble::Failed("the token of this world is not 16 bytes".to_owned()))?;
@@ -103,7 +106,11 @@ impl Meeting {
             records: Vec::new(),
             need: None,
             num_elements: work.trainer.num_elements(),
-            num_state_values: work.trainer.num_state_values(),
+            num_state_values: if is_shared {
+                0
+            } else {
+                work.trainer.num_state_values()
+            },
         };
         let parts = finish.map(|finish| finish.parts).unwrap_or_default();
         let mut snapshot = None;
@@ -125,8 +132,13 @@ impl Meeting {
                     let Some(place) = from.iter().position(|from| *from == world.rank) else {
                         continue;
                     };
-                    let snapshot =
-                        snapshot.get_or_insert_with(|| Arc::new(work.trainer.snapshot()));
+                    let snapshot = snapshot.get_or_insert_with(|| {
+                        Arc::new(if is_shared {
+                            work.trainer.snapshot_of(false, &BTreeSet::new())
+                        } else {
+                            work.trainer.snapshot()
+                        })
+                    });
                     let share = share(meeting.num_state_values, place, from.len());
                     let gift = Gift::State(Arc::clone(snapshot), share);
                     meeting.gifts.push((rank, gift));

@@ -17,6 +17,7 @@ mod process;
 mod records;
 mod said;
 mod shared;
+mod shares;
 mod tree;
 mod validate;
 mod verify;

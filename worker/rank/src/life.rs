@@ -9,7 +9,8 @@ use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::History;
 use muster_collective::{Accumulator, Pool, tcp};
 use muster_proto::v1;
-use muster_trainer::checkpoint::{FILES, Meta};
+use muster_trainer::checkpoint::{Content, Meta};
+use muster_trainer::shares;
 use muster_worker_core::rank::Rules;
 use v1::rank_report::Report;
 
@@ -27,21 +28,37 @@ pub(crate) fn live(
     host: IpAddr,
 ) -> Result<(), Trouble> {
     let prepared = prepare(assignment, build, class)?;
+    let is_shared = prepared.spec.workers.redundancy.is_shared();
     let rules = Rules {
         total_steps: prepared.trainer.total_steps(),
         checkpoint_every: prepared.spec.checkpoint.every_steps,
         evaluate_every: prepared.spec.train.evaluate_every_steps,
-        num_files: u32::try_from(FILES.len()).unwrap_or(u32::MAX),
+        num_files: u32::try_from(Content::all(is_shared).len()).unwrap_or(u32::MAX),
+        is_shared,
     };
     let state = prepared.has_state.then(|| prepared.trainer.step().0);
-    shared.tell(|machine| machine.prepared(rules, state));
+    let kept = prepared.trainer.optimizer_state().shares.keys().copied();
+    let kept = if is_shared {
+        shares::runs(kept)
+    } else {
+        Vec::new()
+    };
+    shared.tell(|machine| {
+        machine.prepared(rules, state);
+        machine.keeps(kept);
+    });
     let meta = Meta {
         job: prepared.spec.name.clone(),
         identity: prepared.trainer.identity().to_owned(),
         history: History(assignment.history),
     };
-    let writer = Writer::start(Arc::clone(shared), prepared.folder.clone(), meta)
-        .map_err(|error| Trouble::Failed(format!("no thread for checkpoints: {error}")))?;
+    let writer = Writer::start(
+        Arc::clone(shared),
+        prepared.folder.clone(),
+        meta,
+        rules.num_files,
+    )
+    .map_err(|error| Trouble::Failed(format!("no thread for checkpoints: {error}")))?;
     let listener = tcp::Listener::bind(host).map_err(|error| {
         Trouble::Failed(format!(
             "cannot listen on {host}, the --host of this worker: {error}"

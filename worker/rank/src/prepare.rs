@@ -1,15 +1,17 @@
 //! From an assignment to a trainer in its first state, with every digest compared on the way.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use muster_cluster::command::NumericsClass;
 use muster_cluster::error_chain;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
 use muster_proto::v1;
-use muster_trainer::checkpoint;
+use muster_trainer::checkpoint::{self, Content};
 use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
 
 use crate::shared::Trouble;
+use crate::shares::Sharing;
 
 /// Makes the learner of a job.
 pub type Build = fn(&JobSpec) -> Result<Box<dyn Learner>, LearnerError>;
@@ -48,6 +50,17 @@ pub(crate) fn prepare(
     let learner = build(&spec).map_err(|error| failed(error.to_string()))?;
     let mut trainer =
         Trainer::new(&spec, learner, dataset).map_err(|error| failed(error_chain(&error)))?;
+    if spec.workers.redundancy.is_shared() {
+        // A process that enters a world later is given its shares there.
+        let is_first = assignment.generation > 0 && assignment.finish.is_none();
+        let sharing = if is_first {
+            Sharing::of(assignment)?
+        } else {
+            None
+        };
+        let kept = sharing.map(|sharing| sharing.kept());
+        trainer.keep(&kept.unwrap_or_default());
+    }
     let folder = PathBuf::from(&assignment.checkpoint_folder);
     if let Some(source) = &assignment.source {
         restore(&mut trainer, source)?;
@@ -80,26 +93,25 @@ fn check_class(assignment: &v1::Assignment, class: &NumericsClass) -> Result<(),
 /// Takes the state of a checkpoint over.
 fn restore(trainer: &mut Trainer, source: &v1::Manifest) -> Result<(), Trouble> {
     let folder = Path::new(&source.folder);
-    let read = |name: &str| {
-        let file = source
-            .files
-            .iter()
-            .find(|file| file.name.contains(&format!("-{name}-")));
-        let file = file.ok_or_else(|| {
-            failed(format!(
-                "the checkpoint of step {} has no {name} file",
-                source.step
-            ))
-        })?;
-        checkpoint::read_verified(folder, &file.clone().into()).map_err(|error| Trouble::Damaged {
+    let mut files = BTreeMap::new();
+    for file in &source.files {
+        let content = Content::of_file(&file.name);
+        let is_kept = |share| trainer.optimizer_state().shares.contains_key(&share);
+        let content = content.filter(|content| match content {
+            Content::Share(share) => is_kept(*share),
+            Content::Params | Content::Optimizer => true,
+        });
+        let Some(content) = content else { continue };
+        let read = checkpoint::read_verified(folder, &file.clone().into());
+        let bytes = read.map_err(|error| Trouble::Damaged {
             history: source.history,
             step: source.step,
             reason: error_chain(&error),
-        })
-    };
-    let (params, optimizer) = (read("params")?, read("optimizer")?);
+        })?;
+        files.insert(content.to_string(), bytes);
+    }
     let identity = trainer.identity().to_owned();
     trainer
-        .restore(&params, &optimizer, &identity)
+        .restore(&files, &identity)
         .map_err(|error| failed(error_chain(&error)))
 }

@@ -3,6 +3,7 @@
 //!
 //! Not here: whether the worlds of a ledger follow each other; the command line looks at that.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use muster_cluster::error_chain;
@@ -10,7 +11,8 @@ use muster_cluster::ids::Step;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
 use muster_cluster::state::Manifest;
 use muster_proto::v1;
-use muster_trainer::{Dataset, Replay, Trainer, checkpoint};
+use muster_trainer::checkpoint::{self, Content};
+use muster_trainer::{Dataset, Replay, Trainer};
 
 use crate::prepare::Build;
 
@@ -136,17 +138,17 @@ fn count(
 fn read_back(trainer: &mut Trainer, manifest: &Manifest) -> Result<(), String> {
     let step = manifest.step;
     let folder = Path::new(&manifest.folder);
-    let read = |name: &str| {
-        let mut files = manifest.files.iter();
-        let file = files.find(|file| file.name.contains(&format!("-{name}-")));
-        let file = file.ok_or_else(|| format!("step {step}: the manifest names no {name} file"))?;
-        checkpoint::read_verified(folder, file)
-            .map_err(|error| format!("step {step}: {}", error_chain(&error)))
-    };
-    let (params, optimizer) = (read("params")?, read("optimizer")?);
+    let mut files = BTreeMap::new();
+    for file in &manifest.files {
+        let bytes = checkpoint::read_verified(folder, file)
+            .map_err(|error| format!("step {step}: {}", error_chain(&error)))?;
+        let content = Content::of_file(&file.name);
+        let content = content.ok_or_else(|| format!("step {step}: {:?} is no file", file.name))?;
+        files.insert(content.to_string(), bytes);
+    }
     let identity = trainer.identity().to_owned();
     trainer
-        .restore(&params, &optimizer, &identity)
+        .restore(&files, &identity)
         .map_err(|error| format!("step {step}: {}", error_chain(&error)))?;
     let pairs = [
         ("step", trainer.step().to_string(), step.to_string()),
@@ -157,7 +159,7 @@ fn read_back(trainer: &mut Trainer, manifest: &Manifest) -> Result<(), String> {
         ),
         (
             "hash of the optimizer's state",
-            trainer.optimizer_hash(),
+            trainer.optimizer_hash().unwrap_or_default(),
             manifest.optimizer_hash.clone(),
         ),
         (

@@ -1,6 +1,6 @@
 //! What a rank does in one world: steps, evaluations and checkpoints, as the machine says; measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,6 +13,7 @@ use muster_collective::{
     Accumulator, Error as CollectiveError, Group, LossReason, Operation, Pool, Revoker, tcp,
 };
 use muster_proto::v1;
+use muster_trainer::checkpoint::Content;
 use muster_trainer::{Metrics, ShardNote, StepReport, Trainer};
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
 use v1::step_record::Record;
@@ -20,6 +21,7 @@ use v1::step_record::Record;
 use crate::heal::{self, Meeting, Received};
 use crate::note::Note;
 use crate::shared::{Shared, Trouble};
+use crate::shares::Sharing;
 use crate::writer::Writer;
 
 /// The last step's reduced vector, for ranks that were not as fast.
@@ -56,6 +58,8 @@ struct World {
     first: Vec<Vec<Run>>,
     then: Vec<Vec<Run>>,
     timeout: Duration,
+    /// Who keeps what of the optimizer's state, where not every rank keeps all of it.
+    sharing: Option<Sharing>,
 }
 
 /// Where the time of a step went.
@@ -79,7 +83,8 @@ impl Work<'_> {
         let needs = meeting.needs();
         let meeting = meeting.start(self.shared)?;
         let brings = world.first.get(rank).cloned().unwrap_or_default();
-        if !needs {
+        let lacks = world.sharing.as_ref().is_some_and(|sharing| sharing.gather);
+        if !needs && !lacks {
             // The others connect meanwhile, and some of them wait for what is missing.
             self.contribute(&brings)?;
         }
@@ -108,9 +113,15 @@ impl Work<'_> {
                 }
                 self.forget();
                 self.last = None;
-                self.trainer
-                    .take_over(head, &values)
-                    .map_err(|error| failed(&error))?;
+                if world.sharing.is_some() {
+                    // What it kept is of another step; all values follow.
+                    self.trainer.keep(&BTreeSet::new());
+                    self.trainer.go_to(head);
+                } else {
+                    self.trainer
+                        .take_over(head, &values)
+                        .map_err(|error| failed(&error))?;
+                }
                 self.shared.tell(|machine| {
                     machine.inherited(records);
                     machine.received(head.step.0);
@@ -134,21 +145,20 @@ impl Work<'_> {
                 world.plan.first_step
             )));
         }
+        if let Some(sharing) = &world.sharing {
+            self.begin_sharing(group, sharing, world.timeout)?;
+        }
         loop {
             self.shared.check()?;
             match self.shared.tell(|machine| machine.next()) {
                 Next::Step => self.step(group, world)?,
                 Next::Evaluate => self.evaluate(group, world)?,
                 Next::Checkpoint => {
-                    let files: Vec<u32> = world.plan.files(self.rules.num_files).collect();
-                    if !files.is_empty() {
-                        self.writer.write(self.trainer.snapshot(), files);
-                    }
+                    self.checkpoint(world);
                     self.shared.tell(RankMachine::snapped);
                 }
                 Next::End { stopped } => {
-                    self.end(stopped);
-                    return Ok(());
+                    return self.end(group, world, stopped);
                 }
             }
         }
@@ -183,6 +193,7 @@ impl Work<'_> {
             },
             first,
             then,
+            sharing: Sharing::of(assignment)?,
             timeout: Duration::from_millis(assignment.collective_timeout_ms),
         })
     }
@@ -267,7 +278,36 @@ impl Work<'_> {
             notes: notes.shards,
         };
         self.shared.tell(|machine| machine.acked(notes.acked));
-        self.apply(last, notes.stop, notes.pause, &times)
+        self.apply(last, notes.stop, notes.pause, &times)?;
+        match &world.sharing {
+            Some(sharing) => self.gather(group, sharing, false, world.timeout),
+            None => Ok(()),
+        }
+    }
+
+    /// Has this rank's files of a checkpoint written, beside the steps that follow.
+    fn checkpoint(&self, world: &World) {
+        let Some(sharing) = &world.sharing else {
+            let all = Content::all(false);
+            let files = world.plan.files(self.rules.num_files);
+            let files: Vec<Content> = files
+                .filter_map(|file| all.get(file as usize).copied())
+                .collect();
+            if !files.is_empty() {
+                self.writer.write(self.trainer.snapshot(), files);
+            }
+            return;
+        };
+        let files = sharing.files();
+        if !files.is_empty() {
+            let shares = files.iter().filter_map(|content| match content {
+                Content::Share(share) => Some(*share),
+                Content::Params | Content::Optimizer => None,
+            });
+            let has_params = files.contains(&Content::Params);
+            let snapshot = self.trainer.snapshot_of(has_params, &shares.collect());
+            self.writer.write(snapshot, files);
+        }
     }
 
     /// Makes the update, and keeps what made it for ranks that were not as fast.
@@ -370,12 +410,18 @@ impl Work<'_> {
     }
 
     /// Reports the end, which goes out when the last checkpoint counts.
-    fn end(&self, stopped: bool) {
+    fn end(&self, group: &mut Group, world: &World, stopped: bool) -> Result<(), Trouble> {
+        let optimizer_hash = match &world.sharing {
+            Some(sharing) => self.shared_hash(group, sharing, world.timeout)?,
+            None => self.trainer.optimizer_hash().ok_or_else(|| {
+                Trouble::Failed("not all of the optimizer's state is here".to_owned())
+            })?,
+        };
         let mut done = v1::Done {
             step: self.trainer.step().0,
             stopped,
             arena_hash: self.trainer.arena_hash(),
-            optimizer_hash: self.trainer.optimizer_hash(),
+            optimizer_hash,
             trace: self.trainer.trace(),
             metrics: BTreeMap::new(),
         };
@@ -383,6 +429,7 @@ impl Work<'_> {
             done.metrics.clone_from(machine.metrics());
             machine.ended(done);
         });
+        Ok(())
     }
 
     fn closed_by(&self, generation: u64, error: &CollectiveError) -> Trouble {

@@ -1,5 +1,7 @@
 //! All parameters of a model as one flat vector of f32, and the layout that names its parts.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 /// How an entry of the arena is updated.
@@ -44,7 +46,7 @@ impl Entry {
 
     /// Where the entry lies in the arena.
     #[must_use]
-    pub fn range(&self) -> std::ops::Range<usize> {
+    pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
     }
 }
@@ -87,6 +89,21 @@ impl Layout {
     #[must_use]
     pub fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.name == name)
+    }
+
+    /// The entries that lie in `range` of the arena, each with the elements of the arena that do.
+    pub fn entries_in(&self, range: Range<usize>) -> impl Iterator<Item = (&Entry, Range<usize>)> {
+        let first = self
+            .entries
+            .partition_point(|entry| entry.range().end <= range.start);
+        let end = range.end;
+        let rest = self.entries[first..].iter();
+        let inside = rest.take_while(move |entry| entry.offset < end);
+        inside.filter_map(move |entry| {
+            let own = entry.range();
+            let part = own.start.max(range.start)..own.end.min(range.end);
+            (!part.is_empty()).then_some((entry, part))
+        })
     }
 
     /// The number of elements of the arena.

@@ -1,24 +1,80 @@
 //! The files of a checkpoint: what is in them ([`format`]) and how they reach and leave a folder
 //! (`files`).
 //!
-//! A checkpoint is two files, each named by what it holds and not by the rank that wrote it:
-//! `params`, the arena, and `optimizer`, the optimizer's state. Both are safetensors files, which
-//! PyTorch reads. Not here: the manifest, which says which files count, and which rank writes
+//! Files are named by what they hold and not by the rank that wrote them: `params`, the arena, and
+//! `optimizer`, the optimizer's state, or a file for each share of it, `optimizer.00` and so on,
+//! where ranks keep shares. All are safetensors files, which PyTorch reads. Not here: the manifest, which says which files count, and which rank writes
 //! what; the coordinator and `rank` decide that.
 
 mod files;
 mod format;
 
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 pub use files::{check_writable, publish, read_verified, remove_retired};
 pub(crate) use format::decode;
 pub use format::{Meta, encode};
 pub use muster_cluster::state::FileRef;
 
-/// The logical names of a checkpoint's files, in their order in the manifest.
-pub const FILES: [&str; 2] = ["params", "optimizer"];
+use muster_cluster::shares::NUM_SHARES;
+
+/// What a file of a checkpoint holds. Its text is the file's logical name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The arena.
+    Params,
+    /// The optimizer's state.
+    Optimizer,
+    /// A share of the optimizer's state.
+    Share(u32),
+}
+
+impl Content {
+    /// What the files of a checkpoint hold, by their numbers.
+    #[must_use]
+    pub fn all(is_shared: bool) -> Vec<Self> {
+        let mut all = vec![Content::Params];
+        if is_shared {
+            all.extend((0..NUM_SHARES).map(Content::Share));
+        } else {
+            all.push(Content::Optimizer);
+        }
+        all
+    }
+
+    /// What a file with this logical name holds.
+    #[must_use]
+    pub fn of_logical(name: &str) -> Option<Self> {
+        match name {
+            "params" => Some(Content::Params),
+            "optimizer" => Some(Content::Optimizer),
+            _ => {
+                let share = name.strip_prefix("optimizer.")?.parse().ok();
+                let content = share
+                    .filter(|share| *share < NUM_SHARES)
+                    .map(Content::Share);
+                content.filter(|content| content.to_string() == name)
+            }
+        }
+    }
+
+    /// What a published file holds, by its name.
+    #[must_use]
+    pub fn of_file(name: &str) -> Option<Self> {
+        files::parse(name).map(|(_, content)| content)
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::Params => f.write_str("params"),
+            Content::Optimizer => f.write_str("optimizer"),
+            Content::Share(share) => write!(f, "optimizer.{share:02}"),
+        }
+    }
+}
 
 /// Why a file of a checkpoint could not be written, read or used.
 #[derive(Debug, thiserror::Error)]
@@ -62,17 +118,23 @@ pub enum CheckpointError {
     },
     /// A name that no checkpoint file has.
     #[error(
-        "{name:?} is no name of a checkpoint file; expected step-<number>-<params or optimizer>-<16 hex digits>.safetensors"
+        "{name:?} is no name of a checkpoint file; expected step-<number>-<params, optimizer or optimizer.NN>-<16 hex digits>.safetensors"
     )]
     BadName {
         /// The name.
         name: String,
     },
+    /// A file that is needed is not there.
+    #[error("the checkpoint has no {file} file")]
+    Missing {
+        /// The logical name.
+        file: String,
+    },
     /// The bytes are no checkpoint file.
     #[error("the {file} file is no checkpoint of ours: {reason}")]
     Malformed {
         /// The logical name.
-        file: &'static str,
+        file: String,
         /// What is wrong.
         reason: String,
     },
@@ -82,7 +144,7 @@ pub enum CheckpointError {
     )]
     Mismatch {
         /// The logical name.
-        file: &'static str,
+        file: String,
         /// What differs.
         what: String,
         /// As expected.

@@ -1,6 +1,8 @@
 //! Clipping by the global norm, as PyTorch's `clip_grad_norm_` does it, in one fixed order of
 //! additions: blocks of 64 Ki elements of the arena.
 
+use std::ops::Range;
+
 use crate::arena::{Group, Layout};
 
 /// The length of a block, in elements of the arena. It decides bits.
@@ -9,19 +11,19 @@ pub const BLOCK: usize = 64 * 1024;
 /// PyTorch adds this to the norm before it divides by it.
 const EPSILON: f64 = 1e-6;
 
-/// The L2 norm of a vector of the layout without its buffers: squares are summed in f64, in order
-/// within each block, and then block by block.
+/// The L2 norm of `sum / divisor`, a vector of the layout, without its buffers: squares are summed in
+/// f64, in order within each block, and then block by block.
 ///
 /// # Panics
-/// When `gradient` is not as long as the layout.
+/// When `sum` is not as long as the layout.
 #[must_use]
-pub fn global_norm(layout: &Layout, gradient: &[f32]) -> f64 {
+pub fn global_norm(layout: &Layout, sum: &[f32], divisor: f32) -> f64 {
     assert_eq!(
-        gradient.len(),
+        sum.len(),
         layout.len(),
         "a gradient is as long as its layout"
     );
-    let mut blocks = vec![0.0_f64; gradient.len().div_ceil(BLOCK)];
+    let mut blocks = vec![0.0_f64; sum.len().div_ceil(BLOCK)];
     for entry in layout
         .entries()
         .iter()
@@ -31,8 +33,9 @@ pub fn global_norm(layout: &Layout, gradient: &[f32]) -> f64 {
         while start < entry.range().end {
             let block = start / BLOCK;
             let end = entry.range().end.min((block + 1) * BLOCK);
-            for &value in &gradient[start..end] {
-                blocks[block] += f64::from(value) * f64::from(value);
+            for &value in &sum[start..end] {
+                let value = f64::from(value / divisor);
+                blocks[block] += value * value;
             }
             start = end;
         }
@@ -40,21 +43,25 @@ pub fn global_norm(layout: &Layout, gradient: &[f32]) -> f64 {
     blocks.iter().fold(0.0, |sum, block| sum + block).sqrt()
 }
 
-/// Scales a gradient of that norm down to `max_norm`, where it is larger; buffers stay.
-pub fn clip(layout: &Layout, gradient: &mut [f32], norm: f64, max_norm: f64) {
-    let scale = max_norm / (norm + EPSILON);
-    if scale >= 1.0 {
-        return;
-    }
-    let scale = scale as f32;
-    for entry in layout
-        .entries()
-        .iter()
-        .filter(|entry| entry.group != Group::Buffer)
+/// What scales a gradient of that norm down to `max_norm`; `None` where it is no larger.
+#[must_use]
+pub fn factor(norm: f64, max_norm: f64) -> Option<f32> {
+    let factor = max_norm / (norm + EPSILON);
+    (factor < 1.0).then_some(factor as f32)
+}
+
+/// Scales the part of a gradient that lies at `range` of the layout; buffers stay.
+///
+/// # Panics
+/// When `part` is not as long as `range`.
+pub fn scale(layout: &Layout, part: &mut [f32], range: Range<usize>, factor: f32) {
+    for (_, inside) in layout
+        .entries_in(range.clone())
+        .filter(|(entry, _)| entry.group != Group::Buffer)
     {
-        gradient[entry.range()]
+        part[inside.start - range.start..inside.end - range.start]
             .iter_mut()
-            .for_each(|value| *value *= scale);
+            .for_each(|value| *value *= factor);
     }
 }
 
@@ -90,7 +97,7 @@ mod tests {
             expected += sum;
         }
         assert_eq!(
-            global_norm(&layout, &gradient).to_bits(),
+            global_norm(&layout, &gradient, 1.0).to_bits(),
             expected.sqrt().to_bits()
         );
     }
@@ -100,23 +107,27 @@ mod tests {
         let layout = layout();
         let mut gradient = vec![0.5_f32; layout.len()];
         // sqrt(140000 / 4), a closed form.
-        let norm = global_norm(&layout, &gradient);
+        let norm = global_norm(&layout, &gradient, 1.0);
         assert_eq!(norm, 35_000.0_f64.sqrt());
-        clip(&layout, &mut gradient, norm, 2.0);
+        assert_eq!(global_norm(&layout, &gradient, 2.0), norm / 2.0);
+        let factor = factor(norm, 2.0).expect("it is larger");
+        // In two parts, as shares are.
+        for range in [0..50_000, 50_000..layout.len()] {
+            scale(&layout, &mut gradient[range.clone()], range, factor);
+        }
         // One rounding of the scale and one of each product: 2^-23 of the value.
         assert!(
-            (global_norm(&layout, &gradient) - 2.0 * norm / (norm + 1e-6)).abs() < 2.0 * 1.2e-7
+            (global_norm(&layout, &gradient, 1.0) - 2.0 * norm / (norm + 1e-6)).abs()
+                < 2.0 * 1.2e-7
         );
         assert_eq!(gradient[120_003], 0.5, "a buffer is no gradient");
         assert!(gradient[0] < 0.5 && gradient[139_000] < 0.5);
     }
 
     #[test]
-    fn smaller_gradients_keep_their_bits() {
+    fn smaller_gradients_are_not_scaled() {
         let layout = layout();
-        let mut gradient = vec![1e-3_f32; layout.len()];
-        let before = gradient.clone();
-        clip(&layout, &mut gradient, global_norm(&layout, &before), 1.0);
-        assert_eq!(gradient, before);
+        let gradient = vec![1e-3_f32; layout.len()];
+        assert_eq!(factor(global_norm(&layout, &gradient, 1.0), 1.0), None);
     }
 }

@@ -6,8 +6,9 @@
 //! 4. [`data`]: the samples; [`permutation`]: in which order they are read.
 //! 5. [`optimizer`], [`clip`] and [`schedule`]: how the parameters follow a gradient.
 //! 6. [`rng`]: random numbers that depend on nothing but their place.
-//! 7. [`notes`]: what travels beside a contribution; [`trace`]: which samples were read.
-//! 8. [`checkpoint`]: the state as files.
+//! 7. [`shares`]: the parts of an optimizer's state that ranks may divide.
+//! 8. [`notes`]: what travels beside a contribution; [`trace`]: which samples were read.
+//! 9. [`checkpoint`]: the state as files.
 //!
 //! What of the vocabulary its functions speak is given on, a job's specification above all, so
 //! that an author of models needs this crate alone.
@@ -22,6 +23,7 @@ pub mod optimizer;
 pub mod permutation;
 pub mod rng;
 pub mod schedule;
+pub mod shares;
 pub mod trace;
 pub mod trainer;
 

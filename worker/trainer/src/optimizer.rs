@@ -5,79 +5,158 @@
 //! but the numbers. Not here: where the gradient comes from, how it is clipped ([`crate::clip`]),
 //! and how the learning rate moves (`schedule`).
 
-use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use crate::arena::{Entry, Group, Layout};
+use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
+use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
+
+use crate::arena::{Group, Layout};
+use crate::shares::{self, Cut};
 
 /// An optimizer and its state.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     kind: OptimizerKind,
     weight_decay: f64,
-    entries: Vec<Entry>,
-    len: usize,
-    state: Vec<StateVector>,
+    layout: Layout,
+    cut: Cut,
+    state: State,
 }
 
-/// One number of an optimizer's state for each element of the arena; zero over buffers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StateVector {
-    /// PyTorch's name for it: `momentum` of `sgd` (its `momentum_buffer`), `exp_avg` and
-    /// `exp_avg_sq` of `adam` and `adamw`.
-    pub name: &'static str,
-    /// In the order of the layout.
-    pub values: Vec<f32>,
+/// The state of an optimizer, or the shares of it that a rank keeps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// PyTorch's names of its vectors, each with one number for every element of the arena, which
+    /// is zero over buffers: `momentum` of `sgd` (its `momentum_buffer`), `exp_avg` and
+    /// `exp_avg_sq` of `adam` and `adamw`; none of `sgd` without momentum.
+    pub vectors: &'static [&'static str],
+    /// By share: the elements that it has of each vector, one vector behind the other.
+    pub shares: BTreeMap<u32, Vec<f32>>,
+}
+
+impl State {
+    /// BLAKE3 over a share: each vector's part behind its name, and both behind their lengths.
+    /// `None` where the share is not kept.
+    #[must_use]
+    pub fn digest(&self, share: u32) -> Option<[u8; 32]> {
+        let values = self.shares.get(&share)?;
+        let mut hasher = blake3::Hasher::new();
+        let len = values.len() / self.vectors.len().max(1);
+        for (name, part) in self.vectors.iter().zip(values.chunks(len.max(1))) {
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(bytemuck::cast_slice(part));
+        }
+        Some(hasher.finalize().into())
+    }
+
+    /// BLAKE3 of the whole state, in hex; `None` where it is not all here.
+    #[must_use]
+    pub fn hash(&self) -> Option<String> {
+        let digests: Option<Vec<_>> = shares::all().map(|share| self.digest(share)).collect();
+        Some(optimizer_hash(&digests?))
+    }
+
+    /// How many values are kept.
+    #[must_use]
+    pub fn num_values(&self) -> usize {
+        self.shares.values().map(Vec::len).sum()
+    }
 }
 
 impl Optimizer {
     /// An optimizer that has made no step, for an arena of that layout.
     #[must_use]
     pub fn new(spec: &OptimizerSpec, layout: &Layout) -> Self {
-        let names: &[&'static str] = match spec.kind {
+        let vectors: &[&'static str] = match spec.kind {
             OptimizerKind::Sgd { momentum: 0.0 } => &[],
             OptimizerKind::Sgd { .. } => &["momentum"],
             OptimizerKind::Adam { .. } | OptimizerKind::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
         };
-        let zeros = |&name| StateVector {
-            name,
-            values: vec![0.0; layout.len()],
-        };
+        let cut = Cut::new(layout.len());
+        // Zeros take no memory before something else is written into them.
+        let zeros = |share| vec![0.0; vectors.len() * cut.range(share).len()];
         Self {
             kind: spec.kind,
             weight_decay: spec.weight_decay,
-            entries: layout.entries().to_vec(),
-            len: layout.len(),
-            state: names.iter().map(zeros).collect(),
+            layout: layout.clone(),
+            cut,
+            state: State {
+                vectors,
+                shares: shares::all().map(|share| (share, zeros(share))).collect(),
+            },
         }
     }
 
-    /// The state, in a fixed order; empty for `sgd` without momentum.
+    /// The state, as far as it is kept.
     #[must_use]
-    pub fn state(&self) -> &[StateVector] {
+    pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The state, to be replaced by a restored one of the same lengths.
-    pub(crate) fn state_mut(&mut self) -> &mut [StateVector] {
-        &mut self.state
+    /// Gives up the shares that are not `kept`.
+    pub fn keep(&mut self, kept: &BTreeSet<u32>) {
+        self.state.shares.retain(|share, _| kept.contains(share));
     }
 
-    /// Makes update number `t`, counted from 1: moves weights and biases along `gradient`, and
-    /// sets buffers to it, since for a buffer a "gradient" is the mean of the new values.
-    ///
-    /// Biases and buffers do not decay.
+    /// Takes a share over; `false` where it is not as long as it has to be.
+    pub fn take(&mut self, share: u32, values: Vec<f32>) -> bool {
+        let expected = self.state.vectors.len() * self.cut.range(share).len();
+        let fits = values.len() == expected && share < NUM_SHARES;
+        if fits {
+            self.state.shares.insert(share, values);
+        }
+        fits
+    }
+
+    /// Makes update number `t` of the elements of all shares that are kept, as
+    /// [`Self::step_share`] does.
     ///
     /// # Panics
     /// When a slice is not as long as the layout, or `t` is 0.
     pub fn step(&mut self, arena: &mut [f32], gradient: &[f32], learning_rate: f64, t: u64) {
         assert!(
-            arena.len() == self.len && gradient.len() == self.len,
+            arena.len() == self.layout.len() && gradient.len() == self.layout.len(),
             "both are as long as the layout"
         );
+        let kept: Vec<u32> = self.state.shares.keys().copied().collect();
+        for share in kept {
+            let range = self.cut.range(share);
+            let (parameters, gradient) = (&mut arena[range.clone()], &gradient[range]);
+            self.step_share(share, parameters, gradient, learning_rate, t);
+        }
+    }
+
+    /// Makes update number `t`, counted from 1, of the elements of one share that is kept, whose
+    /// parameters and gradients these are: moves weights and biases along the gradient, and sets
+    /// buffers to it, since for a buffer a "gradient" is the mean of the new values.
+    ///
+    /// Biases and buffers do not decay.
+    ///
+    /// # Panics
+    /// When the share is not kept, a slice is not as long as the share, or `t` is 0.
+    pub fn step_share(
+        &mut self,
+        share: u32,
+        parameters: &mut [f32],
+        gradient: &[f32],
+        learning_rate: f64,
+        t: u64,
+    ) {
+        let range = self.cut.range(share);
+        assert!(
+            parameters.len() == range.len() && gradient.len() == range.len(),
+            "both are as long as the share"
+        );
         assert!(t > 0, "updates are counted from 1");
-        for entry in &self.entries {
-            let range = entry.range();
-            let (parameters, gradient) = (&mut arena[range.clone()], &gradient[range.clone()]);
+        let state = self.state.shares.get_mut(&share);
+        let state = state.expect("a share that is updated is kept");
+        for (entry, inside) in self.layout.entries_in(range.clone()) {
+            let inside = inside.start - range.start..inside.end - range.start;
+            let (parameters, gradient) =
+                (&mut parameters[inside.clone()], &gradient[inside.clone()]);
             let decay = match entry.group {
                 Group::Weight => self.weight_decay,
                 Group::Bias => 0.0,
@@ -89,15 +168,10 @@ impl Optimizer {
             match self.kind {
                 OptimizerKind::Sgd { momentum } => {
                     let scalars = Sgd::new(momentum, learning_rate, decay);
-                    match &mut self.state[..] {
-                        [velocity] => {
-                            scalars.with_momentum(
-                                parameters,
-                                gradient,
-                                &mut velocity.values[range],
-                            );
-                        }
-                        _ => scalars.plain(parameters, gradient),
+                    if self.state.vectors.is_empty() {
+                        scalars.plain(parameters, gradient);
+                    } else {
+                        scalars.with_momentum(parameters, gradient, &mut state[inside]);
                     }
                 }
                 OptimizerKind::Adam {
@@ -106,7 +180,7 @@ impl Optimizer {
                     epsilon,
                 } => {
                     let scalars = Adam::new([beta1, beta2, epsilon], learning_rate, t);
-                    let [first, second] = moments(&mut self.state, range);
+                    let [first, second] = moments(state, inside);
                     scalars.update(parameters, gradient, first, second, decay as f32);
                 }
                 OptimizerKind::AdamW {
@@ -115,7 +189,7 @@ impl Optimizer {
                     epsilon,
                 } => {
                     let scalars = Adam::new([beta1, beta2, epsilon], learning_rate, t);
-                    let [first, second] = moments(&mut self.state, range);
+                    let [first, second] = moments(state, inside);
                     if decay != 0.0 {
                         let keep = (1.0 - learning_rate * decay) as f32;
                         parameters
@@ -129,11 +203,10 @@ impl Optimizer {
     }
 }
 
-fn moments(state: &mut [StateVector], range: std::ops::Range<usize>) -> [&mut [f32]; 2] {
-    let [first, second] = state else {
-        unreachable!("adam and adamw have two state vectors")
-    };
-    [&mut first.values[range.clone()], &mut second.values[range]]
+/// The same elements of both vectors of a share of adam or adamw.
+fn moments(state: &mut [f32], inside: Range<usize>) -> [&mut [f32]; 2] {
+    let (first, second) = state.split_at_mut(state.len() / 2);
+    [&mut first[inside.clone()], &mut second[inside]]
 }
 
 /// The finished numbers of a step of `torch.optim.SGD` (no dampening, no Nesterov).

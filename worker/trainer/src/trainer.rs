@@ -10,6 +10,7 @@
 //! step and the shard's number alone. Not here: the files of a checkpoint ([`crate::checkpoint`]).
 
 mod error;
+mod sharing;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,10 +27,11 @@ use crate::clip;
 use crate::data::Dataset;
 use crate::learner::{Learner, Metrics};
 use crate::notes::ShardNote;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, State};
 use crate::permutation::{self, SampleOrder};
 use crate::rng::ShardRng;
 use crate::schedule;
+use crate::shares::{self, Cut};
 use crate::trace;
 
 /// Held-out samples in one evaluation chunk. It decides the bits of an evaluation.
@@ -40,6 +42,7 @@ pub struct Trainer {
     learner: Box<dyn Learner>,
     dataset: Dataset,
     layout: Layout,
+    cut: Cut,
     arena: Arena,
     optimizer: Optimizer,
     order: SampleOrder,
@@ -140,8 +143,9 @@ impl Trainer {
             arena: Arena::Host(values),
             learner,
             dataset,
-            layout,
             total_steps,
+            cut: Cut::new(layout.len()),
+            layout,
             identity,
         })
     }
@@ -196,7 +200,8 @@ impl Trainer {
     }
 
     /// Makes the next update from the sum of all shards' contributions and their notes, which are
-    /// in shard order.
+    /// in shard order. It moves the parameters whose optimizer state is kept here; those of other
+    /// shares are to be taken over from elsewhere before anything is computed with them.
     ///
     /// # Errors
     /// When the vector or the notes are not those of a whole step, or a value is not finite;
@@ -207,16 +212,26 @@ impl Trainer {
         self.check_finite(reduced)?;
         // Divided, not multiplied by a rounded 1/L: each mean has one rounding.
         let num_shards = self.num_shards as f32;
-        let mut gradient: Vec<f32> = reduced.iter().map(|value| value / num_shards).collect();
-        let grad_norm = clip::global_norm(&self.layout, &gradient);
-        if let Some(max_norm) = self.clip_norm {
-            clip::clip(&self.layout, &mut gradient, grad_norm, max_norm);
-        }
+        let grad_norm = clip::global_norm(&self.layout, reduced, num_shards);
+        let factor = self
+            .clip_norm
+            .and_then(|max_norm| clip::factor(grad_norm, max_norm));
         let learning_rate =
             self.learning_rate * schedule::factor(&self.schedule, self.total_steps, self.step.0);
         let next = self.step.next();
-        self.optimizer
-            .step(host_mut(&mut self.arena), &gradient, learning_rate, next.0);
+        let mut gradient = Vec::new();
+        let kept: Vec<u32> = self.optimizer.state().shares.keys().copied().collect();
+        for share in kept {
+            let range = self.cut.range(share);
+            gradient.clear();
+            gradient.extend(reduced[range.clone()].iter().map(|sum| sum / num_shards));
+            if let Some(factor) = factor {
+                clip::scale(&self.layout, &mut gradient, range.clone(), factor);
+            }
+            let parameters = &mut host_mut(&mut self.arena)[range];
+            self.optimizer
+                .step_share(share, parameters, &gradient, learning_rate, next.0);
+        }
         let mut metrics = Metrics::default();
         for note in notes {
             metrics.add(&note.metrics);
@@ -266,10 +281,10 @@ impl Trainer {
         snapshot::arena_hash(host(&self.arena))
     }
 
-    /// BLAKE3 of the optimizer's state, in hex.
+    /// BLAKE3 of the optimizer's state, in hex; `None` where not all of it is kept here.
     #[must_use]
-    pub fn optimizer_hash(&self) -> String {
-        snapshot::optimizer_hash(self.optimizer.state())
+    pub fn optimizer_hash(&self) -> Option<String> {
+        self.optimizer.state().hash()
     }
 
     /// The running hash of the samples that were read, per shard in shard order, in hex.
@@ -287,21 +302,34 @@ impl Trainer {
     /// A copy of the state, to be written elsewhere.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
+        self.snapshot_of(true, &shares::all().collect())
+    }
+
+    /// A copy of the parameters, if they are wanted, and of these shares of the optimizer's state,
+    /// as far as they are kept here.
+    #[must_use]
+    pub fn snapshot_of(&self, with_parameters: bool, wanted: &BTreeSet<u32>) -> Snapshot {
+        let state = self.optimizer.state();
+        let kept = state.shares.iter();
+        let kept = kept.filter(|(share, _)| wanted.contains(share));
         Snapshot {
             step: self.step,
             trace: self.trace,
-            entries: self.layout.entries().to_vec(),
-            arena: host(&self.arena).to_vec(),
-            optimizer: self.optimizer.state().to_vec(),
+            layout: self.layout.clone(),
+            arena: with_parameters.then(|| host(&self.arena).to_vec()),
+            optimizer: State {
+                vectors: state.vectors,
+                shares: kept
+                    .map(|(share, values)| (*share, values.clone()))
+                    .collect(),
+            },
         }
     }
 
-    /// How many values the state has: the arena's, and those of each vector of the optimizer.
+    /// How many values the state has that is kept here: the arena's, and the optimizer's.
     #[must_use]
     pub fn num_state_values(&self) -> usize {
-        let optimizer = self.optimizer.state().iter();
-        let optimizer = optimizer.map(|vector| vector.values.len()).sum::<usize>();
-        self.layout.len() + optimizer
+        self.layout.len() + self.optimizer.state().num_values()
     }
 
     /// Takes over the state of another rank of the same job, whose [`Snapshot::values`] these are.
@@ -319,39 +347,38 @@ impl Trainer {
         }
         let (arena, mut rest) = values.split_at(self.layout.len());
         host_mut(&mut self.arena).copy_from_slice(arena);
-        for vector in self.optimizer.state_mut() {
-            let (mine, others) = rest.split_at(vector.values.len());
-            vector.values.copy_from_slice(mine);
+        for share in self
+            .optimizer
+            .state()
+            .shares
+            .keys()
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            let (mine, others) = rest.split_at(self.num_share_values(share));
+            self.optimizer.take(share, mine.to_vec());
             rest = others;
         }
-        self.step = head.step;
-        self.trace = head.trace;
+        self.go_to(head);
         Ok(())
     }
 
-    /// Takes over the state that the two files of a checkpoint hold, `identity` being the digest
-    /// of the job that they must be of.
+    /// Takes over the state that the files of a checkpoint hold, by their logical names, as far as
+    /// it is kept here. `identity` is the digest of the job that they must be of.
     ///
     /// # Errors
     /// When a file is not one of ours, or not of this job, model, optimizer, or not of the same
-    /// step as the other; nothing was changed then.
+    /// step as the others, or when one is missing; nothing was changed then.
     pub fn restore(
         &mut self,
-        params: &[u8],
-        optimizer: &[u8],
+        files: &BTreeMap<String, Vec<u8>>,
         identity: &str,
     ) -> Result<(), CheckpointError> {
-        let names = self.optimizer.state().iter().map(|vector| vector.name);
-        let names: Vec<_> = names.collect();
-        let restored = checkpoint::decode(params, optimizer, &self.layout, &names, identity)?;
+        let state = self.optimizer.state();
+        let restored = checkpoint::decode(files, &self.layout, state, identity)?;
         *host_mut(&mut self.arena) = restored.arena;
-        for (vector, values) in self
-            .optimizer
-            .state_mut()
-            .iter_mut()
-            .zip(restored.optimizer)
-        {
-            vector.values = values;
+        for (share, values) in restored.shares {
+            self.optimizer.take(share, values);
         }
         self.step = restored.step;
         self.trace = restored.trace;

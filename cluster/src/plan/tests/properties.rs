@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::ranks::Ranks;
+use super::ranks::{Ranks, kept_by};
+use super::worlds::{check_finish, check_shares};
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
-use crate::ids::{Incarnation, JobName, RankId, Step, WorkerName};
+use crate::ids::{Incarnation, JobName, RankId, WorkerName};
 use crate::plan::{Closed, Closing, Observed, Patience, Standby, Watch, plan};
-use crate::state::{ClusterState, Finish, Heal, Job, Part, Phase, World};
+use crate::state::{ClusterState, Finish, Job, Phase, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
-use crate::tree::{self, Run};
 
 /// Something that happens to one of four jobs or four workers, `dice` deciding the details.
 type Event = (u8, u8, u32);
@@ -89,10 +89,12 @@ impl Cluster {
     fn job_happens(&mut self, name: JobName, kind: u8, dice: u32) {
         if let 9..=12 = kind {
             let (min, more, spares) = (1 + dice % 3, dice / 3 % 4, dice / 12 % 3);
+            let redundancy = ["full", "shadow", "none"][dice as usize / 36 % 3];
             let set = [
                 format!("workers.min={min}"),
                 format!("workers.max={}", min + more),
                 format!("workers.spares={spares}"),
+                format!("workers.redundancy={redundancy:?}"),
             ];
             let set: Vec<&str> = set.iter().map(String::as_str).collect();
             self.apply(Command::Submit(submission(name.as_str(), &set)));
@@ -276,6 +278,7 @@ impl Cluster {
                 why: why.to_owned(),
                 paused: true,
                 step: Some(world.first_step.next()),
+                kept: kept_by(world, rank),
                 ..Closed::default()
             };
             watch.closed.insert(rank, closed);
@@ -289,7 +292,7 @@ impl Cluster {
             world.ranks.iter().map(|rank| rank.process).collect()
         };
         prop_assert!(
-            next.is_some_and(|next| members(next) != members(world)),
+            next.is_some_and(|next| members(next) != members(world) || next.shares != world.shares),
             "{name} is closed for nothing: {why}"
         );
         Ok(())
@@ -310,7 +313,13 @@ impl Cluster {
         let drains = ranks.any(|rank| self.state.draining.contains(&rank.worker));
         let max = workers.max.max(if drains { 2 } else { 1 }) as usize;
         let size = world.ranks.len();
-        prop_assert!((min..=max).contains(&size));
+        // Those who leave may be there for one more world, to hand over what only they keep.
+        let is_kept = |rank: RankId| world.shares.iter().any(|holders| holders.has(rank));
+        let ranks = (0u32..).map(RankId).take(size);
+        let num_leaving = ranks
+            .filter(|rank| !world.shares.is_empty() && !is_kept(*rank))
+            .count();
+        prop_assert!((min..=max + num_leaving).contains(&size));
         let processes: BTreeSet<_> = world.ranks.iter().map(|rank| rank.process).collect();
         prop_assert_eq!(processes.len(), size);
         let mut next = 0;
@@ -359,7 +368,8 @@ impl Cluster {
             }
             reports.push(report.cloned().unwrap_or_default());
         }
-        check_finish(world.first_step, &reports, finish)
+        check_finish(world.first_step, &reports, finish)?;
+        check_shares(world, &reports, finish)
     }
 
     fn check_devices(&self, command: &Command) -> Result<(), TestCaseError> {
@@ -437,48 +447,6 @@ fn report_of<'a>(
     report.filter(|_| !watch.gone.contains_key(&rank))
 }
 
-fn check_finish(step: Step, reports: &[Closed], finish: &Finish) -> Result<(), TestCaseError> {
-    let Finish { evaluated, parts } = finish;
-    prop_assert_eq!(parts.len(), reports.len());
-    prop_assert!(reports[0].step.is_some(), "rank 0 has no state");
-    let is_there = |closed: &Closed| closed.step == Some(step);
-    let newest = reports.iter().filter_map(|report| report.step).max();
-    prop_assert_eq!(newest, Some(step));
-    prop_assert!(!evaluated || reports.iter().all(|report| report.evaluated));
-
-    let mut brought: Vec<u32> = Vec::new();
-    for part in parts {
-        brought.extend(part.shards.iter().flat_map(|run| run.shards()));
-    }
-    brought.sort_unstable();
-    prop_assert_eq!(brought, (0..8).collect::<Vec<u32>>());
-
-    let mut earlier: Vec<Run> = Vec::new();
-    for (report, Part { shards, heal }) in reports.iter().zip(parts) {
-        if is_there(report) {
-            let own = tree::difference(&report.shards, &earlier);
-            prop_assert_eq!(tree::intersection(&own, shards), own);
-            earlier.extend(&report.shards);
-        }
-        prop_assert_eq!(heal.is_none(), is_there(report));
-        match heal {
-            None => {}
-            Some(Heal::Reduced { from }) => {
-                let source = &reports[from.0 as usize];
-                prop_assert!(is_there(source) && source.has_reduced);
-                prop_assert_eq!(report.step.map(Step::next), Some(step));
-            }
-            Some(Heal::State { from }) => {
-                prop_assert!(!from.is_empty());
-                prop_assert!(from.iter().all(|from| is_there(&reports[from.0 as usize])));
-                let sources: BTreeSet<_> = from.iter().collect();
-                prop_assert_eq!(sources.len(), from.len());
-            }
-        }
-    }
-    Ok(())
-}
-
 fn events(max: usize) -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec((0..NUM_KINDS, 0u8..4, any::<u32>()), 0..max)
 }
@@ -497,11 +465,12 @@ proptest! {
 
     /// The same with one job on one or two workers, so that its worlds heal often.
     #[test]
-    fn a_job_that_heals_again_and_again_loses_nothing(events in events(120)) {
+    fn a_job_that_heals_again_and_again_loses_nothing(events in events(120), is_shared in any::<bool>()) {
         let mut cluster = Cluster::default();
         cluster.worker_registers(worker("w0"), 3);
         cluster.worker_registers(worker("w1"), 7);
-        let set = ["workers.min=1", "workers.max=5", "workers.spares=1"];
+        let redundancy = if is_shared { "workers.redundancy='shadow'" } else { "workers.redundancy='full'" };
+        let set = ["workers.min=1", "workers.max=5", "workers.spares=1", redundancy];
         cluster.apply(Command::Submit(submission("j0", &set)));
         for (kind, which, dice) in events {
             let kind = if kind < 18 && !dice.is_multiple_of(8) { 18 + kind % 15 } else { kind };

@@ -21,22 +21,35 @@ struct Holder {
     shards: Vec<Run>,
     has_reduced: bool,
     evaluated: bool,
+    /// Of the optimizer's state, where it is shared.
+    kept: Vec<Run>,
+    /// It lacks parameters of its step.
+    is_partial: bool,
 }
 
 impl Ranks {
     /// A world begins. Those that go on have what they had; what they lack, they get when it runs.
     pub(super) fn enter(&mut self, name: &JobName, world: &World) {
         let old = self.jobs.entry(name.clone()).or_default();
-        let holder = |process| match &world.finish {
-            Some(_) => old.get(&process).cloned().unwrap_or_default(),
-            None => Holder {
-                step: Some(world.first_step),
-                ..Holder::default()
-            },
+        let holder = |rank: RankId, process| {
+            let assigned = kept_by(world, rank);
+            let Some(finish) = &world.finish else {
+                return Holder {
+                    step: Some(world.first_step),
+                    kept: assigned,
+                    ..Holder::default()
+                };
+            };
+            let mut holder: Holder = old.get(&process).cloned().unwrap_or_default();
+            let given = finish.moves.iter().filter(|one| one.from == rank);
+            let given = given.map(|one| Run::new(one.share, one.share + 1));
+            let stays = tree::union(&assigned.into_iter().chain(given).collect::<Vec<_>>());
+            holder.kept = tree::intersection(&holder.kept, &stays);
+            holder
         };
-        let ranks = world.ranks.iter();
+        let ranks = (0u32..).map(RankId).zip(&world.ranks);
         *old = ranks
-            .map(|rank| (rank.process, holder(rank.process)))
+            .map(|(rank, placement)| (placement.process, holder(rank, placement.process)))
             .collect();
     }
 
@@ -52,11 +65,34 @@ impl Ranks {
         let newest = holders.values().filter_map(|holder| holder.step).max();
         let newest = newest.max(Some(world.first_step));
         let late = holders.values_mut().find(|holder| holder.step < newest);
+        let is_shared = !world.shares.is_empty();
         if let Some(late) = late {
+            let is_behind_by_one = late.step.map(Step::next) == newest;
             *late = Holder {
                 step: newest,
+                is_partial: is_shared,
+                kept: if is_behind_by_one {
+                    std::mem::take(&mut late.kept)
+                } else {
+                    Vec::new()
+                },
                 ..Holder::default()
             };
+            return false;
+        }
+        let moves = world.finish.iter().flat_map(|finish| &finish.moves);
+        for one in moves {
+            let process = world.ranks[one.to.0 as usize].process;
+            let getting = holders.entry(process).or_default();
+            let share = Run::new(one.share, one.share + 1);
+            if tree::intersection(&getting.kept, &[share]).is_empty() {
+                getting.kept = tree::union(&[getting.kept.clone(), vec![share]].concat());
+                return false;
+            }
+        }
+        // A gathering ends for some ranks before it does for others.
+        if let Some(partial) = holders.values_mut().find(|holder| holder.is_partial) {
+            partial.is_partial = false;
             return false;
         }
         for (rank, placement) in world.ranks.iter().enumerate() {
@@ -68,6 +104,8 @@ impl Ranks {
                     shards: Vec::new(),
                     has_reduced: true,
                     evaluated: dice.is_multiple_of(2),
+                    kept: std::mem::take(&mut holder.kept),
+                    is_partial: is_shared,
                 };
             } else {
                 // It gave all it had to the sum, and waits for the result.
@@ -88,7 +126,7 @@ impl Ranks {
         let Some(holder) = holders.get_mut(&process) else {
             return;
         };
-        if holder.step.is_some_and(|step| step >= world.first_step) {
+        if holder.step.is_some_and(|step| step >= world.first_step) && !holder.is_partial {
             let drawn = (0..8).filter(|shard| dice >> shard & 1 == 1);
             let drawn: Vec<Run> = drawn.map(|shard| Run::new(shard, shard + 1)).collect();
             let computed = tree::intersection(&assigned(world, index, holder.step), &drawn);
@@ -109,8 +147,18 @@ impl Ranks {
             shards: holder.shards,
             has_reduced: holder.has_reduced,
             evaluated: holder.evaluated,
+            kept: holder.kept,
+            is_whole: !holder.is_partial,
         }
     }
+}
+
+/// The shares of the optimizer's state that a world gives a rank to keep.
+pub(super) fn kept_by(world: &World, rank: RankId) -> Vec<Run> {
+    let shares = (0u32..).zip(&world.shares);
+    let kept = shares.filter(|(_, holders)| holders.has(rank));
+    let kept: Vec<Run> = kept.map(|(share, _)| Run::new(share, share + 1)).collect();
+    tree::union(&kept)
 }
 
 /// The shards that a rank has to bring into a step.

@@ -17,7 +17,8 @@
 //! gone j1 rank=0 signal 9             a worker saw a rank exit
 //! closed j1 rank=0 step=41 has=0..2,3..4 [reduced] [evaluated] [paused] [lost=1,2] p1 is gone
 //!                                     a rank closed its world, and says why and what it holds;
-//!                                     step=none: it has no state
+//!                                     step=none: it has no state; keeps=0..16: what it has of a
+//!                                     shared optimizer's state; partial: it lacks parameters
 //! ready j1 p5                         a process that waits to enter a world is prepared
 //! standby-gone j1 p5 signal 9         a worker saw it exit
 //! broken j1 the files are damaged     a world says that it cannot go on
@@ -29,10 +30,11 @@
 
 use std::fmt::Write as _;
 
+use super::words::{describe, suspicion};
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
 use crate::ids::{History, Incarnation, JobName, ProcessId, RankId, Step};
 use crate::plan::{Closed, Closing, Observed, Patience, Plan, Standby, Watch, plan};
-use crate::state::{ClusterState, Finish, Heal, Part, Phase, Poison, World};
+use crate::state::{ClusterState, Phase, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
 use crate::tree::Run;
 
@@ -111,16 +113,19 @@ impl<'a> Line<'a> {
 
     /// What a rank says that closed its world. The flags are no part of why it did.
     fn closed(&self) -> Closed {
-        const FLAGS: [&str; 3] = ["reduced", "evaluated", "paused"];
+        const FLAGS: [&str; 4] = ["reduced", "evaluated", "paused", "partial"];
         let numbers = |key| self.find(key).into_iter().flat_map(|list| list.split(','));
-        let shards = numbers("has").map(|run| {
-            let (start, end) = run.split_once("..").unwrap();
-            // A rank may report anything; `Run::new` refuses what does not fit.
-            Run {
-                start: start.parse().unwrap(),
-                end: end.parse().unwrap(),
-            }
-        });
+        let runs = |key| {
+            let runs = numbers(key).map(|run| {
+                let (start, end) = run.split_once("..").unwrap();
+                // A rank may report anything; `Run::new` refuses what does not fit.
+                Run {
+                    start: start.parse().unwrap(),
+                    end: end.parse().unwrap(),
+                }
+            });
+            runs.collect()
+        };
         let plain = self.words[1..].iter();
         let plain = plain.filter(|word| !word.contains('=') && !FLAGS.contains(word));
         Closed {
@@ -130,9 +135,11 @@ impl<'a> Line<'a> {
                 .map(|rank| RankId(rank.parse().unwrap()))
                 .collect(),
             step: (self.find("step") != Some("none")).then(|| Step(self.need("step"))),
-            shards: shards.collect(),
+            shards: runs("has"),
             has_reduced: self.has("reduced"),
             evaluated: self.has("evaluated"),
+            kept: runs("keeps"),
+            is_whole: !self.has("partial"),
         }
     }
 
@@ -442,65 +449,4 @@ impl Scene {
             assert_eq!(runs, known.has_world(), "{name} has a world while it runs");
         }
     }
-}
-
-fn describe(world: &World) -> String {
-    let World {
-        history,
-        generation,
-        first_step,
-        ranks,
-        finish,
-    } = world;
-    let parts = finish.iter().flat_map(|finish| &finish.parts);
-    let mut parts = parts.map(part);
-    let ranks = ranks.iter().map(|rank| {
-        let part = parts.next().unwrap_or_default();
-        format!("  {} {}{part}", rank.worker, rank.shards)
-    });
-    let verb = match finish {
-        None => "from",
-        Some(Finish {
-            evaluated: false, ..
-        }) => "goes on at",
-        Some(Finish {
-            evaluated: true, ..
-        }) => "goes on, evaluated, at",
-    };
-    let ranks = ranks.collect::<String>();
-    format!("{generation} {history} {verb} {first_step}:{ranks}")
-}
-
-fn part(part: &Part) -> String {
-    let brings = match part.shards.as_slice() {
-        [] => " brings nothing".to_owned(),
-        shards => format!(" brings {}", list(shards)),
-    };
-    let takes = match &part.heal {
-        None => String::new(),
-        Some(Heal::Reduced { from }) => format!(" takes the reduced vector of {from}"),
-        Some(Heal::State { from }) => format!(" takes the state of {}", list(from)),
-    };
-    brings + &takes
-}
-
-/// What the leader suspects, once it has reason to.
-fn suspicion(poison: &Poison) -> String {
-    let Poison {
-        step,
-        shards,
-        num_worlds,
-    } = poison;
-    match num_worlds {
-        1 => String::new(),
-        _ => format!(
-            "    [{num_worlds} deaths at step {step} with {}]",
-            list(shards)
-        ),
-    }
-}
-
-fn list<T: ToString>(items: &[T]) -> String {
-    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
-    items.join(",")
 }

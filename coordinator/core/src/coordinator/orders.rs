@@ -236,6 +236,11 @@ impl Sight<'_> {
             world_token: world_token(cluster_id, key),
             collective_timeout_ms: self.patience.collective_timeout_ms(),
             detect_ms: self.patience.detect_ms,
+            state_shares: if is_rank {
+                world.shares.iter().map(Into::into).collect()
+            } else {
+                Vec::new()
+            },
         })
     }
 }

@@ -396,6 +396,8 @@ fn closed_of(closed: v1::Closed, rank: RankId) -> Result<Closed, convert::BadMes
         shards: convert::runs(holdings.shards)?,
         has_reduced: holdings.reduced,
         evaluated: holdings.evaluated,
+        kept: convert::runs(holdings.kept)?,
+        is_whole: !holdings.partial,
     })
 }
 

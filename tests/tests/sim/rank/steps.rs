@@ -284,7 +284,7 @@ impl Rank {
             num_files: 2,
             folder: "/checkpoints".to_owned(),
             arena_hash: state.arena_hash(),
-            optimizer_hash: state.optimizer_hash(),
+            share_digests: state.share_digests(),
             trace: state.trace_text(),
         };
         env.files.insert(name, state);

@@ -321,6 +321,7 @@ impl Rank {
             checkpoint_every: CHECKPOINT_EVERY,
             evaluate_every: Some(EVALUATE_EVERY),
             num_files: 2,
+            is_shared: false,
         };
         let step = has_state.then_some(state.step);
         self.work = Some(Work {

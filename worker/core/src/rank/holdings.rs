@@ -1,7 +1,7 @@
 //! What a rank has of the step it is at: what other ranks need not do again when one dies.
 
 use muster_cluster::tree::{self, Run};
-use muster_proto::v1;
+use muster_proto::{convert, v1};
 
 /// See above. The vectors themselves are elsewhere.
 #[derive(Debug, Default)]
@@ -14,6 +14,10 @@ pub(super) struct Holdings {
     reduced: bool,
     /// Whether the evaluation that follows the steps so far is done.
     pub(super) evaluated: bool,
+    /// The shares of the optimizer's state that are kept, where ranks share it.
+    pub(super) kept: Vec<Run>,
+    /// Whether parameters are lacking that the last step made.
+    pub(super) partial: bool,
 }
 
 impl Holdings {
@@ -40,24 +44,24 @@ impl Holdings {
         self.shards.clear();
     }
 
-    /// The step was applied: its contributions may go, and its reduced vector is kept.
-    pub(super) fn advance(&mut self) {
+    /// The step was applied: its contributions may go, and its reduced vector is kept. `partial`:
+    /// only to the parameters whose optimizer state is kept here.
+    pub(super) fn advance(&mut self, partial: bool) {
         self.step = self.step.map(|step| step + 1);
+        self.partial = partial;
         self.shards.clear();
         self.reduced = true;
         self.evaluated = false;
     }
 
     pub(super) fn message(&self) -> v1::Holdings {
-        let shards = |run: &Run| v1::Shards {
-            start: run.start,
-            end: run.end,
-        };
         v1::Holdings {
             step: self.step,
-            shards: self.shards.iter().map(shards).collect(),
+            shards: convert::shards(&self.shards),
             reduced: self.reduced,
             evaluated: self.evaluated,
+            kept: convert::shards(&self.kept),
+            partial: self.partial,
         }
     }
 }

@@ -8,6 +8,7 @@ const RULES: Rules = Rules {
     checkpoint_every: 2,
     evaluate_every: Some(3),
     num_files: 2,
+    is_shared: false,
 };
 
 const PLAN: RankPlan = RankPlan {
@@ -113,6 +114,7 @@ fn holdings(step: u64, shards: &[(u32, u32)], reduced: bool) -> v1::Holdings {
         shards: shards.collect(),
         reduced,
         evaluated: false,
+        ..v1::Holdings::default()
     }
 }
 
@@ -388,4 +390,44 @@ fn records_are_taken_over_with_the_state_they_led_to() {
     assert!(young.enter(healed(3, 4, 0)));
     let expected = [(2, false), (3, false), (4, false)].map(record);
     assert_eq!(young.take_records(), expected);
+}
+
+#[test]
+fn a_rank_of_a_shared_state_lacks_parameters_until_it_has_gathered_them() {
+    let rules = Rules {
+        is_shared: true,
+        ..RULES
+    };
+    let mut machine = RankMachine::new(1);
+    machine.prepared(rules, Some(0));
+    machine.keeps(vec![Run::new(0, 16)]);
+    assert!(machine.enter(PLAN));
+    for is_gathered in [true, false] {
+        assert!(machine.begin_apply());
+        machine.applied(false, None);
+        if is_gathered {
+            machine.gathered();
+        }
+    }
+    machine.close(1, Cause::default());
+    let holdings = closed(&mut machine);
+    let kept = vec![v1::Shards { start: 0, end: 16 }];
+    assert_eq!(
+        (holdings.step, holdings.partial, holdings.kept),
+        (Some(2), true, kept)
+    );
+
+    // The state of another rank comes without values: those of shares and parameters follow.
+    machine.assigned(2);
+    assert!(machine.enter(healed(2, 5, 0)));
+    assert!(machine.begin_apply());
+    machine.received(5);
+    machine.keeps(vec![Run::new(3, 4)]);
+    machine.close(2, Cause::default());
+    let holdings = closed(&mut machine);
+    let kept = vec![v1::Shards { start: 3, end: 4 }];
+    assert_eq!(
+        (holdings.step, holdings.partial, holdings.kept),
+        (Some(5), true, kept)
+    );
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_cluster::Step;
 
-use super::{CheckpointError, FILES, FileRef};
+use super::{CheckpointError, Content, FileRef};
 
 const SUFFIX: &str = ".safetensors";
 const HEX_DIGITS: usize = 16;
@@ -27,22 +27,15 @@ static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Errors
 /// When the file system refuses, or a file of that name has other content; nothing is replaced.
-///
-/// # Panics
-/// When `logical_name` is not one of [`FILES`].
 pub fn publish(
     folder: &Path,
     step: Step,
-    logical_name: &str,
+    content: Content,
     bytes: &[u8],
 ) -> Result<FileRef, CheckpointError> {
-    assert!(
-        FILES.contains(&logical_name),
-        "{logical_name} is not one of {FILES:?}"
-    );
     let hash = blake3::hash(bytes).to_hex().to_string();
     let name = format!(
-        "step-{:08}-{logical_name}-{}{SUFFIX}",
+        "step-{:08}-{content}-{}{SUFFIX}",
         step.0,
         &hash[..HEX_DIGITS]
     );
@@ -234,20 +227,25 @@ pub fn remove_retired(folder: &Path, keep: &[String]) -> Result<Vec<String>, Che
     Ok(retired.into_iter().collect())
 }
 
-/// The step of a file, where the name is exactly one that [`publish`] gives.
 fn step_of(name: &str) -> Option<u64> {
+    parse(name).map(|(step, _)| step)
+}
+
+/// The step of a file and what is in it, where the name is exactly one that [`publish`] gives.
+pub(super) fn parse(name: &str) -> Option<(u64, Content)> {
     let rest = name.strip_prefix("step-")?.strip_suffix(SUFFIX)?;
     let mut parts = rest.split('-');
     let (step, logical, hash) = (parts.next()?, parts.next()?, parts.next()?);
+    let content = Content::of_logical(logical)?;
     let is_ours = parts.next().is_none()
         && step.len() >= 8
         && step.bytes().all(|byte| byte.is_ascii_digit())
-        && FILES.contains(&logical)
         && hash.len() == HEX_DIGITS
         && hash
             .bytes()
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_ours { step.parse().ok() } else { None }
+    let step = step.parse().ok().filter(|_| is_ours)?;
+    Some((step, content))
 }
 
 /// The step of a temporary file, where the name is one of [`temporary_name`].

@@ -3,18 +3,22 @@
 //! A safetensors file whose header's metadata has one key, `muster`: a JSON object with the keys
 //! `version`, `job`, `identity`, `history`, `step` and `trace`, in this order. Equal states give
 //! equal bytes. `params` has a tensor for each entry of the layout, under its name; `optimizer`
-//! has one for each state vector and each entry but buffers, under `<vector>.<entry>`. All are
-//! f32.
+//! has one for each state vector and each entry but buffers, under `<vector>.<entry>`.
+//! `optimizer.NN` has the same of share `NN` alone: an entry that is not all in the share gives the
+//! elements `a..b` of its flat tensor, under `<vector>.<entry>[a..b]`. All are f32.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use muster_cluster::Step;
 use muster_cluster::ids::{History, JobName};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointError, FILES};
+use super::{CheckpointError, Content};
 use crate::arena::{Entry, Group, Layout};
+use crate::optimizer::State;
+use crate::shares::{self, Cut};
 use crate::trainer::Snapshot;
 
 const VERSION: u32 = 1;
@@ -45,38 +49,59 @@ struct Header {
     trace: String,
 }
 
-/// A state as two files gave it back.
+/// A state as files gave it back.
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(crate) step: Step,
     pub(crate) trace: [u8; 32],
     pub(crate) arena: Vec<f32>,
-    /// In the order of the vectors that were asked for.
-    pub(crate) optimizer: Vec<Vec<f32>>,
+    /// The shares that were asked for.
+    pub(crate) shares: BTreeMap<u32, Vec<f32>>,
 }
 
 /// The bytes of one of the files of a checkpoint.
 ///
 /// # Panics
-/// When `logical_name` is not one of [`FILES`].
+/// When the snapshot has not all that is in the file.
 #[must_use]
-pub fn encode(snapshot: &Snapshot, logical_name: &str, meta: &Meta) -> Vec<u8> {
-    assert!(
-        FILES.contains(&logical_name),
-        "{logical_name} is not one of {FILES:?}"
-    );
-    let tensors: Vec<(String, TensorView<'_>)> = if logical_name == FILES[0] {
-        let entries = snapshot.entries.iter();
-        entries
-            .map(|entry| (entry.name.clone(), view(entry, &snapshot.arena)))
-            .collect()
-    } else {
-        let vectors = snapshot.optimizer.iter();
-        let named = vectors.flat_map(|vector| {
-            let entries = with_state(&snapshot.entries);
-            entries.map(|entry| (state_name(vector.name, entry), view(entry, &vector.values)))
-        });
-        named.collect()
+pub fn encode(snapshot: &Snapshot, content: Content, meta: &Meta) -> Vec<u8> {
+    let whole: Vec<Vec<f32>>;
+    let layout = &snapshot.layout;
+    let vectors = snapshot.optimizer.vectors;
+    let tensors: Vec<(String, TensorView<'_>)> = match content {
+        Content::Params => {
+            let arena = snapshot.arena.as_ref().expect("the parameters were copied");
+            let entries = layout.entries().iter();
+            entries
+                .map(|entry| {
+                    let values = &arena[entry.range()];
+                    (entry.name.clone(), view(entry.shape.clone(), values))
+                })
+                .collect()
+        }
+        Content::Optimizer => {
+            whole = joined(snapshot);
+            let named = vectors.iter().zip(&whole).flat_map(|(vector, values)| {
+                with_state(layout).map(move |entry| {
+                    let values = &values[entry.range()];
+                    (state_name(vector, entry), view(entry.shape.clone(), values))
+                })
+            });
+            named.collect()
+        }
+        Content::Share(share) => {
+            let range = Cut::new(layout.len()).range(share);
+            let values = &snapshot.optimizer.shares[&share];
+            let named = vectors.iter().enumerate().flat_map(|(number, vector)| {
+                let values = &values[number * range.len()..(number + 1) * range.len()];
+                let start = range.start;
+                pieces(layout, range.clone()).map(move |piece| {
+                    let inside = piece.inside.start - start..piece.inside.end - start;
+                    (piece.name(vector), view(piece.shape(), &values[inside]))
+                })
+            });
+            named.collect()
+        }
     };
     let header = Header {
         version: VERSION,
@@ -92,49 +117,91 @@ pub fn encode(snapshot: &Snapshot, logical_name: &str, meta: &Meta) -> Vec<u8> {
     safetensors::serialize(tensors, Some(metadata)).expect("every tensor has its shape's length")
 }
 
-fn with_state(entries: &[Entry]) -> impl Iterator<Item = &Entry> {
-    entries.iter().filter(|entry| entry.group != Group::Buffer)
+fn with_state(layout: &Layout) -> impl Iterator<Item = &Entry> {
+    let entries = layout.entries().iter();
+    entries.filter(|entry| entry.group != Group::Buffer)
 }
 
 fn state_name(vector: &str, entry: &Entry) -> String {
     format!("{vector}.{}", entry.name)
 }
 
-fn view<'a>(entry: &Entry, values: &'a [f32]) -> TensorView<'a> {
-    let bytes = bytemuck::cast_slice(&values[entry.range()]);
-    TensorView::new(Dtype::F32, entry.shape.clone(), bytes)
-        .expect("an entry has its shape's length")
+/// What a share has of an entry that has a state.
+struct Piece<'a> {
+    entry: &'a Entry,
+    /// In elements of the arena.
+    inside: Range<usize>,
 }
 
-/// Reads the files of a checkpoint for an arena of that layout and an optimizer with these state
-/// vectors. Trusts nothing in them.
+fn pieces(layout: &Layout, range: Range<usize>) -> impl Iterator<Item = Piece<'_>> {
+    let entries = layout.entries_in(range);
+    let pieces = entries.map(|(entry, inside)| Piece { entry, inside });
+    pieces.filter(|piece| piece.entry.group != Group::Buffer)
+}
+
+impl Piece<'_> {
+    fn is_whole(&self) -> bool {
+        self.inside == self.entry.range()
+    }
+
+    fn name(&self, vector: &str) -> String {
+        let name = state_name(vector, self.entry);
+        if self.is_whole() {
+            return name;
+        }
+        let offset = self.entry.offset;
+        let (start, end) = (self.inside.start - offset, self.inside.end - offset);
+        format!("{name}[{start}..{end}]")
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        if self.is_whole() {
+            self.entry.shape.clone()
+        } else {
+            vec![self.inside.len()]
+        }
+    }
+}
+
+/// The vectors of an optimizer's state of which all shares are there.
+fn joined(snapshot: &Snapshot) -> Vec<Vec<f32>> {
+    let state = &snapshot.optimizer;
+    let cut = Cut::new(snapshot.layout.len());
+    let vector = |number: usize| {
+        let parts = shares::all().flat_map(|share| {
+            let len = cut.range(share).len();
+            &state.shares[&share][number * len..(number + 1) * len]
+        });
+        parts.copied().collect()
+    };
+    (0..state.vectors.len()).map(vector).collect()
+}
+
+fn view(shape: Vec<usize>, values: &[f32]) -> TensorView<'_> {
+    TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values))
+        .expect("a piece has its shape's length")
+}
+
+/// Reads the files of a checkpoint, by their logical names, for an arena of that layout and the
+/// shares of an optimizer's state that `state` has. Trusts nothing in them.
 ///
 /// # Errors
-/// [`CheckpointError::Malformed`] or [`CheckpointError::Mismatch`], which name the file.
+/// [`CheckpointError::Malformed`] or [`CheckpointError::Mismatch`], which name the file, or
+/// [`CheckpointError::Missing`].
 pub(crate) fn decode(
-    params: &[u8],
-    optimizer: &[u8],
+    files: &BTreeMap<String, Vec<u8>>,
     layout: &Layout,
-    vectors: &[&str],
+    state: &State,
     identity: &str,
 ) -> Result<Restored, CheckpointError> {
-    let params = Parsed::new(FILES[0], params)?;
-    let optimizer = Parsed::new(FILES[1], optimizer)?;
+    let missing = |content: Content| CheckpointError::Missing {
+        file: content.to_string(),
+    };
+    let of = |content: Content| files.get(&content.to_string());
+    let params = of(Content::Params).ok_or_else(|| missing(Content::Params))?;
+    let params = Parsed::new(Content::Params, params)?;
     params.expect("the identity", identity, &params.header.identity)?;
-    let (first, second) = (&params.header, &optimizer.header);
-    optimizer.expect("the identity", &first.identity, &second.identity)?;
-    optimizer.expect("the job", &first.job, &second.job)?;
-    optimizer.expect(
-        "the history",
-        &first.history.to_string(),
-        &second.history.to_string(),
-    )?;
-    optimizer.expect(
-        "the step",
-        &first.step.to_string(),
-        &second.step.to_string(),
-    )?;
-    optimizer.expect("the trace", &first.trace, &second.trace)?;
+    let first = &params.header;
     if first.step > MAX_STEP {
         return Err(params.malformed(format!(
             "its step is {}, at most {MAX_STEP} is possible",
@@ -150,37 +217,42 @@ pub(crate) fn decode(
     for entry in layout.entries() {
         params.read(&entry.name, &entry.shape, &mut arena[entry.range()])?;
     }
-    optimizer.expect_count(with_state(layout.entries()).count() * vectors.len())?;
-    let mut state = Vec::with_capacity(vectors.len());
-    for vector in vectors {
-        let mut values = vec![0.0; layout.len()];
-        for entry in with_state(layout.entries()) {
-            optimizer.read(
-                &state_name(vector, entry),
-                &entry.shape,
-                &mut values[entry.range()],
-            )?;
-        }
-        state.push(values);
-    }
-    Ok(Restored {
+    let mut restored = Restored {
         step: Step(first.step),
         trace: trace.into(),
         arena,
-        optimizer: state,
-    })
+        shares: BTreeMap::new(),
+    };
+    if let Some(bytes) = of(Content::Optimizer) {
+        let optimizer = Parsed::new(Content::Optimizer, bytes)?;
+        optimizer.expect_same(first)?;
+        restored.shares = optimizer.whole_state(layout, state)?;
+        return Ok(restored);
+    }
+    for share in state.shares.keys().copied() {
+        let content = Content::Share(share);
+        let bytes = of(content).ok_or_else(|| missing(content))?;
+        let parsed = Parsed::new(content, bytes)?;
+        parsed.expect_same(first)?;
+        let values = parsed.share(layout, state, share)?;
+        restored.shares.insert(share, values);
+    }
+    Ok(restored)
 }
 
 /// One file, its structure checked and its tensors not yet.
 struct Parsed<'a> {
-    file: &'static str,
+    file: Content,
     header: Header,
     tensors: BTreeMap<String, TensorView<'a>>,
 }
 
 impl<'a> Parsed<'a> {
-    fn new(file: &'static str, bytes: &'a [u8]) -> Result<Self, CheckpointError> {
-        let malformed = |reason: String| CheckpointError::Malformed { file, reason };
+    fn new(file: Content, bytes: &'a [u8]) -> Result<Self, CheckpointError> {
+        let malformed = |reason: String| CheckpointError::Malformed {
+            file: file.to_string(),
+            reason,
+        };
         let (_, metadata) =
             SafeTensors::read_metadata(bytes).map_err(|error| malformed(format!("{error:?}")))?;
         let text = metadata
@@ -198,7 +270,7 @@ impl<'a> Parsed<'a> {
         let Versioned { version } = serde_json::from_str(text).map_err(json)?;
         if version != VERSION {
             return Err(CheckpointError::Mismatch {
-                file,
+                file: file.to_string(),
                 what: "the format version".to_owned(),
                 expected: VERSION.to_string(),
                 found: version.to_string(),
@@ -214,9 +286,74 @@ impl<'a> Parsed<'a> {
         })
     }
 
+    /// It is of the same state as the file with that header.
+    fn expect_same(&self, first: &Header) -> Result<(), CheckpointError> {
+        let own = &self.header;
+        let pairs = [
+            ("the identity", first.identity.clone(), &own.identity),
+            ("the job", first.job.clone(), &own.job),
+            (
+                "the history",
+                first.history.to_string(),
+                &own.history.to_string(),
+            ),
+            ("the step", first.step.to_string(), &own.step.to_string()),
+            ("the trace", first.trace.clone(), &own.trace),
+        ];
+        let mut pairs = pairs.into_iter();
+        pairs.try_for_each(|(what, expected, found)| self.expect(what, &expected, found))
+    }
+
+    /// The shares that `state` has, out of a file of all of it.
+    fn whole_state(
+        &self,
+        layout: &Layout,
+        state: &State,
+    ) -> Result<BTreeMap<u32, Vec<f32>>, CheckpointError> {
+        self.expect_count(with_state(layout).count() * state.vectors.len())?;
+        let cut = Cut::new(layout.len());
+        let mut shares: BTreeMap<u32, Vec<f32>> = state
+            .shares
+            .keys()
+            .map(|share| (*share, Vec::new()))
+            .collect();
+        for vector in state.vectors {
+            let mut values = vec![0.0; layout.len()];
+            for entry in with_state(layout) {
+                let name = state_name(vector, entry);
+                self.read(&name, &entry.shape, &mut values[entry.range()])?;
+            }
+            for (share, part) in &mut shares {
+                part.extend_from_slice(&values[cut.range(*share)]);
+            }
+        }
+        Ok(shares)
+    }
+
+    /// One share, out of a file of its own.
+    fn share(
+        &self,
+        layout: &Layout,
+        state: &State,
+        share: u32,
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let range = Cut::new(layout.len()).range(share);
+        self.expect_count(pieces(layout, range.clone()).count() * state.vectors.len())?;
+        let mut values = vec![0.0; range.len() * state.vectors.len()];
+        for (number, vector) in state.vectors.iter().enumerate() {
+            let of_vector = number * range.len();
+            for piece in pieces(layout, range.clone()) {
+                let start = of_vector + piece.inside.start - range.start;
+                let end = of_vector + piece.inside.end - range.start;
+                self.read(&piece.name(vector), &piece.shape(), &mut values[start..end])?;
+            }
+        }
+        Ok(values)
+    }
+
     fn malformed(&self, reason: String) -> CheckpointError {
         CheckpointError::Malformed {
-            file: self.file,
+            file: self.file.to_string(),
             reason,
         }
     }
@@ -227,7 +364,7 @@ impl<'a> Parsed<'a> {
         }
         let [what, expected, found] = [what, expected, found].map(str::to_owned);
         Err(CheckpointError::Mismatch {
-            file: self.file,
+            file: self.file.to_string(),
             what,
             expected,
             found,

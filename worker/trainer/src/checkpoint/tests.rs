@@ -1,5 +1,6 @@
 //! What is written is read back; what was altered is named.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -8,7 +9,8 @@ use muster_cluster::ids::{History, JobName};
 
 use super::*;
 use crate::arena::{Group, Layout};
-use crate::optimizer::StateVector;
+use crate::optimizer::State;
+use crate::shares::{self, Cut};
 use crate::trainer::Snapshot;
 
 const IDENTITY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -29,17 +31,36 @@ fn snapshot() -> Snapshot {
             .map(|i| i as f32 * scale - 0.5)
             .collect::<Vec<_>>()
     };
-    let vector = |name, scale| {
-        let mut values = numbers(scale);
-        values[9..].fill(0.0);
-        StateVector { name, values }
-    };
     Snapshot {
         step: Step(7),
         trace: *blake3::hash(b"a trace").as_bytes(),
-        entries: layout.entries().to_vec(),
-        arena: numbers(0.25),
-        optimizer: vec![vector(VECTORS[0], 0.125), vector(VECTORS[1], 0.5)],
+        arena: Some(numbers(0.25)),
+        optimizer: state_of(&layout, |scale| numbers(scale)),
+        layout,
+    }
+}
+
+/// A state whose vectors are these numbers, and zero over buffers.
+fn state_of(layout: &Layout, numbers: impl Fn(f32) -> Vec<f32>) -> State {
+    let vectors = [0.125, 0.5].map(|scale| {
+        let mut values = numbers(scale);
+        for entry in layout
+            .entries()
+            .iter()
+            .filter(|entry| entry.group == Group::Buffer)
+        {
+            values[entry.range()].fill(0.0);
+        }
+        values
+    });
+    let cut = Cut::new(layout.len());
+    let share = |share| {
+        let parts = vectors.iter().flat_map(|vector| &vector[cut.range(share)]);
+        (share, parts.copied().collect())
+    };
+    State {
+        vectors: &VECTORS,
+        shares: shares::all().map(share).collect(),
     }
 }
 
@@ -51,12 +72,26 @@ fn meta() -> Meta {
     }
 }
 
+const FILES: [Content; 2] = [Content::Params, Content::Optimizer];
+
 fn files() -> [Vec<u8>; 2] {
     FILES.map(|file| encode(&snapshot(), file, &meta()))
 }
 
 fn decoded(params: &[u8], optimizer: &[u8]) -> Result<format::Restored, CheckpointError> {
-    decode(params, optimizer, &layout(), &VECTORS, IDENTITY)
+    decode_for(&layout(), params, optimizer)
+}
+
+fn decode_for(
+    layout: &Layout,
+    params: &[u8],
+    optimizer: &[u8],
+) -> Result<format::Restored, CheckpointError> {
+    let files = BTreeMap::from([
+        ("params".to_owned(), params.to_vec()),
+        ("optimizer".to_owned(), optimizer.to_vec()),
+    ]);
+    decode(&files, layout, &snapshot().optimizer, IDENTITY)
 }
 
 fn assert_is_the_snapshot(restored: &format::Restored) {
@@ -65,13 +100,8 @@ fn assert_is_the_snapshot(restored: &format::Restored) {
         (restored.step, restored.trace),
         (expected.step, expected.trace)
     );
-    assert_eq!(restored.arena, expected.arena);
-    let vectors: Vec<_> = expected
-        .optimizer
-        .into_iter()
-        .map(|vector| vector.values)
-        .collect();
-    assert_eq!(restored.optimizer, vectors);
+    assert_eq!(Some(&restored.arena), expected.arena.as_ref());
+    assert_eq!(restored.shares, expected.optimizer.shares);
 }
 
 #[test]
@@ -101,6 +131,91 @@ fn recorded_files_of_version_1_are_read_and_written() {
     );
 }
 
+/// Entries larger than shares, so that some end in the middle of one.
+fn large() -> Snapshot {
+    let mut layout = Layout::default();
+    layout.push("fc1.weight", [50, 1000], Group::Weight);
+    layout.push("norm.mean", [1500], Group::Buffer);
+    layout.push("fc1.bias", [9], Group::Bias);
+    let numbers = |scale: f32| {
+        (0..layout.len())
+            .map(|i| (i % 977) as f32 * scale)
+            .collect()
+    };
+    Snapshot {
+        arena: Some(numbers(0.25)),
+        optimizer: state_of(&layout, numbers),
+        layout,
+        ..snapshot()
+    }
+}
+
+fn files_of(snapshot: &Snapshot, is_shared: bool) -> BTreeMap<String, Vec<u8>> {
+    let files = Content::all(is_shared).into_iter();
+    files
+        .map(|content| (content.to_string(), encode(snapshot, content, &meta())))
+        .collect()
+}
+
+#[test]
+fn a_file_for_each_share_holds_what_one_file_of_all_holds() {
+    let snapshot = large();
+    let (apart, together) = (files_of(&snapshot, true), files_of(&snapshot, false));
+    for wanted in [shares::all().collect(), vec![3, 17, 31]] {
+        let mut state = snapshot.optimizer.clone();
+        state.shares.retain(|share, _| wanted.contains(share));
+        for files in [&apart, &together] {
+            let read = decode(files, &snapshot.layout, &state, IDENTITY).expect("whole files");
+            assert_eq!(read.shares, state.shares);
+            assert_eq!(Some(&read.arena), snapshot.arena.as_ref());
+        }
+    }
+}
+
+#[test]
+fn files_of_shares_that_are_missing_or_swapped_are_named() {
+    let snapshot = large();
+    let mut files = files_of(&snapshot, true);
+    let read = |files: &_| {
+        let read = decode(files, &snapshot.layout, &snapshot.optimizer, IDENTITY);
+        read.expect_err("not whole").to_string()
+    };
+    let third = files.remove("optimizer.03").expect("it is there");
+    assert_eq!(read(&files), "the checkpoint has no optimizer.03 file");
+    files.insert("optimizer.03".to_owned(), files["optimizer.04"].clone());
+    let text = read(&files);
+    assert!(text.starts_with("the optimizer.03 file"), "{text}");
+    files.insert("optimizer.03".to_owned(), third);
+    let other = Meta {
+        history: History(9),
+        ..meta()
+    };
+    let foreign = encode(&snapshot, Content::Share(30), &other);
+    files.insert("optimizer.30".to_owned(), foreign);
+    let text = read(&files);
+    assert!(
+        text.contains("optimizer.30 file") && text.contains("history is 9"),
+        "{text}"
+    );
+}
+
+#[test]
+fn logical_names_are_read_as_they_are_written() {
+    for content in Content::all(true).into_iter().chain(Content::all(false)) {
+        assert_eq!(Content::of_logical(&content.to_string()), Some(content));
+    }
+    for name in [
+        "optimizer.",
+        "optimizer.3",
+        "optimizer.003",
+        "optimizer.32",
+        "optimizer.+1",
+        "",
+    ] {
+        assert_eq!(Content::of_logical(name), None, "{name}");
+    }
+}
+
 #[test]
 fn hostile_files_are_refused_and_never_panic() {
     let [params, optimizer] = files();
@@ -122,7 +237,7 @@ fn hostile_files_are_refused_and_never_panic() {
     absurd[..8].fill(0xff);
     assert!(matches!(
         decoded(&absurd, &optimizer),
-        Err(CheckpointError::Malformed { file: "params", .. })
+        Err(CheckpointError::Malformed { file, .. }) if file == "params"
     ));
 }
 
@@ -144,17 +259,20 @@ fn files_of_other_states_are_refused_by_name() {
     let mut other_trace = snapshot();
     other_trace.trace[0] ^= 1;
 
-    let text = refusal(&encode(&snapshot(), "params", &other_identity), &optimizer);
+    let text = refusal(
+        &encode(&snapshot(), Content::Params, &other_identity),
+        &optimizer,
+    );
     assert!(
         text.contains("params file") && text.contains("the identity is other"),
         "{text}"
     );
-    let text = refusal(&params, &encode(&other_step, "optimizer", &meta()));
+    let text = refusal(&params, &encode(&other_step, Content::Optimizer, &meta()));
     assert!(
         text.contains("optimizer file") && text.contains("the step is 8, expected 7"),
         "{text}"
     );
-    let text = refusal(&params, &encode(&other_trace, "optimizer", &meta()));
+    let text = refusal(&params, &encode(&other_trace, Content::Optimizer, &meta()));
     assert!(text.contains("the trace is"), "{text}");
     // The two files, swapped.
     let text = refusal(&optimizer, &params);
@@ -167,7 +285,7 @@ fn files_of_other_states_are_refused_by_name() {
 #[test]
 fn other_names_and_shapes_are_refused() {
     let [params, optimizer] = files();
-    let read = |layout: &Layout| decode(&params, &optimizer, layout, &VECTORS, IDENTITY);
+    let read = |layout: &Layout| decode_for(layout, &params, &optimizer);
     let mut transposed = Layout::default();
     transposed.push("fc1.weight", [3, 2], Group::Weight);
     transposed.push("fc1.bias", [3], Group::Bias);
@@ -190,7 +308,7 @@ fn published_file_is_read_back_and_leaves_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
     let inner = folder.path().join("job/checkpoints");
     let [params, _] = files();
-    let file = publish(&inner, Step(7), "params", &params).expect("published");
+    let file = publish(&inner, Step(7), Content::Params, &params).expect("published");
     let hash = blake3::hash(&params).to_hex();
     assert_eq!(
         file.name,
@@ -202,7 +320,7 @@ fn published_file_is_read_back_and_leaves_nothing_else() {
     );
     assert_eq!(read_verified(&inner, &file).expect("whole"), params);
     assert_eq!(
-        publish(&inner, Step(7), "params", &params).expect("the same content"),
+        publish(&inner, Step(7), Content::Params, &params).expect("the same content"),
         file
     );
     assert_eq!(names(&inner), [file.name]);
@@ -222,12 +340,12 @@ fn names(folder: &Path) -> Vec<String> {
 fn publishing_never_replaces_a_file_of_that_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let [params, _] = files();
-    let file = publish(folder.path(), Step(7), "params", &params).expect("published");
+    let file = publish(folder.path(), Step(7), Content::Params, &params).expect("published");
     let mut altered = params.clone();
     altered[100] ^= 1;
     fs::write(folder.path().join(&file.name), &altered).expect("writable");
     let refusal =
-        publish(folder.path(), Step(7), "params", &params).expect_err("the name is taken");
+        publish(folder.path(), Step(7), Content::Params, &params).expect_err("the name is taken");
     assert!(
         matches!(refusal, CheckpointError::WrongHash { .. }),
         "{refusal}"
@@ -243,7 +361,7 @@ fn publishing_never_replaces_a_file_of_that_name() {
 fn truncated_and_altered_files_are_named_with_what_was_expected() {
     let folder = tempfile::tempdir().expect("a folder");
     let [params, _] = files();
-    let file = publish(folder.path(), Step(7), "params", &params).expect("published");
+    let file = publish(folder.path(), Step(7), Content::Params, &params).expect("published");
     let path = folder.path().join(&file.name);
     fs::write(&path, &params[..params.len() - 1]).expect("writable");
     let text = read_verified(folder.path(), &file)

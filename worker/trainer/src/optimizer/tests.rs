@@ -136,6 +136,71 @@ fn adamw_follows_its_formula() {
     });
 }
 
+/// The same entries behind another one, so that every share begins and ends elsewhere in them.
+#[test]
+fn where_shares_begin_and_end_changes_no_bit() {
+    let spec = OptimizerSpec {
+        kind: OptimizerKind::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        },
+        learning_rate: LEARNING_RATE,
+        weight_decay: 0.1,
+    };
+    let arena_behind = |num_before: usize| {
+        let mut layout = Layout::default();
+        layout.push("before", [num_before], Group::Bias);
+        layout.push("w", [70, 1000], Group::Weight);
+        layout.push("running", [500], Group::Buffer);
+        layout.push("b", [3000], Group::Bias);
+        let mut arena: Vec<f32> = (0..layout.len())
+            .map(|i| value(i + 1000 - num_before))
+            .collect();
+        let mut optimizer = Optimizer::new(&spec, &layout);
+        for t in 1..=3 {
+            let gradient = (0..layout.len()).map(|i| value((i + 1000 - num_before) * t as usize));
+            optimizer.step(&mut arena, &gradient.collect::<Vec<_>>(), LEARNING_RATE, t);
+        }
+        arena.split_off(num_before)
+    };
+    fn value(i: usize) -> f32 {
+        (i * 37 % 1009) as f32 * 0.001 - 0.5
+    }
+    let (few, many) = (arena_behind(1), arena_behind(777));
+    assert!(
+        few.iter()
+            .zip(&many)
+            .all(|(a, b)| a.to_bits() == b.to_bits())
+    );
+}
+
+#[test]
+fn a_share_that_is_given_on_goes_on_where_it_was() {
+    let spec = OptimizerSpec {
+        kind: OptimizerKind::Sgd { momentum: 0.9 },
+        learning_rate: LEARNING_RATE,
+        weight_decay: 0.0,
+    };
+    let mut layout = Layout::default();
+    layout.push("w", [40, 1024], Group::Weight);
+    let mut giver = Optimizer::new(&spec, &layout);
+    let mut taker = giver.clone();
+    taker.keep(&BTreeSet::from([3]));
+    let mut arena = vec![0.25; layout.len()];
+    giver.step(&mut arena, &vec![0.5; layout.len()], LEARNING_RATE, 1);
+    assert!(taker.take(7, giver.state().shares[&7].clone()));
+    assert!(!taker.take(8, vec![0.0; 5]), "no share has five values");
+    assert_eq!(taker.state().shares.keys().collect::<Vec<_>>(), [&3, &7]);
+    assert_eq!(taker.state().digest(7), giver.state().digest(7));
+    assert_ne!(taker.state().digest(3), giver.state().digest(3));
+    assert_eq!(
+        (taker.state().digest(4), taker.state().hash()),
+        (None, None)
+    );
+    assert!(giver.state().hash().is_some());
+}
+
 #[test]
 fn state_vectors_have_pytorchs_names() {
     let names = |kind| {
@@ -145,11 +210,7 @@ fn state_vectors_have_pytorchs_names() {
             weight_decay: 0.0,
         };
         let optimizer = Optimizer::new(&spec, &layout());
-        optimizer
-            .state()
-            .iter()
-            .map(|vector| vector.name)
-            .collect::<Vec<_>>()
+        optimizer.state().vectors
     };
     assert_eq!(names(OptimizerKind::Sgd { momentum: 0.9 }), ["momentum"]);
     assert!(names(OptimizerKind::Sgd { momentum: 0.0 }).is_empty());

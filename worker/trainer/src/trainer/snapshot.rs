@@ -1,25 +1,26 @@
-//! A copy of the whole state at one step boundary, to be written while the steps go on.
+//! A copy of the state at one step boundary, to be written while the steps go on.
 
 use std::ops::Range;
 
 use muster_cluster::Step;
 
-use crate::arena::Entry;
-use crate::optimizer::StateVector;
+use crate::arena::Layout;
+use crate::optimizer::State;
 
 const _: () = assert!(
     cfg!(target_endian = "little"),
     "hashes and checkpoint files hold little-endian values as they lie in memory"
 );
 
-/// Parameters, buffers and optimizer state after `step()` updates.
+/// Parameters, buffers and optimizer state after `step()` updates, or some of them.
 #[derive(Debug, PartialEq)]
 pub struct Snapshot {
     pub(crate) step: Step,
     pub(crate) trace: [u8; 32],
-    pub(crate) entries: Vec<Entry>,
-    pub(crate) arena: Vec<f32>,
-    pub(crate) optimizer: Vec<StateVector>,
+    pub(crate) layout: Layout,
+    /// `None` where only the optimizer's state was copied.
+    pub(crate) arena: Option<Vec<f32>>,
+    pub(crate) optimizer: State,
 }
 
 impl Snapshot {
@@ -35,16 +36,16 @@ impl Snapshot {
         hex(self.trace)
     }
 
-    /// BLAKE3 of the arena, in hex.
+    /// BLAKE3 of the arena, in hex; `None` where it was not copied.
     #[must_use]
-    pub fn arena_hash(&self) -> String {
-        arena_hash(&self.arena)
+    pub fn arena_hash(&self) -> Option<String> {
+        self.arena.as_deref().map(arena_hash)
     }
 
-    /// BLAKE3 of the optimizer's state, in hex.
+    /// The optimizer's state, as far as it was copied.
     #[must_use]
-    pub fn optimizer_hash(&self) -> String {
-        optimizer_hash(&self.optimizer)
+    pub fn optimizer(&self) -> &State {
+        &self.optimizer
     }
 }
 
@@ -67,13 +68,13 @@ impl Snapshot {
         }
     }
 
-    /// The elements `range` of its values: the arena, and behind it each vector of the optimizer.
+    /// The elements `range` of its values: the arena, and behind it each share of the optimizer's
+    /// state.
     #[must_use]
     pub fn values(&self, range: Range<usize>) -> Vec<f32> {
-        let optimizer = self.optimizer.iter().map(|vector| &vector.values);
         let mut values = Vec::with_capacity(range.len());
         let mut start = 0;
-        for part in std::iter::once(&self.arena).chain(optimizer) {
+        for part in self.arena.iter().chain(self.optimizer.shares.values()) {
             let end = start + part.len();
             let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
             values.extend_from_slice(&part[from - start..to - start]);
@@ -93,16 +94,4 @@ pub(crate) fn arena_hash(values: &[f32]) -> String {
     blake3::hash(bytemuck::cast_slice(values))
         .to_hex()
         .to_string()
-}
-
-/// BLAKE3 over the state vectors in order, each behind its name and both behind their lengths.
-pub(crate) fn optimizer_hash(state: &[StateVector]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for vector in state {
-        hasher.update(&(vector.name.len() as u64).to_le_bytes());
-        hasher.update(vector.name.as_bytes());
-        hasher.update(&(vector.values.len() as u64).to_le_bytes());
-        hasher.update(bytemuck::cast_slice(&vector.values));
-    }
-    hasher.finalize().to_hex().to_string()
 }

@@ -8,14 +8,14 @@ use std::path::Path;
 use muster_cluster::JobName;
 use muster_cluster::ids::History;
 use muster_cluster::job::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec, ScheduleKind,
-    TrainSpec, WorkersSpec,
+    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec, Redundancy,
+    ScheduleKind, TrainSpec, WorkersSpec,
 };
 use muster_cluster::tree::{self, Run};
 
 use super::*;
 use crate::arena::Group;
-use crate::checkpoint::{FILES, Meta};
+use crate::checkpoint::{Content, Meta};
 use crate::learner::{Batch, LearnerError};
 
 /// `label = features . weight + bias`, squared error; a buffer keeps the mean of the labels.
@@ -122,6 +122,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             min: 1,
             max: 4,
             spares: 0,
+            redundancy: Redundancy::Full,
             device: DeviceSpec::Cpu,
         },
         checkpoint: CheckpointSpec {
@@ -172,19 +173,23 @@ fn state(trainer: &Trainer) -> (Step, String, String, String) {
     (
         trainer.step(),
         trainer.arena_hash(),
-        trainer.optimizer_hash(),
+        trainer.optimizer_hash().expect("all of it is here"),
         trainer.trace(),
     )
 }
 
-fn files(trainer: &Trainer) -> [Vec<u8>; 2] {
+fn files(trainer: &Trainer, is_shared: bool) -> BTreeMap<String, Vec<u8>> {
     let job = JobName::new("rows").expect("a name");
     let meta = Meta {
         job,
         identity: trainer.identity().to_owned(),
         history: History(1),
     };
-    FILES.map(|file| checkpoint::encode(&trainer.snapshot(), file, &meta))
+    let encode = |content| checkpoint::encode(&trainer.snapshot(), content, &meta);
+    let files = Content::all(is_shared).into_iter();
+    files
+        .map(|content| (content.to_string(), encode(content)))
+        .collect()
 }
 
 /// Each rank sums the subtrees of its run, and the sums of all ranks are folded along the tree.
@@ -298,17 +303,21 @@ fn restored_state_goes_on_with_the_bits_of_an_undisturbed_run() {
 
         let mut stopped = trainer(&spec);
         run(&mut stopped, 8);
-        let [params, optimizer] = files(&stopped);
-        let at_8 = state(&stopped);
+        let (at_8, files) = (
+            state(&stopped),
+            [false, true].map(|is_shared| files(&stopped, is_shared)),
+        );
         run(&mut stopped, 3);
-        let mut resumed = trainer(&spec);
-        let identity = resumed.identity().to_owned();
-        resumed
-            .restore(&params, &optimizer, &identity)
-            .expect("a whole checkpoint");
-        assert_eq!(state(&resumed), at_8);
-        run(&mut resumed, 12);
-        assert_eq!(state(&resumed), state(&undisturbed), "{kind:?}");
+        for files in files {
+            let mut resumed = trainer(&spec);
+            let identity = resumed.identity().to_owned();
+            resumed
+                .restore(&files, &identity)
+                .expect("a whole checkpoint");
+            assert_eq!(state(&resumed), at_8);
+            run(&mut resumed, 12);
+            assert_eq!(state(&resumed), state(&undisturbed), "{kind:?}");
+        }
     }
 }
 
@@ -321,11 +330,48 @@ fn snapshot_has_the_hashes_of_the_state_it_was_taken_of() {
     run(&mut trainer, 1);
     let found = (
         snapshot.step(),
-        snapshot.arena_hash(),
-        snapshot.optimizer_hash(),
+        snapshot.arena_hash().expect("it was copied"),
+        snapshot.optimizer().hash().expect("all of it was copied"),
         snapshot.trace(),
     );
     assert_eq!(found, expected);
+}
+
+#[test]
+fn parameters_move_where_their_share_is_kept_and_are_taken_over_elsewhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let spec = job(folder.path(), ADAMW);
+    let (mut keeper, mut other) = (trainer(&spec), trainer(&spec));
+    // So small an arena is all in the last share.
+    other.keep(&BTreeSet::from([0]));
+    let before = other.arena_hash();
+    for _ in 0..3 {
+        let (sum, notes) = reduced(&mut keeper);
+        let report = keeper.apply(&sum, &notes).expect("a whole step");
+        let same = other.apply(&sum, &notes).expect("a whole step");
+        assert_eq!(report, same);
+        assert_eq!(
+            (other.step(), other.trace()),
+            (keeper.step(), keeper.trace())
+        );
+        assert_eq!(other.optimizer_hash(), None);
+    }
+    assert_eq!(other.arena_hash(), before);
+    other
+        .parameters_mut(31)
+        .copy_from_slice(keeper.parameters(31));
+    let share = keeper.optimizer_state().shares[&31].clone();
+    other.take_share(31, share.clone()).expect("a whole share");
+    other.take_share(30, share).expect_err("that one is empty");
+    assert_eq!(other.arena_hash(), keeper.arena_hash());
+    run(&mut keeper, 2);
+    let (sum, notes) = reduced(&mut trainer(&spec));
+    assert!(other.apply(&sum, &notes).is_ok());
+    let copied = other.snapshot_of(false, &BTreeSet::from([31]));
+    assert_eq!(
+        (copied.arena_hash(), copied.optimizer().num_values()),
+        (None, 8)
+    );
 }
 
 #[test]

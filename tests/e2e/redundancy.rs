@@ -1,0 +1,216 @@
+//! `workers.redundancy`: who keeps the optimizer's state decides what a job survives without a
+//! checkpoint, and no bit.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use muster_tests::{
+    Cluster, Finished, Sandbox, Signal, Train, TrainCommand, eventually, processes_of,
+};
+use serde_json::Value;
+
+const STEPS: u64 = 120;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn job<'a>(sandbox: &'a Sandbox, redundancy: &str, num_workers: u32) -> TrainCommand<'a> {
+    sandbox
+        .train("job.toml")
+        .workers(num_workers)
+        .set(&format!("train.steps={STEPS}"))
+        .set(&format!("workers.redundancy={redundancy}"))
+        .set("checkpoint.every_steps=25")
+}
+
+/// The bits of a run of one rank that keeps everything.
+fn expected() -> &'static [String; 3] {
+    static BITS: OnceLock<[String; 3]> = OnceLock::new();
+    BITS.get_or_init(|| {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        job(&sandbox, "full", 1).start().finish().bits()
+    })
+}
+
+fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
+    let events = &finished.events;
+    let stderr = &finished.stderr;
+    assert_eq!(
+        finished.status.code(),
+        Some(0),
+        "{what}\n{events:#?}\n{stderr}"
+    );
+    assert_eq!(&finished.bits(), expected(), "{what}");
+    assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
+}
+
+fn wait_for_step(train: &Train<'_>, step: u64) {
+    train.wait_for(
+        |event| event["event"] == "step" && event["step"].as_u64() >= Some(step),
+        DEADLINE,
+    );
+}
+
+/// The newest process of a rank.
+fn pid_of_rank(train: &Train<'_>, rank: u64) -> u32 {
+    let events = train.events();
+    let of_rank = |event: &&Value| event["event"] == "rank" && event["rank"] == rank;
+    let newest = events.iter().rev().find(of_rank);
+    let pid = newest.and_then(|event| event["pid"].as_u64());
+    u32::try_from(pid.expect("its rank event comes before its steps")).unwrap()
+}
+
+fn histories(finished: &Finished) -> Vec<u64> {
+    let worlds = finished.of_kind("generation");
+    let mut histories: Vec<u64> = worlds
+        .filter_map(|world| world["history"].as_u64())
+        .collect();
+    histories.dedup();
+    histories
+}
+
+#[test]
+fn any_number_of_ranks_ends_in_the_same_bits_whoever_keeps_the_state() {
+    for redundancy in ["full", "shadow", "none"] {
+        for num_workers in [1, 2, 4] {
+            let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+            let finished = job(&sandbox, redundancy, num_workers).start().finish();
+            check(
+                &sandbox,
+                &finished,
+                &format!("{redundancy}, {num_workers} ranks"),
+            );
+        }
+    }
+}
+
+#[test]
+fn with_shadows_a_rank_that_is_killed_costs_no_step() {
+    for (rank, step) in [(0, 30), (1, 44), (2, 71), (1, 98)] {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox, "shadow", 3).start();
+        wait_for_step(&train, step);
+        train.kill(pid_of_rank(&train, rank), Signal::KILL);
+        let finished = train.finish();
+        let what = format!("rank {rank} at step {step}");
+        check(&sandbox, &finished, &what);
+        assert_eq!(
+            histories(&finished).len(),
+            1,
+            "{what}: {:#?}",
+            finished.events
+        );
+        let steps = finished.of_kind("step");
+        let steps: Vec<_> = steps.filter_map(|event| event["step"].as_u64()).collect();
+        assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "{what}");
+        assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
+    }
+}
+
+/// One after another, each when the one before is healed, down to the last rank.
+#[test]
+fn with_shadows_the_last_rank_has_everything() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = job(&sandbox, "shadow", 3).start();
+    for step in [20, 40] {
+        wait_for_step(&train, step);
+        let worlds = train.events();
+        let newest = worlds
+            .iter()
+            .rev()
+            .find(|event| event["event"] == "generation");
+        let size = newest
+            .and_then(|event| event["world_size"].as_u64())
+            .unwrap();
+        train.kill(pid_of_rank(&train, size - 1), Signal::KILL);
+    }
+    let finished = train.finish();
+    check(&sandbox, &finished, "a rank after another");
+    assert_eq!(histories(&finished).len(), 1, "{:#?}", finished.events);
+}
+
+#[test]
+fn without_redundancy_a_death_falls_back_and_changes_no_bit() {
+    for (rank, step) in [(0, 40), (1, 77)] {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox, "none", 2).start();
+        wait_for_step(&train, step);
+        train.kill(pid_of_rank(&train, rank), Signal::KILL);
+        let finished = train.finish();
+        let what = format!("rank {rank} at step {step}");
+        check(&sandbox, &finished, &what);
+        assert_eq!(
+            histories(&finished).len(),
+            2,
+            "{what}: {:#?}",
+            finished.events
+        );
+        let mut worlds = finished.of_kind("generation");
+        let says_why = |world: &Value| {
+            let reason = world["reason"].as_str().unwrap_or_default();
+            reason.contains("of the optimizer's state; falls back to step")
+        };
+        assert!(worlds.any(says_why), "{what}: {:#?}", finished.events);
+    }
+}
+
+/// A checkpoint of shares is read by ranks that keep everything, and the other way round.
+#[test]
+fn redundancy_may_change_where_a_job_resumes() {
+    for (first, second) in [("none", "full"), ("full", "shadow")] {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox, first, 2).start();
+        wait_for_step(&train, 60);
+        sandbox.kill_all();
+        drop(train);
+        let finished = job(&sandbox, second, 2).start().finish();
+        check(&sandbox, &finished, &format!("{first}, then {second}"));
+        let mut worlds = finished.of_kind("generation");
+        let from = worlds.next().and_then(|event| event["from_step"].as_u64());
+        assert!(from >= Some(25), "it went on from {from:?}");
+    }
+}
+
+#[test]
+fn without_redundancy_ranks_hand_over_what_they_keep_before_they_leave() {
+    const JOB: &str = "digits-mlp";
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    for name in ["a", "b", "c"] {
+        cluster.start_worker(name, 1);
+    }
+    let set = [
+        "workers.max=3",
+        "train.epochs=100000",
+        "workers.redundancy='none'",
+    ];
+    let mut arguments = vec!["submit", "mlp.toml", "--json"];
+    for one in &set {
+        arguments.extend(["--set", one]);
+    }
+    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    let show = || cluster.json(&["show", JOB, "--json"]);
+    let wait_for_size = |size: u64| {
+        eventually(DEADLINE, "a world of another size", || {
+            let job = show();
+            (job["step"].as_u64() > Some(5) && job["world_size"] == size).then_some(job)
+        })
+    };
+    wait_for_size(3);
+    for size in [2, 3] {
+        let reply = cluster.json(&["scale", JOB, &size.to_string(), "--json"]);
+        assert_eq!(reply["workers"]["max"], size);
+        wait_for_size(size);
+    }
+    for name in ["a", "b"] {
+        let text = cluster.text(&["drain", name, "--wait"]);
+        assert!(
+            text.ends_with(&format!("worker {name} is free\n")),
+            "{text}"
+        );
+    }
+    let job = wait_for_size(1);
+    assert_eq!(job["history"], 1, "nothing fell back: {job:#}");
+    let ledger = cluster.run(&["ledger", JOB, "--verify", "--json"]);
+    let text = String::from_utf8(ledger.stdout).unwrap();
+    assert!(text.contains("\"verified\":true"), "{text}");
+}
