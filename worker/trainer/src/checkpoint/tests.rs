@@ -35,7 +35,7 @@ fn snapshot() -> Snapshot {
         step: Step(7),
         trace: *blake3::hash(b"a trace").as_bytes(),
         arena: Some(numbers(0.25)),
-        optimizer: state_of(&layout, |scale| numbers(scale)),
+        optimizer: state_of(&layout, numbers),
         layout,
     }
 }
