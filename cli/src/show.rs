@@ -2,6 +2,7 @@
 
 pub(crate) mod json;
 
+use muster_proto::event::RankTime;
 use muster_proto::v1;
 
 /// Rows in columns as wide as their widest cell.
@@ -99,6 +100,9 @@ pub(crate) fn job(job: &v1::JobView) -> String {
         workers(job),
         job.identity,
     );
+    if let Some(time) = job.rank_time {
+        text += &format!("\nrank time {}", rank_time(&time.into()));
+    }
     if !job.ranks.is_empty() {
         let row = |rank: &v1::RankView| {
             vec![
@@ -114,6 +118,7 @@ pub(crate) fn job(job: &v1::JobView) -> String {
             "\n\n{}",
             table(&["RANK", "WORKER", "PID", "STATE", "SHARDS"], &rows)
         );
+        text.extend(job.ranks.iter().filter_map(slow));
     }
     if !job.manifests.is_empty() {
         let row = |manifest: &v1::Manifest| {
@@ -151,6 +156,32 @@ pub(crate) fn job(job: &v1::JobView) -> String {
         );
     }
     text
+}
+
+/// Where the time of a job's ranks went: all of it, and each part of it.
+pub(crate) fn rank_time(time: &RankTime) -> String {
+    let total_s = time.total_s();
+    let share = |seconds: f64| 100.0 * seconds / total_s.max(f64::MIN_POSITIVE);
+    let parts = time.parts().map(|(name, seconds)| {
+        let percent = share(seconds);
+        format!("{name} {percent:.1} % ({seconds:.1} s)")
+    });
+    format!("{total_s:.1} s: {}", parts.join(", "))
+}
+
+/// What a rank does more slowly than the others, as a line.
+fn slow(rank: &v1::RankView) -> Option<String> {
+    let v1::RankView {
+        rank,
+        worker,
+        slow_in,
+        slow_percent,
+        ..
+    } = rank;
+    let times = f64::from(*slow_percent) / 100.0;
+    (!slow_in.is_empty()).then(|| {
+        format!("\nrank {rank} on {worker} is slow: {slow_in} takes it {times:.1} times as long as the others")
+    })
 }
 
 /// The first digits of a hash.

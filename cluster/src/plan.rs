@@ -1,7 +1,7 @@
 //! What the leader decides: which job gets which world, and why a job waits. A pure function of
 //! the replicated state, of what the leader observed, and of the time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{Command, Outcome, OutcomeKind};
 use crate::ids::{Incarnation, JobName, Step, WorkerName};
@@ -11,12 +11,14 @@ mod closure;
 mod fate;
 mod finish;
 mod heal;
+mod pace;
 mod place;
 mod poison;
 mod shares;
 mod standby;
 mod watch;
 
+pub use pace::{Activity, Pace, Slow, Speed, slow};
 pub use watch::{Closed, Failures, Standby, Watch};
 
 use fate::Running;
@@ -85,6 +87,8 @@ pub struct Plan {
     pub waits: BTreeMap<JobName, Wait>,
     /// Worlds to be closed, and how soon.
     pub closing: BTreeMap<JobName, Closing>,
+    /// The jobs whose shards should be divided otherwise, if that stays so.
+    pub uneven: BTreeSet<JobName>,
 }
 
 /// A world is to be closed.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::v1;
+
 /// An event with its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -88,6 +90,17 @@ pub enum What {
         /// Milliseconds of it that were spent updating.
         #[serde(deserialize_with = "number::one")]
         update_ms: f64,
+        /// Milliseconds of `contribute_ms` that were spent reading samples, in the mean over the
+        /// ranks.
+        #[serde(deserialize_with = "number::one", default)]
+        data_ms: f64,
+        /// Milliseconds before the step in which a snapshot could not be taken yet, on the rank
+        /// that waited longest.
+        #[serde(deserialize_with = "number::one", default)]
+        checkpoint_ms: f64,
+        /// Milliseconds before the step that were spent evaluating.
+        #[serde(deserialize_with = "number::one", default)]
+        evaluate_ms: f64,
     },
     /// The held-out samples were evaluated.
     Evaluated {
@@ -141,9 +154,12 @@ pub enum What {
         /// The last evaluation.
         #[serde(deserialize_with = "number::many")]
         metrics: BTreeMap<String, f64>,
-        /// The share of the time since the submission that went into steps that count.
+        /// The share of `rank_time` that was useful.
         #[serde(deserialize_with = "number::one")]
         goodput: f64,
+        /// Where the time of its ranks went since the submission.
+        #[serde(default)]
+        rank_time: RankTime,
         /// Seconds since the submission.
         #[serde(deserialize_with = "number::one")]
         wall_s: f64,
@@ -152,6 +168,82 @@ pub enum What {
         /// Where its last checkpoint is; empty where there is none.
         path: String,
     },
+}
+
+/// Where the time of a job's ranks went, in rank-seconds: one rank that is there for two seconds is
+/// as much as two that are there for one. Every moment of a rank is in one of these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RankTime {
+    /// Steps that count, and evaluations.
+    pub useful_s: f64,
+    /// What losses cost, but for the wait for the next world.
+    pub healing_s: f64,
+    /// No world could make steps.
+    pub waiting_for_world_s: f64,
+    /// A snapshot could not be taken yet, or the last checkpoint did not count yet.
+    pub waiting_for_checkpoint_s: f64,
+    /// Reading samples.
+    pub data_s: f64,
+    /// Before the first world was made.
+    pub queued_s: f64,
+}
+
+impl RankTime {
+    /// All of it, each part with its name for people.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, f64); 6] {
+        [
+            ("useful", self.useful_s),
+            ("healing", self.healing_s),
+            ("waiting for a world", self.waiting_for_world_s),
+            ("waiting for a checkpoint", self.waiting_for_checkpoint_s),
+            ("data", self.data_s),
+            ("queued", self.queued_s),
+        ]
+    }
+
+    /// All of it together.
+    #[must_use]
+    pub fn total_s(&self) -> f64 {
+        self.parts().iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    /// The share of it that was useful; 0 where there is none.
+    #[must_use]
+    pub fn goodput(&self) -> f64 {
+        let total_s = self.total_s();
+        if total_s > 0.0 {
+            self.useful_s / total_s
+        } else {
+            0.0
+        }
+    }
+}
+
+impl From<v1::RankTime> for RankTime {
+    fn from(time: v1::RankTime) -> Self {
+        Self {
+            useful_s: time.useful_s,
+            healing_s: time.healing_s,
+            waiting_for_world_s: time.waiting_for_world_s,
+            waiting_for_checkpoint_s: time.waiting_for_checkpoint_s,
+            data_s: time.data_s,
+            queued_s: time.queued_s,
+        }
+    }
+}
+
+impl From<RankTime> for v1::RankTime {
+    fn from(time: RankTime) -> Self {
+        Self {
+            useful_s: time.useful_s,
+            healing_s: time.healing_s,
+            waiting_for_world_s: time.waiting_for_world_s,
+            waiting_for_checkpoint_s: time.waiting_for_checkpoint_s,
+            data_s: time.data_s,
+            queued_s: time.queued_s,
+        }
+    }
 }
 
 impl What {

@@ -28,17 +28,26 @@ pub struct Cluster {
     pub address: String,
     /// The processes that were started, in that order.
     pub children: Vec<Child>,
+    /// What the coordinator is told beside what it must be.
+    settings: Vec<String>,
 }
 
 impl Cluster {
     /// A coordinator of the binary at this path: `Cluster::new(env!("CARGO_BIN_EXE_muster"))`.
     #[must_use]
     pub fn new(binary: &str) -> Self {
+        Self::with(binary, &[])
+    }
+
+    /// The same, with more arguments for the coordinator.
+    #[must_use]
+    pub fn with(binary: &str, settings: &[&str]) -> Self {
         let sandbox = Sandbox::new(binary);
         let mut cluster = Self {
             sandbox,
             address: "127.0.0.1:0".to_owned(),
             children: Vec::new(),
+            settings: settings.iter().map(ToString::to_string).collect(),
         };
         cluster.start_coordinator();
         cluster
@@ -81,7 +90,8 @@ impl Cluster {
                 &self.address,
                 "--data",
             ])
-            .arg(data);
+            .arg(data)
+            .args(&self.settings);
         let child = self.spawn("coordinator", command.stdout(Stdio::piped()));
         let pid = child.id();
         let mut line = String::new();

@@ -1,5 +1,6 @@
 //! Views as JSON for scripts: the same facts as the text for people, with nothing shortened.
 
+use muster_proto::event::RankTime;
 use muster_proto::v1;
 use serde_json::{Value, json};
 
@@ -31,6 +32,9 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         json!({
             "rank": rank.rank, "worker": rank.worker, "pid": rank.pid, "state": rank.state,
             "shards": [rank.shards_start, rank.shards_end],
+            "shard_us": (rank.shard_us > 0).then_some(rank.shard_us),
+            "slow": (!rank.slow_in.is_empty())
+                .then(|| json!({ "in": rank.slow_in, "percent": rank.slow_percent })),
         })
     };
     let manifest = |manifest: &v1::Manifest| {
@@ -47,6 +51,7 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
             "world_size": entry.world_size, "reason": entry.reason, "stamp_ms": entry.stamp_ms,
         })
     };
+    let rank_time: RankTime = job.rank_time.unwrap_or_default().into();
     json!({
         "job": job.job,
         "state": job.state,
@@ -60,6 +65,8 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         "submitted_ms": job.submitted_ms,
         "loss": job.loss,
         "identity": job.identity,
+        "rank_time": rank_time,
+        "goodput": rank_time.goodput(),
         "ranks": job.ranks.iter().map(rank).collect::<Vec<_>>(),
         "checkpoints": job.manifests.iter().map(manifest).collect::<Vec<_>>(),
         "worlds": job.ledger.iter().map(world).collect::<Vec<_>>(),

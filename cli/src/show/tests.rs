@@ -31,11 +31,19 @@ fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
         workers_min: 1,
         workers_max: 1,
         identity: "abc".to_owned(),
+        rank_time: Some(v1::RankTime {
+            useful_s: 7.5,
+            queued_s: 2.5,
+            ..Default::default()
+        }),
         ranks: vec![v1::RankView {
             worker: "a".to_owned(),
             pid: 77,
             state: "running".to_owned(),
             shards_end: 8,
+            slow_in: "computing".to_owned(),
+            slow_percent: 230,
+            shard_us: 1_500,
             ..Default::default()
         }],
         manifests: vec![v1::Manifest {
@@ -60,9 +68,13 @@ fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
         "job digits: running\n\
          step 50/200, history 1, generation 2, workers 1 of 1\n\
          identity abc\n\
+         rank time 10.0 s: useful 75.0 % (7.5 s), healing 0.0 % (0.0 s), \
+         waiting for a world 0.0 % (0.0 s), waiting for a checkpoint 0.0 % (0.0 s), \
+         data 0.0 % (0.0 s), queued 25.0 % (2.5 s)\n\
          \n\
          RANK  WORKER  PID  STATE    SHARDS\n\
          0     a       77   running  0..8\n\
+         rank 0 on a is slow: computing takes it 2.3 times as long as the others\n\
          \n\
          CHECKPOINT  BYTES  ARENA         FOLDER\n\
          25          123    0123456789ab  /c\n\
@@ -76,6 +88,10 @@ fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
         "whole"
     );
     assert_eq!(script["ranks"][0]["shards"], serde_json::json!([0, 8]));
+    assert_eq!(script["goodput"], 0.75);
+    let slow = serde_json::json!({ "in": "computing", "percent": 230 });
+    assert_eq!(script["ranks"][0]["slow"], slow);
+    assert_eq!(script["ranks"][0]["shard_us"], 1_500);
 }
 
 #[test]

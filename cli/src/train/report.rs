@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use muster_proto::event::{Event, What};
 
 use crate::output::{print_lines, tell};
-use crate::show::short;
+use crate::show::{self, short};
 
 /// How events are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +144,7 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
         trace,
         metrics,
         goodput,
+        rank_time,
         wall_s,
         reason,
         path,
@@ -169,6 +170,9 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
         num => format!(", {num} ranks were lost"),
     };
     lines.push(format!("time        {wall_s:.1} s, {steps_run} steps run, {rate:.0} steps/s, goodput {goodput:.2}{lost}"));
+    if rank_time.total_s() > 0.0 {
+        lines.push(format!("rank time   {}", show::rank_time(rank_time)));
+    }
     if !arena_hash.is_empty() {
         lines.push(format!(
             "bits        parameters {}, samples {}",

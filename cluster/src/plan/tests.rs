@@ -5,8 +5,6 @@
 mod properties;
 mod ranks;
 mod scenario;
-mod words;
-mod worlds;
 
 use expect_test::expect_file;
 

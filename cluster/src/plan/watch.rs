@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Speed;
 use crate::ids::{Generation, Incarnation, ProcessId, RankId, Step, WorkerName};
 use crate::state::{Heal, Placement, Seat, World};
 use crate::tree::Run;
@@ -31,6 +32,8 @@ pub struct Watch {
     pub standbys: BTreeMap<ProcessId, Standby>,
     /// Workers where processes of the job end before they have part in a step.
     pub failures: BTreeMap<WorkerName, Failures>,
+    /// How fast its ranks are.
+    pub speed: Speed,
 }
 
 /// What a rank reports that closed its world.
@@ -100,6 +103,8 @@ impl Watch {
             let waiting = self.standbys.iter().filter(|(one, _)| !new.has(**one));
             next.standbys = waiting.map(|(one, seen)| (*one, seen.clone())).collect();
         }
+        let paces = self.speed.paces.iter().filter(|(one, _)| new.has(**one));
+        next.speed.paces = paces.map(|(one, pace)| (*one, *pace)).collect();
         let Some(old) = old else { return next };
         next.gone = self.gone_in(old, new);
         if self.progressed || new.first_step > old.first_step {

@@ -9,11 +9,12 @@ use muster_cluster::apply::Answer;
 use muster_cluster::command::{Command, RequestId, Stamped};
 use muster_cluster::ids::{Generation, JobName, WorkerName};
 use muster_cluster::plan::{Closing, Observed, Patience, Wait};
-use muster_cluster::state::{ClusterState, World};
+use muster_cluster::state::{ClusterState, Job, World};
 use muster_consensus::{Entry, HardState, Recovered, Replica, ReplicaId};
-use muster_proto::event::Event;
+use muster_proto::event::{Event, RankTime};
 use muster_proto::{convert, v1};
 
+use crate::goodput::Standing;
 use crate::links::{Link, Session};
 use crate::ranks::WorldWatch;
 
@@ -148,6 +149,8 @@ pub struct Coordinator {
     /// What came in before the state was fit to decide from.
     early: Vec<Input>,
     last_tick_ms: Option<u64>,
+    /// When the last input came.
+    now: Now,
     observed: Observed,
     links: BTreeMap<Session, Link>,
     worlds: BTreeMap<JobName, WorldWatch>,
@@ -197,6 +200,7 @@ impl Coordinator {
             is_leader: false,
             early: Vec::new(),
             last_tick_ms: None,
+            now: Now::default(),
             observed: Observed::default(),
             links: BTreeMap::new(),
             worlds: BTreeMap::new(),
@@ -268,6 +272,24 @@ impl Coordinator {
         self.accounts.get(job)
     }
 
+    /// Where the time of a job's ranks went so far.
+    pub(crate) fn rank_time(&self, name: &JobName, job: &Job) -> RankTime {
+        let Some(account) = self.accounts.get(name) else {
+            return RankTime::default();
+        };
+        let now_s = seconds(self.now);
+        let watch = self.worlds.get(name).map(|world| &world.watch);
+        let closed_ms = watch
+            .filter(|watch| watch.generation == job.generation)
+            .and_then(|watch| watch.closing_since_ms);
+        let ago_ms = closed_ms.map(|since| self.now.monotonic_ms.saturating_sub(since));
+        account.goodput.rank_time(Standing {
+            now_s,
+            wanted: job.spec.workers.min,
+            closed_s: ago_ms.map(|ms| now_s - seconds_of(ms)),
+        })
+    }
+
     /// How many reports came from ranks of worlds that are no longer.
     #[must_use]
     pub fn num_stale_reports(&self) -> u64 {
@@ -277,6 +299,7 @@ impl Coordinator {
     /// Takes one input.
     pub fn handle(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
         // What a step did changes no decision; a busy job must not make the leader think at every step.
+        self.now = now;
         let is_record = matches!(input, Input::Record(_)) && self.early.is_empty();
         match input {
             Input::Tick => {
@@ -455,6 +478,19 @@ impl Coordinator {
             });
         }
     }
+}
+
+/// The wall clock in seconds since the epoch.
+fn seconds(now: Now) -> f64 {
+    seconds_of(now.wall_ms)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "milliseconds since the epoch fit into 53 bits"
+)]
+fn seconds_of(ms: u64) -> f64 {
+    ms as f64 / 1000.0
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 //! 1. [`coordinator`]: the one machine; inputs in, outputs out.
 //! 2. [`links`]: the workers' streams, and what was sent over each.
 //! 3. [`ranks`]: what the leader saw of each world, and when a world can begin or is over.
-//! 4. [`view`]: what people are shown.
+//! 4. `paces`: how fast they are.
+//! 5. `goodput`: where the time of a job's ranks went.
+//! 6. [`view`]: what people are shown.
 //!
 //! There is no clock, socket, disk or thread here: the shell (`muster-coordinator`) has them all.
 
 pub mod coordinator;
+mod goodput;
 pub mod links;
+mod paces;
 pub mod ranks;
 pub mod view;
 

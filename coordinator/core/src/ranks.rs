@@ -9,6 +9,8 @@ use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
 use muster_cluster::state::{FileRef, Manifest, World};
 use muster_proto::v1;
 
+use crate::paces::Paces;
+
 /// One world, as seen.
 #[derive(Clone, Debug, Default)]
 pub struct WorldWatch {
@@ -26,6 +28,8 @@ pub struct WorldWatch {
     pub failed: Option<String>,
     /// The checkpoint that the world should have started from, and what is wrong with it.
     pub damaged: Option<(History, Step, String)>,
+    /// How fast its ranks are.
+    pub paces: Paces,
 }
 
 impl WorldWatch {
@@ -58,6 +62,7 @@ impl WorldWatch {
             addresses: self.addresses,
             parts: self.parts,
             failed: self.failed,
+            paces: self.paces.follow(world),
             ..Self::default()
         }
     }

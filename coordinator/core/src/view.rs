@@ -1,6 +1,7 @@
 //! What people are shown of jobs and nodes: the replicated truth with what the leader observed.
 
 use muster_cluster::ids::{JobName, RankId, WorkerName};
+use muster_cluster::plan;
 use muster_cluster::state::{Job, LedgerEntry, Phase};
 use muster_proto::{convert, v1};
 
@@ -143,6 +144,7 @@ impl Coordinator {
             ledger: job.ledger.iter().map(ledger).collect(),
             outcome,
             draft: job.submission.draft.clone(),
+            rank_time: Some(self.rank_time(name, job).into()),
         }
     }
 
@@ -151,9 +153,21 @@ impl Coordinator {
             .world_watch(name)
             .filter(|watch| watch.watch.generation == job.generation);
         let placements = job.world.iter().flat_map(|world| &world.ranks);
+        let slow =
+            job.world.as_ref().zip(watch).map(|(world, watch)| {
+                plan::slow(world, &watch.watch, job.spec.train.logical_shards)
+            });
+        let slow = |rank| slow.as_ref().and_then(|slow| slow.get(&RankId(rank)));
         (0u32..)
             .zip(placements)
             .map(|(rank, placement)| v1::RankView {
+                slow_in: slow(rank)
+                    .map(|slow| slow.activity.as_str().to_owned())
+                    .unwrap_or_default(),
+                slow_percent: slow(rank).map_or(0, |slow| slow.percent),
+                shard_us: watch
+                    .and_then(|watch| watch.watch.speed.paces.get(&placement.process))
+                    .map_or(0, |pace| pace.computing_us),
                 rank,
                 worker: placement.worker.to_string(),
                 pid: watch

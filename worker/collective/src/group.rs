@@ -5,6 +5,7 @@
 //! into one typed error within milliseconds. It never decides what to do about a loss.
 
 mod alone;
+mod awaited;
 mod counters;
 mod messages;
 mod revoker;
@@ -26,6 +27,7 @@ use crate::values::Pool;
 use crate::world::World;
 
 pub(crate) use alone::alone;
+use awaited::Awaited;
 pub use counters::Counters;
 pub use revoker::Revoker;
 
@@ -79,6 +81,7 @@ pub struct Group {
     lost: Vec<(RankId, LossReason)>,
     failure: Option<Error>,
     counters: Counters,
+    awaited: Option<(RankId, Duration)>,
     has_left: bool,
 }
 
@@ -120,6 +123,7 @@ impl Group {
             early: VecDeque::new(),
             lost: Vec::new(),
             failure: None,
+            awaited: None,
             has_left: false,
             world,
             transport,
@@ -138,6 +142,13 @@ impl Group {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Whose frame completed the last operation, and how long after all had begun it: who sends or
+    /// sums slowly is awaited longest. `None` in a world of one.
+    #[must_use]
+    pub fn awaited(&self) -> Option<(RankId, Duration)> {
+        self.awaited
     }
 
     /// Closes this group's generation from another thread.
@@ -241,6 +252,7 @@ impl Group {
 
     fn drive(&mut self, mut machine: Reduction, until: Option<Instant>) -> Result<Reduced, Error> {
         let mut outputs = Vec::new();
+        let mut awaited = Awaited::new(&self.world);
         let mut inputs: VecDeque<Input> = VecDeque::from([Input::Start]);
         for (from, frame) in self.early.drain(..) {
             inputs.push_back(Input::Frame { from, frame });
@@ -264,6 +276,9 @@ impl Group {
                     Next::TimedOut => Input::Deadline,
                 },
             };
+            if let Input::Frame { from, .. } = &input {
+                awaited.hears(*from);
+            }
             machine.handle(input, &mut outputs);
             for output in outputs.drain(..) {
                 match output {
@@ -274,6 +289,7 @@ impl Group {
                         }
                     }
                     Output::Done => {
+                        self.awaited = awaited.last();
                         let whole = machine.finish();
                         return Ok(whole.expect("a machine that is done has its result"));
                     }

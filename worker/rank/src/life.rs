@@ -16,7 +16,7 @@ use v1::rank_report::Report;
 
 use crate::prepare::{Build, prepare};
 use crate::shared::{Shared, Trouble};
-use crate::work::Work;
+use crate::work::{Spent, Work};
 use crate::writer::Writer;
 
 /// Runs a rank to its dismissal.
@@ -76,6 +76,7 @@ pub(crate) fn live(
         notes: Vec::new(),
         last: None,
         since: Instant::now(),
+        spent: Spent::default(),
         listener: Arc::new(listener),
         spec: prepared.spec,
         trainer: prepared.trainer,

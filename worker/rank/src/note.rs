@@ -1,11 +1,13 @@
 //! What a rank tells all others with its part of a step.
 //!
 //! ```text
-//! note = flags: u8 (1 stop, 2 pause), acked step: u64, acked evaluation: u8,
+//! note = flags: u8 (1 stop, 2 pause), acked step: u64, acked evaluation: u8, pace,
 //!        pause's reason (u16 length, UTF-8) if it pauses, shard notes
+//! pace = six times u32, in the order of the fields below
 //! ```
 //! All numbers are little-endian.
 
+use muster_proto::v1;
 use muster_trainer::{NoteError, ShardNote};
 
 /// One rank's note, or what those of all ranks amount to.
@@ -17,8 +19,26 @@ pub(crate) struct Note {
     pub(crate) pause: Option<String>,
     /// The newest record that is known to be durable.
     pub(crate) acked: (u64, bool),
+    /// What each rank measured of itself; of one rank's note, one.
+    pub(crate) paces: Vec<Pace>,
     /// Of the shards it brings.
     pub(crate) shards: Vec<ShardNote>,
+}
+
+/// What a rank measured of itself, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// The contribution of one shard, in the mean; 0 where it computed none.
+    pub(crate) shard: u32,
+    /// Of all its contributions, reading samples.
+    pub(crate) data: u32,
+    /// Before the step, waiting until a snapshot could be taken.
+    pub(crate) checkpoint: u32,
+    /// The update of the step before.
+    pub(crate) update: u32,
+    /// The peer that it waited for longest while it reduced the step before, and for how long.
+    pub(crate) awaited: u32,
+    pub(crate) awaited_for: u32,
 }
 
 /// Bytes that are no note.
@@ -38,6 +58,9 @@ impl Note {
         let mut out = vec![u8::from(self.stop) * STOP + u8::from(self.pause.is_some()) * PAUSE];
         out.extend(self.acked.0.to_le_bytes());
         out.push(u8::from(self.acked.1));
+        for number in self.paces.first().copied().unwrap_or_default().numbers() {
+            out.extend(number.to_le_bytes());
+        }
         if let Some(reason) = &self.pause {
             let length = u16::try_from(reason.len()).unwrap_or(u16::MAX);
             out.extend(length.to_le_bytes());
@@ -56,6 +79,7 @@ impl Note {
         let mut note = Self {
             stop: flags & STOP != 0,
             acked: (step, evaluated != 0),
+            paces: vec![Pace::decode(&mut bytes)?],
             ..Self::default()
         };
         if flags & PAUSE != 0 {
@@ -78,10 +102,48 @@ impl Note {
             all.stop |= note.stop;
             all.pause = all.pause.or(note.pause);
             all.acked = all.acked.max(note.acked);
+            all.paces.extend(note.paces);
             all.shards.extend(note.shards);
         }
         all.shards.sort_by_key(|note| note.shard);
         Ok(all)
+    }
+}
+
+impl From<&Pace> for v1::RankPace {
+    fn from(pace: &Pace) -> Self {
+        Self {
+            shard_us: pace.shard,
+            update_us: pace.update,
+            awaited: pace.awaited,
+            awaited_us: pace.awaited_for,
+        }
+    }
+}
+
+impl Pace {
+    fn numbers(self) -> [u32; 6] {
+        let Self {
+            shard,
+            data,
+            checkpoint,
+            update,
+            awaited,
+            awaited_for,
+        } = self;
+        [shard, data, checkpoint, update, awaited, awaited_for]
+    }
+
+    fn decode(bytes: &mut &[u8]) -> Result<Self, BadNote> {
+        let mut next = || Ok::<u32, BadNote>(u32::from_le_bytes(take(bytes)?));
+        Ok(Self {
+            shard: next()?,
+            data: next()?,
+            checkpoint: next()?,
+            update: next()?,
+            awaited: next()?,
+            awaited_for: next()?,
+        })
     }
 }
 
@@ -103,8 +165,15 @@ mod tests {
             metrics: Metrics::default(),
             digest: [number as u8; 32],
         };
+        let pace = |shard| Pace {
+            shard,
+            awaited: 2,
+            awaited_for: 9,
+            ..Pace::default()
+        };
         let first = Note {
             acked: (7, true),
+            paces: vec![pace(1)],
             shards: vec![shard(2), shard(0)],
             ..Note::default()
         };
@@ -112,6 +181,7 @@ mod tests {
             stop: true,
             pause: Some("worker w2 is drained".to_owned()),
             acked: (7, false),
+            paces: vec![pace(2)],
             shards: vec![shard(1)],
         };
         let merged = Note::merge(&[first.encode(), second.encode()]).expect("two good notes");
@@ -119,13 +189,17 @@ mod tests {
             stop: true,
             pause: second.pause.clone(),
             acked: (7, true),
+            paces: vec![pace(1), pace(2)],
             shards: vec![shard(0), shard(1), shard(2)],
         };
         assert_eq!(merged, expected);
         let bytes = second.encode();
         for end in 0..bytes.len() {
             let cut = Note::merge(&[bytes[..end].to_vec()]);
-            assert!(cut.is_err() || end == 10 + 2 + 20, "cut at {end}: {cut:?}");
+            assert!(
+                cut.is_err() || end == 10 + 24 + 2 + 20,
+                "cut at {end}: {cut:?}"
+            );
         }
     }
 }

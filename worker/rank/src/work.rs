@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use muster_cluster::error_chain;
-use muster_cluster::ids::ShardId;
+use muster_cluster::ids::{RankId, ShardId};
 use muster_cluster::job::JobSpec;
 use muster_cluster::tree::{self, Run};
 use muster_collective::{
@@ -19,7 +19,7 @@ use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
 use v1::step_record::Record;
 
 use crate::heal::{self, Meeting, Received};
-use crate::note::Note;
+use crate::note::{Note, Pace};
 use crate::shared::{Shared, Trouble};
 use crate::shares::Sharing;
 use crate::writer::Writer;
@@ -49,6 +49,22 @@ pub(crate) struct Work<'a> {
     pub(crate) last: Option<Arc<Last>>,
     /// When the step before ended, or the world began.
     pub(crate) since: Instant,
+    /// What was measured since then.
+    pub(crate) spent: Spent,
+}
+
+/// What a rank did since the step before, measured.
+#[derive(Debug, Default)]
+pub(crate) struct Spent {
+    contributing: Duration,
+    num_contributed: u32,
+    evaluating: Duration,
+    /// Waiting for the files of the snapshot before.
+    snapshot: Duration,
+    /// The update of the step before.
+    update: Duration,
+    /// Whom the reduction of the step before waited for longest.
+    awaited: Option<(RankId, Duration)>,
 }
 
 /// What one world asks of this rank.
@@ -62,11 +78,12 @@ struct World {
     sharing: Option<Sharing>,
 }
 
-/// Where the time of a step went.
+/// Where the time of a step went that its contributions did not take.
 struct Times {
-    start: Instant,
     contributed: Instant,
     reduced: Instant,
+    /// What each rank measured of itself, by rank.
+    paces: Vec<Pace>,
 }
 
 impl Work<'_> {
@@ -74,6 +91,7 @@ impl Work<'_> {
     pub(crate) fn run(&mut self, assignment: &v1::Assignment) -> Result<(), Trouble> {
         let world = self.world(assignment)?;
         self.since = Instant::now();
+        self.spent = Spent::default();
         let revoker = Revoker::default();
         if !self.shared.enter(world.plan, revoker.clone()) {
             return Err(Trouble::Closed);
@@ -130,9 +148,9 @@ impl Work<'_> {
             Some(Received::Reduced(last)) => {
                 let now = Instant::now();
                 let times = Times {
-                    start: now,
                     contributed: now,
                     reduced: now,
+                    paces: Vec::new(),
                 };
                 self.apply(last, false, None, &times)?;
             }
@@ -154,7 +172,9 @@ impl Work<'_> {
                 Next::Step => self.step(group, world)?,
                 Next::Evaluate => self.evaluate(group, world)?,
                 Next::Checkpoint => {
+                    let begun = Instant::now();
                     self.checkpoint(world);
+                    self.spent.snapshot += begun.elapsed();
                     self.shared.tell(RankMachine::snapped);
                 }
                 Next::End { stopped } => {
@@ -209,6 +229,7 @@ impl Work<'_> {
             self.forget();
             self.shared.tell(RankMachine::drop_contributions);
         }
+        let begun = Instant::now();
         let missing = tree::difference(brings, &self.held.shards());
         for shard in missing.into_iter().flat_map(Run::shards) {
             if !self.shared.tell(|machine| machine.begin_shard(shard)) {
@@ -224,8 +245,26 @@ impl Work<'_> {
                 .push(shard, values)
                 .map_err(|error| failed(&error))?;
             self.notes.push(note);
+            self.spent.num_contributed += 1;
         }
+        self.spent.contributing += begun.elapsed();
         Ok(())
+    }
+
+    /// What this rank measured of itself.
+    fn pace(&mut self) -> Pace {
+        let spent = &self.spent;
+        let awaited = spent.awaited.unwrap_or_default();
+        Pace {
+            shard: micros(spent.contributing)
+                .checked_div(spent.num_contributed)
+                .unwrap_or_default(),
+            data: micros(self.trainer.take_reading_time()),
+            checkpoint: micros(spent.snapshot),
+            update: micros(spent.update),
+            awaited: awaited.0.0,
+            awaited_for: micros(awaited.1),
+        }
     }
 
     /// Gives up the contributions to the step that comes next.
@@ -238,7 +277,6 @@ impl Work<'_> {
         if world.plan.rank == 0 {
             self.shared.wait_for_acks()?;
         }
-        let start = Instant::now();
         let step = self.trainer.step();
         let brings = if step.0 == world.plan.first_step {
             &world.first
@@ -252,6 +290,7 @@ impl Work<'_> {
             stop: self.shared.stop.load(Ordering::SeqCst),
             pause: self.shared.pause(),
             acked: self.shared.tell(|machine| machine.last_acked()),
+            paces: vec![self.pace()],
             shards: self.notes.clone(),
         };
         let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
@@ -267,10 +306,11 @@ impl Work<'_> {
             .all_reduce(operation, world.timeout)
             .map_err(|error| self.closed_by(world.plan.generation, &error))?;
         let notes = Note::merge(&reduced.notes).map_err(|error| failed(&error))?;
+        self.spent.awaited = group.awaited();
         let times = Times {
-            start,
             contributed,
             reduced: Instant::now(),
+            paces: notes.paces,
         };
         let last = Last {
             step: step.0,
@@ -342,8 +382,17 @@ impl Work<'_> {
     fn record_of(&mut self, report: StepReport, times: &Times) -> v1::StepRecord {
         let end = Instant::now();
         let wall = end - std::mem::replace(&mut self.since, end);
+        let next = Spent {
+            update: end - times.reduced,
+            awaited: self.spent.awaited,
+            ..Spent::default()
+        };
+        let spent = std::mem::replace(&mut self.spent, next);
         let batch = f64::from(self.spec.train.global_batch_size);
         let mut metrics = report.means;
+        let paces = || times.paces.iter();
+        let data_us: f64 = paces().map(|pace| f64::from(pace.data)).sum();
+        let checkpoint_us = paces().map(|pace| pace.checkpoint).max();
         self.record(Record::Applied(v1::StepApplied {
             step: report.step.0,
             loss: metrics.remove("loss").unwrap_or_default(),
@@ -352,10 +401,14 @@ impl Work<'_> {
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
             wall_ms: millis(wall),
-            contribute_ms: millis(times.contributed - times.start),
+            contribute_ms: millis(spent.contributing),
             reduce_ms: millis(times.reduced - times.contributed),
             update_ms: millis(end - times.reduced),
             total_steps: self.rules.total_steps,
+            data_ms: data_us / f64::from(size(times.paces.len()).max(1)) / 1000.0,
+            checkpoint_ms: f64::from(checkpoint_us.unwrap_or_default()) / 1000.0,
+            evaluate_ms: millis(spent.evaluating),
+            paces: paces().map(Into::into).collect(),
         }))
     }
 
@@ -373,6 +426,7 @@ impl Work<'_> {
 
     /// Evaluates this rank's chunks and adds up everybody's, in the order of the chunks.
     fn evaluate(&mut self, group: &mut Group, world: &World) -> Result<(), Trouble> {
+        let begun = Instant::now();
         let plan = world.plan;
         let num_chunks = self.trainer.num_eval_chunks();
         let mut mine = Vec::new();
@@ -406,6 +460,7 @@ impl Work<'_> {
             machine.record(record);
             machine.evaluated(means);
         });
+        self.spent.evaluating += begun.elapsed();
         Ok(())
     }
 
@@ -466,6 +521,14 @@ pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveErro
 
 pub(crate) fn failed(error: &dyn std::error::Error) -> Trouble {
     Trouble::Failed(error_chain(error))
+}
+
+fn size(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn millis(time: Duration) -> f64 {

@@ -14,6 +14,7 @@ mod sharing;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use muster_cluster::job::spec::{ScheduleSpec, StopSpec};
 use muster_cluster::job::{Identity, JobSpec};
@@ -55,6 +56,7 @@ pub struct Trainer {
     step: Step,
     trace: [u8; 32],
     identity: String,
+    reading: Duration,
 }
 
 /// What a step did.
@@ -147,6 +149,7 @@ impl Trainer {
             cut: Cut::new(layout.len()),
             layout,
             identity,
+            reading: Duration::ZERO,
         })
     }
 
@@ -181,8 +184,10 @@ impl Trainer {
             });
         }
         self.check_len(out.len())?;
+        let begun = Instant::now();
         let ids = self.order.ids(self.step.0, shard);
         let batch = self.dataset.batch(&ids);
+        self.reading += begun.elapsed();
         let rng = ShardRng::new(self.seed, self.step.0, shard.0);
         let metrics = self
             .learner
@@ -197,6 +202,11 @@ impl Trainer {
             metrics,
             digest: trace::of_shard(&self.dataset, &ids),
         })
+    }
+
+    /// How long contributions spent reading samples since this was last asked.
+    pub fn take_reading_time(&mut self) -> Duration {
+        std::mem::take(&mut self.reading)
     }
 
     /// Makes the next update from the sum of all shards' contributions and their notes, which are

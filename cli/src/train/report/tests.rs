@@ -6,7 +6,9 @@ use super::*;
 fn the_summary_says_how_it_ended_and_what_came_out() {
     let json = r#"{"time":1.0,"job":"digits","history":1,"event":"finished","state":"interrupted","step":100,
         "steps_run":110,"arena_hash":"0123456789abcdef","optimizer_hash":"","trace":"fedcba9876543210",
-        "metrics":{"accuracy":0.975,"loss":0.1},"goodput":0.9,"wall_s":2.0,"reason":"","path":"/c"}"#;
+        "metrics":{"accuracy":0.975,"loss":0.1},"goodput":0.9,
+        "rank_time":{"useful_s":3.6,"healing_s":0.3,"waiting_for_world_s":0.1,"waiting_for_checkpoint_s":0.0,
+        "data_s":0.0,"queued_s":0.0},"wall_s":2.0,"reason":"","path":"/c"}"#;
     let event: Event = serde_json::from_str(json).unwrap();
     let text = summary(&event, 1).join("\n");
     assert_eq!(
@@ -14,6 +16,9 @@ fn the_summary_says_how_it_ended_and_what_came_out() {
         "digits interrupted at step 100\n\
          held-out    accuracy 97.50 %, loss 0.1000\n\
          time        2.0 s, 110 steps run, 55 steps/s, goodput 0.90, 1 rank was lost\n\
+         rank time   4.0 s: useful 90.0 % (3.6 s), healing 7.5 % (0.3 s), \
+         waiting for a world 2.5 % (0.1 s), waiting for a checkpoint 0.0 % (0.0 s), \
+         data 0.0 % (0.0 s), queued 0.0 % (0.0 s)\n\
          bits        parameters 0123456789ab, samples fedcba987654\n\
          checkpoint  /c\n\
          the same command goes on from here"

@@ -3,17 +3,19 @@
 //! nothing that is held, and every job that waits knows why. What ranks report comes from
 //! [`super::ranks`].
 
+mod finish;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
 use super::ranks::{Ranks, kept_by};
-use super::worlds::{check_finish, check_shares};
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
 use crate::ids::{Incarnation, JobName, RankId, WorkerName};
-use crate::plan::{Closed, Closing, Observed, Patience, Standby, Watch, plan};
+use crate::plan::{Closed, Closing, Observed, Pace, Patience, Standby, Watch, plan};
 use crate::state::{ClusterState, Finish, Job, Phase, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
+use finish::{check_finish, check_shares};
 
 /// Something that happens to one of four jobs or four workers, `dice` deciding the details.
 type Event = (u8, u8, u32);
@@ -168,6 +170,16 @@ impl Cluster {
         let rank = RankId(dice % u32::try_from(world.ranks.len()).unwrap());
         match kind {
             21 => drop(watch.gone.insert(rank, "signal 9".to_owned())),
+            26 if dice.is_multiple_of(2) => {
+                let processes = world.ranks.iter().map(|rank| rank.process);
+                let us = (0u32..).map(|rank| 100 + (dice >> rank) % 400);
+                let pace = |computing_us| Pace {
+                    computing_us,
+                    ..Pace::default()
+                };
+                watch.speed.paces.extend(processes.zip(us.map(pace)));
+                watch.speed.num_steps += dice % 64;
+            }
             22 => watch.broken = dice.is_multiple_of(4).then(|| "it is broken".to_owned()),
             23..=25 => {
                 let is_closed = !watch.closed.is_empty() || !watch.gone.is_empty();
@@ -231,6 +243,9 @@ impl Cluster {
         for name in self.state.jobs.keys() {
             let gathers = decided.waits.get(name).is_some_and(|wait| wait.gathers);
             let watch = self.observed.worlds.entry(name.clone()).or_default();
+            let since = watch.speed.uneven_since_ms.unwrap_or(self.now_ms);
+            let is_uneven = decided.uneven.contains(name);
+            watch.speed.uneven_since_ms = is_uneven.then_some(since);
             let since = watch.wanting_since_ms.unwrap_or(self.now_ms);
             watch.wanting_since_ms = gathers.then_some(since);
         }
@@ -266,7 +281,7 @@ impl Cluster {
         }
     }
 
-    /// A world that is closed on purpose is followed by one of other ranks: else it would be closed
+    /// A world that is closed on purpose is followed by one of other ranks or shards: else it would be closed
     /// for the same purpose step after step.
     fn check_purpose(&self, name: &JobName, why: &str) -> Result<(), TestCaseError> {
         let known = &self.state.jobs[name];
@@ -289,7 +304,8 @@ impl Cluster {
             _ => None,
         });
         let members = |world: &World| -> BTreeSet<_> {
-            world.ranks.iter().map(|rank| rank.process).collect()
+            let ranks = world.ranks.iter();
+            ranks.map(|rank| (rank.process, rank.shards)).collect()
         };
         prop_assert!(
             next.is_some_and(|next| members(next) != members(world) || next.shares != world.shares),

@@ -23,20 +23,23 @@
 //! standby-gone j1 p5 signal 9         a worker saw it exit
 //! broken j1 the files are damaged     a world says that it cannot go on
 //! progress j1 [step=41]               the world applied a step; so many are applied now
+//! pace j1 us=100,300 [steps=16]       what a shard takes each rank, known of so many steps
 //! commit j1 step=100 [history=1]      a checkpoint is durable
 //! damaged j1 step=100 [history=1]     a checkpoint turned out not to be whole
 //! end j1 step=1000                    the world ran to the job's end
 //! ```
 
+mod text;
+
 use std::fmt::Write as _;
 
-use super::words::{describe, suspicion};
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
 use crate::ids::{History, Incarnation, JobName, ProcessId, RankId, Step};
-use crate::plan::{Closed, Closing, Observed, Patience, Plan, Standby, Watch, plan};
+use crate::plan::{Closed, Closing, Observed, Pace, Patience, Plan, Standby, Watch, plan};
 use crate::state::{ClusterState, Phase, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
 use crate::tree::Run;
+use text::{describe, suspicion};
 
 /// Plays a scenario; the result is the same text with what really came of each block.
 pub(super) fn play(text: &str) -> String {
@@ -229,6 +232,7 @@ impl Scene {
                 watch.progressed = true;
                 watch.applied = line.number("step").map(Step).or(watch.applied);
             }
+            "pace" => self.pace(name, &line),
             "drain" | "undrain" => self.command(
                 Command::Drain {
                     worker: worker(name),
@@ -311,6 +315,18 @@ impl Scene {
 
     fn watch(&mut self, name: &str) -> &mut Watch {
         self.observed.worlds.get_mut(&job(name)).unwrap()
+    }
+
+    fn pace(&mut self, name: &str, line: &Line<'_>) {
+        let world = self.state.jobs[&job(name)].world.clone().unwrap();
+        let speed = &mut self.watch(name).speed;
+        let us = line.find("us").unwrap().split(',').map(|us| Pace {
+            computing_us: us.parse().unwrap(),
+            ..Pace::default()
+        });
+        let processes = world.ranks.iter().map(|rank| rank.process);
+        speed.paces.extend(processes.zip(us));
+        speed.num_steps = line.number("steps").unwrap_or(16).try_into().unwrap();
     }
 
     fn apply(&mut self, command: Command) -> crate::apply::Answer {
@@ -397,6 +413,9 @@ impl Scene {
         for name in self.state.jobs.keys() {
             let gathers = decided.waits.get(name).is_some_and(|wait| wait.gathers);
             let watch = self.observed.worlds.entry(name.clone()).or_default();
+            let since = watch.speed.uneven_since_ms.unwrap_or(self.now_ms);
+            let is_uneven = decided.uneven.contains(name);
+            watch.speed.uneven_since_ms = is_uneven.then_some(since);
             let since = watch.wanting_since_ms.unwrap_or(self.now_ms);
             watch.wanting_since_ms = gathers.then_some(since);
         }

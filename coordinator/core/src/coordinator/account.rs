@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_proto::event::{Event, What};
 
 use super::{Coordinator, JobName, Output};
+use crate::goodput::Goodput;
 
 /// What a job did since it was last submitted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Account {
     submitted_s: f64,
     pub(super) steps_run: u64,
-    /// Milliseconds of each applied step above the last checkpoint that was fallen back to.
-    useful_ms: BTreeMap<u64, f64>,
+    pub(crate) goodput: Goodput,
     /// The newest step event: what is not above it, in its history, was told before.
     history: u64,
     step: u64,
@@ -51,27 +51,20 @@ impl Account {
         }
     }
 
-    /// The share of the time since the submission that went into steps that count.
-    pub(super) fn goodput(&self, now_s: f64) -> (f64, f64) {
-        let wall_s = (now_s - self.submitted_s).max(0.0);
-        let useful_s = self.useful_ms.values().sum::<f64>() / 1000.0;
-        let goodput = if wall_s > 0.0 {
-            (useful_s / wall_s).min(1.0)
-        } else {
-            0.0
-        };
-        (goodput, wall_s)
+    /// Seconds since the submission.
+    pub(super) fn wall_s(&self, now_s: f64) -> f64 {
+        (now_s - self.submitted_s).max(0.0)
     }
 
     fn take(&mut self, event: &Event) {
         self.num_events += 1;
+        self.goodput.take(event);
         match &event.what {
             What::Submitted { .. } => {
                 *self = Account {
                     submitted_s: event.time,
                     steps_run: 0,
                     first_event: self.num_events - 1,
-                    useful_ms: BTreeMap::new(),
                     ranks: BTreeSet::new(),
                     ..std::mem::take(self)
                 };
@@ -79,7 +72,6 @@ impl Account {
             // A world in the same history goes on where the last one was: nothing is void, and
             // records of the last one may still come.
             What::Generation { from_step, .. } if event.history != self.history => {
-                self.useful_ms.split_off(&(from_step + 1));
                 self.ranks.clear();
                 self.history = event.history;
                 self.step = *from_step;
@@ -87,14 +79,12 @@ impl Account {
             What::Step {
                 step,
                 loss,
-                wall_ms,
                 total_steps,
                 generation,
                 ..
             } => {
                 self.steps_run += 1;
                 self.reached.insert(*generation, *step);
-                self.useful_ms.insert(*step, *wall_ms);
                 (self.history, self.step, self.loss, self.total_steps) =
                     (event.history, *step, *loss, *total_steps);
             }

@@ -43,6 +43,11 @@ impl Coordinator {
             return;
         }
         let plan = plan::plan(&self.state, &self.observed, self.patience, now.monotonic_ms);
+        for (name, world) in &mut self.worlds {
+            let since = &mut world.watch.speed.uneven_since_ms;
+            let is_uneven = plan.uneven.contains(name);
+            *since = is_uneven.then(|| since.unwrap_or(now.monotonic_ms));
+        }
         for name in self.state.jobs.keys() {
             let gathers = plan.waits.get(name).is_some_and(|wait| wait.gathers);
             if let Some(world) = self.worlds.get_mut(name) {

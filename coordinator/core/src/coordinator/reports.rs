@@ -11,7 +11,7 @@ use v1::from_worker::Message as From;
 use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
-use super::{Coordinator, Now, Output, Session};
+use super::{Coordinator, Now, Output, Session, seconds};
 use crate::links::Link;
 use crate::ranks::WorldWatch;
 
@@ -281,11 +281,8 @@ impl Coordinator {
             job.history.0 == key.history && job.generation.0 >= key.generation && job.has_world()
         });
         if is_current {
-            let watch = &mut self.watch(&job).watch;
-            watch.progressed |= watch.generation.0 == key.generation;
-            if let v1::step_record::Record::Applied(applied) = &record_of {
-                watch.applied = watch.applied.max(Some(Step(applied.step)));
-            }
+            self.watch(&job);
+            self.note_record(&job, &key, &record_of);
         }
         let is_evaluation = matches!(record_of, v1::step_record::Record::Evaluated(_));
         let (step, what) = match record_of {
@@ -310,6 +307,24 @@ impl Coordinator {
             step,
             evaluated: is_evaluation,
         }));
+    }
+
+    /// What a record of the present history tells of the newest world.
+    fn note_record(&mut self, job: &JobName, key: &v1::RankKey, record: &v1::step_record::Record) {
+        let world = self.state.jobs.get(job).and_then(|job| job.world.as_ref());
+        let (Some(world), Some(WorldWatch { watch, paces, .. })) =
+            (world, self.worlds.get_mut(job))
+        else {
+            return;
+        };
+        let is_newest = watch.generation.0 == key.generation;
+        watch.progressed |= is_newest;
+        if let v1::step_record::Record::Applied(applied) = record {
+            watch.applied = watch.applied.max(Some(Step(applied.step)));
+            if is_newest {
+                paces.take(world, applied, &mut watch.speed);
+            }
+        }
     }
 
     /// The job and the worker of a process that is part of the job now, if the stream is of the
@@ -410,15 +425,6 @@ fn event(key: &v1::RankKey, time: f64, what: What) -> Event {
     }
 }
 
-fn seconds(now: Now) -> f64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "milliseconds since the epoch fit into 53 bits"
-    )]
-    let wall_ms = now.wall_ms as f64;
-    wall_ms / 1000.0
-}
-
 fn step_event(key: &v1::RankKey, applied: v1::StepApplied) -> What {
     What::Step {
         step: applied.step,
@@ -433,5 +439,8 @@ fn step_event(key: &v1::RankKey, applied: v1::StepApplied) -> What {
         contribute_ms: applied.contribute_ms,
         reduce_ms: applied.reduce_ms,
         update_ms: applied.update_ms,
+        data_ms: applied.data_ms,
+        checkpoint_ms: applied.checkpoint_ms,
+        evaluate_ms: applied.evaluate_ms,
     }
 }

@@ -6,7 +6,8 @@ use muster_cluster::ids::JobName;
 use muster_cluster::state::{Job, Phase, World};
 use muster_proto::event::{Event, What};
 
-use super::{Coordinator, Output};
+use super::{Coordinator, Output, seconds_of};
+use crate::goodput::Standing;
 
 impl Coordinator {
     /// Tells of a command that was applied as entry `index`. It says the same at every replay, but
@@ -95,27 +96,28 @@ impl Coordinator {
 
     /// The time of the newest entry, in seconds since the epoch.
     fn time_s(&self) -> f64 {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "milliseconds since the epoch fit into 53 bits"
-        )]
-        let stamp_ms = self.state.stamp_ms as f64;
-        stamp_ms / 1000.0
+        seconds_of(self.state.stamp_ms)
     }
 
     fn finished(&self, name: &JobName, job: &Job, outcome: &Outcome) -> What {
-        let account = self.accounts.get(name).cloned().unwrap_or_default();
-        let (goodput, wall_s) = account.goodput(self.time_s());
+        let mut account = self.accounts.get(name).cloned().unwrap_or_default();
+        let (now_s, state) = (self.time_s(), outcome.kind.as_str());
+        account.goodput.finish(now_s, state, outcome.step.0);
+        let rank_time = account.goodput.rank_time(Standing {
+            wanted: job.spec.workers.min,
+            ..Standing::default()
+        });
         What::Finished {
-            state: outcome.kind.as_str().to_owned(),
+            state: state.to_owned(),
             step: outcome.step.0,
             steps_run: account.steps_run,
             arena_hash: outcome.arena_hash.clone(),
             optimizer_hash: outcome.optimizer_hash.clone(),
             trace: outcome.trace.clone(),
             metrics: outcome.metrics.clone(),
-            goodput,
-            wall_s,
+            goodput: rank_time.goodput(),
+            rank_time,
+            wall_s: account.wall_s(now_s),
             reason: outcome.reason.clone(),
             path: job
                 .latest_manifest()

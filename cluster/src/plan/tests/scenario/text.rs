@@ -1,4 +1,4 @@
-//! Worlds, and what the leader suspects, in the words of scenarios.
+//! Decisions as the scenarios' files write them.
 
 use std::collections::BTreeMap;
 
