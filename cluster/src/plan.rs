@@ -7,6 +7,7 @@ use crate::command::{Command, Outcome, OutcomeKind};
 use crate::ids::{Incarnation, JobName, Step, WorkerName};
 use crate::state::{ClusterState, Job, Phase};
 
+mod balance;
 mod closure;
 mod fate;
 mod finish;
@@ -196,6 +197,13 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
 impl Plan {
     /// What comes of a world whose ranks go on, or may.
     fn keep_running(&mut self, running: &Running<'_>, verdict: Verdict, free: &mut Devices) {
+        let is_quiet = matches!(
+            verdict,
+            Verdict::Lives | Verdict::Close(Closing::BehindStep(_), None)
+        );
+        if is_quiet && balance::uneven(running).is_some() {
+            self.uneven.insert(running.name.clone());
+        }
         match verdict {
             Verdict::Heal(command) => {
                 // Who enters and who is wanted beside it is judged anew when it is there.

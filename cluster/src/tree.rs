@@ -174,6 +174,19 @@ pub fn runs(num_shards: u32, num_ranks: u32) -> Option<Vec<Run>> {
     Some(runs.collect())
 }
 
+/// Whether these runs, by rank, are `0..num_shards` cut into contiguous ones, each with at least one
+/// shard.
+#[must_use]
+pub fn is_division(num_shards: u32, runs: &[Run]) -> bool {
+    let mut next = 0;
+    let follow = runs.iter().all(|run| {
+        let follows = run.start == next && run.start < run.end;
+        next = run.end;
+        follows
+    });
+    follow && next == num_shards && !runs.is_empty()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +208,32 @@ mod tests {
         assert_eq!(text(8, 3, 6), "3..4 4..6");
         assert_eq!(text(6, 0, 6), "0..6");
         assert_eq!(text(6, 4, 6), "4..6");
+    }
+
+    #[test]
+    fn a_division_is_whole_and_leaves_nobody_without_a_shard() {
+        let runs = |ends: &[(u32, u32)]| -> Vec<Run> {
+            ends.iter()
+                .map(|(start, end)| Run {
+                    start: *start,
+                    end: *end,
+                })
+                .collect()
+        };
+        assert!(is_division(8, &runs(&[(0, 6), (6, 7), (7, 8)])));
+        for bad in [
+            &[][..],
+            &[(0, 7)],
+            &[(0, 9)],
+            &[(1, 8)],
+            &[(0, 4), (4, 4), (4, 8)],
+            &[(0, 4), (3, 8)],
+            &[(0, 4), (5, 8)],
+            &[(4, 8), (0, 4)],
+            &[(0, 8), (8, 4), (4, 8)],
+        ] {
+            assert!(!is_division(8, &runs(bad)), "{bad:?}");
+        }
     }
 
     /// The runs of the shards whose bit is set.

@@ -5,11 +5,11 @@ use super::fate::{Fate, Running};
 use super::finish::{finish, holdings, kept};
 use super::heal::{Verdict, closing};
 use super::shares::{self, Keeper};
-use super::{Closed, poison};
+use super::{Closed, balance, poison};
 use crate::command::Command;
 use crate::ids::{Incarnation, ProcessId, RankId, Step, WorkerName};
 use crate::state::{Phase, Placement, World};
-use crate::tree::{self, Run};
+use crate::tree::Run;
 
 /// A world that is closed: all that can be known of it is known.
 pub(super) struct Closure<'a> {
@@ -121,10 +121,8 @@ impl<'a> Closure<'a> {
             (*process, &seat.worker, seat.incarnation)
         });
         let seats: Vec<(ProcessId, &WorkerName, Incarnation)> = seats.chain(joining).collect();
-        let size = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-        let runs = tree::runs(num_shards, size).expect(
-            "workers.max is checked to be at most logical_shards, and min to be at least 1",
-        );
+        let processes = seats.iter().map(|(process, ..)| *process);
+        let runs = balance::divide(num_shards, &balance::speeds(self.running, processes));
         let ranks = seats.into_iter().zip(runs);
         let ranks = ranks.map(|((process, worker, incarnation), shards)| Placement {
             process,

@@ -12,7 +12,7 @@
 
 use super::closure::{Closure, Survivor, survivors};
 use super::fate::{Fate, Running};
-use super::{Closing, finish, poison, shares};
+use super::{Closing, balance, finish, poison, shares};
 use crate::command::Command;
 use crate::ids::Step;
 use crate::state::{Phase, Poison, World};
@@ -140,7 +140,7 @@ pub(super) fn closing(fates: &[Fate<'_>], reason: String) -> Closing {
     }
 }
 
-/// Why a world that lives is to have other ranks, if it is.
+/// Why a world that lives is to have other ranks, or other shards of them, if it is.
 fn change(running: &Running<'_>, world: &World, fates: &[Fate<'_>]) -> Option<String> {
     // A rank that cannot be asked what it holds would be lost by it.
     let is_silent = |fate: &Fate<'_>| matches!(fate, Fate::Silent);
@@ -166,9 +166,12 @@ fn change(running: &Running<'_>, world: &World, fates: &[Fate<'_>]) -> Option<St
     if size > max {
         return Some(format!("the job is scaled to {max} ranks"));
     }
-    let entering = ready.first().filter(|_| size < max)?;
-    let worker = &running.job.standbys[entering].worker;
-    Some(format!("a rank on {worker} enters"))
+    if let Some(entering) = ready.first().filter(|_| size < max) {
+        let worker = &running.job.standbys[entering].worker;
+        return Some(format!("a rank on {worker} enters"));
+    }
+    let uneven = balance::uneven(running).filter(|uneven| uneven.is_persistent);
+    uneven.map(|uneven| uneven.reason)
 }
 
 /// The step at which the ranks died that nobody is left to tell of.

@@ -55,6 +55,8 @@ scenarios! {
     shares_are_lost
     drain_of_shares
     scaling
+    balance
+    balance_rests
     evaluated
     odd_reports
     poison

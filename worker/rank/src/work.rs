@@ -188,7 +188,7 @@ impl Work<'_> {
         let num_shards = self.spec.train.logical_shards;
         let runs = heal::runs(&assignment.shards)?;
         let size = u32::try_from(runs.len()).unwrap_or(u32::MAX);
-        if tree::runs(num_shards, size).as_ref() != Some(&runs) || assignment.rank >= size {
+        if !tree::is_division(num_shards, &runs) || assignment.rank >= size {
             return Err(Trouble::Failed(format!(
                 "{num_shards} shards cannot be divided over {size} ranks as assigned"
             )));

@@ -346,7 +346,7 @@ impl Rank {
     fn begin(&mut self, assignment: &v1::Assignment, env: &mut Env) -> Result<(), Trouble> {
         let first = runs(&assignment.shards)?;
         let size = u32::try_from(first.len()).unwrap_or(u32::MAX);
-        if tree::runs(NUM_SHARDS, size).as_ref() != Some(&first) || assignment.rank >= size {
+        if !tree::is_division(NUM_SHARDS, &first) || assignment.rank >= size {
             return Err(Trouble::Failed(
                 "the shards are not divided as they are".to_owned(),
             ));
