@@ -142,7 +142,7 @@ impl<'a> Closure<'a> {
                     leaves: leaving.contains(&one.rank),
                 })
                 .collect();
-            keepers.resize(size as usize, Keeper::default());
+            keepers.resize(finish.parts.len(), Keeper::default());
             let division = shares::divide(redundancy, &keepers);
             holders = division.holders;
             finish.moves = division.moves;
