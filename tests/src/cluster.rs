@@ -6,6 +6,7 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -14,10 +15,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::network::{Machine, Network};
 use crate::sandbox::Sandbox;
 use crate::wait::eventually;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+
+const COORDINATOR: &str = "coordinator";
 
 /// A cluster in a sandbox, which ends its processes. Its coordinator is the first of its children.
 #[derive(Debug)]
@@ -30,6 +34,19 @@ pub struct Cluster {
     pub children: Vec<Child>,
     /// What the coordinator is told beside what it must be.
     settings: Vec<String>,
+    /// Environment variables of its workers.
+    pub environment: Vec<(String, String)>,
+    /// On which machine each of its processes runs, by name, where they are not all on this one.
+    pub machines: Option<Machines>,
+}
+
+/// The machines of a cluster, by the names of its processes.
+#[derive(Debug)]
+pub struct Machines {
+    /// What lies between them.
+    pub network: Network,
+    /// `coordinator` and the names of the workers.
+    pub by_name: BTreeMap<String, Machine>,
 }
 
 impl Cluster {
@@ -42,15 +59,56 @@ impl Cluster {
     /// The same, with more arguments for the coordinator.
     #[must_use]
     pub fn with(binary: &str, settings: &[&str]) -> Self {
-        let sandbox = Sandbox::new(binary);
-        let mut cluster = Self {
-            sandbox,
-            address: "127.0.0.1:0".to_owned(),
-            children: Vec::new(),
-            settings: settings.iter().map(ToString::to_string).collect(),
-        };
+        let mut cluster = Self::without_processes(binary);
+        cluster.settings = settings.iter().map(ToString::to_string).collect();
         cluster.start_coordinator();
         cluster
+    }
+
+    /// One whose coordinator is to be started yet.
+    #[must_use]
+    pub fn without_processes(binary: &str) -> Self {
+        Self {
+            sandbox: Sandbox::new(binary),
+            address: "127.0.0.1:0".to_owned(),
+            children: Vec::new(),
+            settings: Vec::new(),
+            environment: Vec::new(),
+            machines: None,
+        }
+    }
+
+    /// One that is to be started yet, with a machine of its own for each of these processes; the
+    /// first is the coordinator's.
+    #[must_use]
+    pub fn on_machines(binary: &str, mut network: Network, names: &[&str]) -> Self {
+        let by_name: BTreeMap<String, Machine> = names
+            .iter()
+            .map(|name| ((*name).to_owned(), network.join()))
+            .collect();
+        let address = format!("{}:0", by_name[names[0]].ip());
+        let mut cluster = Self::without_processes(binary);
+        cluster.address = address;
+        cluster.machines = Some(Machines { network, by_name });
+        cluster
+    }
+
+    /// The machine of a process.
+    ///
+    /// # Panics
+    /// When it has none of its own.
+    #[must_use]
+    pub fn machine(&self, name: &str) -> Machine {
+        self.machines.as_ref().unwrap().by_name[name]
+    }
+
+    /// What lies between the machines.
+    ///
+    /// # Panics
+    /// When there is only this one.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.machines.as_ref().unwrap().network
     }
 
     /// Starts a process whose log is in `<name>.log`.
@@ -60,7 +118,19 @@ impl Cluster {
             .append(true)
             .open(self.log_of(name))
             .unwrap();
-        self.children.push(command.stderr(log).spawn().unwrap());
+        let there = self.machines.as_ref().and_then(|machines| {
+            let machine = machines.by_name.get(name)?;
+            Some(machines.network.on(*machine, command))
+        });
+        let child = match there {
+            // What a command does with its output cannot be asked of it.
+            Some(mut there) if name == COORDINATOR => {
+                there.stdout(Stdio::piped()).stderr(log).spawn()
+            }
+            Some(mut there) => there.stdout(Stdio::null()).stderr(log).spawn(),
+            None => command.stderr(log).spawn(),
+        };
+        self.children.push(child.unwrap());
         self.children.last_mut().unwrap()
     }
 
@@ -80,6 +150,14 @@ impl Cluster {
 
     /// Starts the coordinator, again at the same address; returns its process id.
     pub fn start_coordinator(&mut self) -> u32 {
+        self.start_coordinator_with(&[])
+    }
+
+    /// The same, with more arguments.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    pub fn start_coordinator_with(&mut self, arguments: &[&str]) -> u32 {
         let data = self.sandbox.path().join("data");
         let mut command = self.sandbox.muster();
         command
@@ -91,8 +169,9 @@ impl Cluster {
                 "--data",
             ])
             .arg(data)
-            .args(&self.settings);
-        let child = self.spawn("coordinator", command.stdout(Stdio::piped()));
+            .args(&self.settings)
+            .args(arguments);
+        let child = self.spawn(COORDINATOR, command.stdout(Stdio::piped()));
         let pid = child.id();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
@@ -105,13 +184,22 @@ impl Cluster {
 
     /// Starts a worker; returns its process id.
     pub fn start_worker(&mut self, name: &str, devices: u32) -> u32 {
+        self.start_worker_as(name, name, &["--devices", &devices.to_string()])
+    }
+
+    /// The same, with these arguments and a state folder of this name.
+    pub fn start_worker_as(&mut self, name: &str, folder: &str, arguments: &[&str]) -> u32 {
         let mut command = self.sandbox.muster();
         command.args(["worker", "--join", &self.address, "--name", name]);
+        if self.machines.is_some() {
+            command.args(["--host", &self.machine(name).ip()]);
+        }
         // One machine's worker keeps its processes there; these are several on one machine.
         command
             .arg("--state")
-            .arg(self.sandbox.state_dir().join(name))
-            .args(["--devices", &devices.to_string()])
+            .arg(self.sandbox.state_dir().join(folder))
+            .args(arguments)
+            .envs(self.environment.clone())
             .stdout(Stdio::null());
         self.spawn(name, &mut command).id()
     }
@@ -138,6 +226,17 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The events of a job so far.
+    #[must_use]
+    #[track_caller]
+    pub fn events(&self, job: &str) -> Vec<Value> {
+        let text = self.text(&["logs", job, "--events"]);
+        let lines = text.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// The one JSON value that a command prints that succeeds.

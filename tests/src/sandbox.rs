@@ -94,6 +94,13 @@ impl Sandbox {
         let _ = send(pid, signal);
     }
 
+    /// Sends a signal to a process, unless it has ended, and its number may be a stranger's.
+    pub fn kill_if_there(&self, pid: u32, signal: Signal) {
+        if processes_of(self).iter().any(|(known, _)| *known == pid) {
+            let _ = send(pid, signal);
+        }
+    }
+
     /// Kills every process of this sandbox, and waits until none is left.
     ///
     /// # Panics

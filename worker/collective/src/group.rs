@@ -8,6 +8,7 @@ mod alone;
 mod awaited;
 mod counters;
 mod messages;
+mod on_sent;
 mod revoker;
 mod vectors;
 
@@ -29,6 +30,7 @@ use crate::world::World;
 pub(crate) use alone::alone;
 use awaited::Awaited;
 pub use counters::Counters;
+pub use on_sent::OnSent;
 pub use revoker::Revoker;
 
 /// What a transport puts into a rank's inbox; what one peer did stays in its order.
@@ -82,6 +84,7 @@ pub struct Group {
     failure: Option<Error>,
     counters: Counters,
     awaited: Option<(RankId, Duration)>,
+    on_sent: Option<OnSent>,
     has_left: bool,
 }
 
@@ -124,6 +127,7 @@ impl Group {
             lost: Vec::new(),
             failure: None,
             awaited: None,
+            on_sent: None,
             has_left: false,
             world,
             transport,
@@ -166,6 +170,11 @@ impl Group {
     /// Draws result vectors from `pool`, so that the vectors of an older generation are used again.
     pub fn set_pool(&mut self, pool: Pool) {
         self.pool = pool;
+    }
+
+    /// Has `on_sent` told of every frame of an operation, as soon as it is on its way.
+    pub fn set_on_sent(&mut self, on_sent: OnSent) {
+        self.on_sent = Some(on_sent);
     }
 
     /// Sums vectors over all logical shards, in canonical order, and tells everyone's note to
@@ -253,6 +262,7 @@ impl Group {
     fn drive(&mut self, mut machine: Reduction, until: Option<Instant>) -> Result<Reduced, Error> {
         let mut outputs = Vec::new();
         let mut awaited = Awaited::new(&self.world);
+        let mut num_sent = 0;
         let mut inputs: VecDeque<Input> = VecDeque::from([Input::Start]);
         for (from, frame) in self.early.drain(..) {
             inputs.push_back(Input::Frame { from, frame });
@@ -286,6 +296,10 @@ impl Group {
                         if self.transmit(to, frame, Patience::Never) == Err(PushError::Full) {
                             let what = "it takes no more frames".to_owned();
                             return Err(Error::Protocol { rank: to, what });
+                        }
+                        num_sent += 1;
+                        if let Some(on_sent) = &mut self.on_sent {
+                            on_sent.tell(num_sent, to);
                         }
                     }
                     Output::Done => {

@@ -67,7 +67,7 @@ mod testing;
 
 pub use accumulator::Accumulator;
 pub use error::{Error, LossReason};
-pub use group::{Counters, Group, Revoker};
+pub use group::{Counters, Group, OnSent, Revoker};
 pub use reduction::{Operation, Reduced, Reduction};
 pub use values::{Pool, Subtree, Values};
 pub use world::World;

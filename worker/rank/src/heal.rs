@@ -28,6 +28,7 @@ use muster_trainer::{Head, ShardNote, Snapshot};
 use muster_worker_core::rank::Cause;
 use prost::Message as _;
 
+use crate::halt;
 use crate::shared::{Shared, Trouble};
 use crate::work::{Last, Work, closed_by, failed};
 
@@ -174,6 +175,7 @@ impl Meeting {
 
     fn meet(self, shared: &Shared) -> Result<(Group, Option<Received>), Trouble> {
         let generation = self.world.generation.0;
+        halt::at(shared, "meet");
         let addresses = shared.wait_for_peers(generation)?;
         let parsed: Result<Vec<SocketAddr>, _> =
             addresses.iter().map(|address| address.parse()).collect();
@@ -192,8 +194,12 @@ impl Meeting {
             self.timeout,
         )
         .map_err(|error| closed_by(shared, generation, &error))?;
+        halt::at(shared, "met");
         match self.exchange(&mut group, shared) {
-            Ok(received) => Ok((group, received)),
+            Ok(received) => {
+                halt::at(shared, "healed");
+                Ok((group, received))
+            }
             Err(trouble) => {
                 group.retire();
                 Err(trouble)

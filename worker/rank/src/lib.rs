@@ -9,6 +9,7 @@
 
 mod class;
 mod door;
+mod halt;
 mod heal;
 mod life;
 mod note;

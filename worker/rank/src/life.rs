@@ -14,6 +14,7 @@ use muster_trainer::shares;
 use muster_worker_core::rank::Rules;
 use v1::rank_report::Report;
 
+use crate::halt;
 use crate::prepare::{Build, prepare};
 use crate::shared::{Shared, Trouble};
 use crate::work::{Spent, Work};
@@ -66,6 +67,7 @@ pub(crate) fn live(
     })?;
     let address = listener.addr().to_string();
     shared.report(Report::Ready(v1::Ready { address }));
+    halt::at(shared, "ready");
     let pool = Pool::default();
     let num_shards = prepared.spec.train.logical_shards;
     let num_elements = prepared.trainer.num_elements();
@@ -85,7 +87,8 @@ pub(crate) fn live(
     };
     while let Some(assignment) = shared.wait_for_world()? {
         match work.run(&assignment) {
-            Ok(()) | Err(Trouble::Closed) => {}
+            Ok(()) => {}
+            Err(Trouble::Closed) => halt::at(shared, "closed"),
             Err(trouble) => return Err(trouble),
         }
     }

@@ -18,6 +18,7 @@ use v1::rank_report::Report;
 
 use crate::class::class;
 use crate::door::{Door, Side};
+use crate::halt;
 use crate::life::live;
 use crate::prepare::Build;
 use crate::records;
@@ -115,6 +116,7 @@ fn run_rank(
     class: &NumericsClass,
     host: IpAddr,
 ) -> anyhow::Result<Ending> {
+    halt::without_state(key, "begin");
     let Some((assignment, control)) = first_assignment(door, key)? else {
         return Ok(Ending::Ended);
     };
@@ -189,7 +191,12 @@ fn read_orders(shared: &Shared, control: &mut TcpStream, folder: &str) {
                 return;
             }
         };
-        let Some(committed) = shared.take(message) else {
+        let told = halt::name(&message);
+        let committed = shared.take(message);
+        if let Some(told) = told {
+            halt::at(shared, told);
+        }
+        let Some(committed) = committed else {
             continue;
         };
         if shared.key().rank == 0

@@ -18,6 +18,7 @@ use muster_trainer::{Metrics, ShardNote, StepReport, Trainer};
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
 use v1::step_record::Record;
 
+use crate::halt;
 use crate::heal::{self, Meeting, Received};
 use crate::note::{Note, Pace};
 use crate::shared::{Shared, Trouble};
@@ -108,6 +109,9 @@ impl Work<'_> {
         }
         let (mut group, received) = meeting.wait()?;
         group.set_pool(self.pool.clone());
+        if let Some(on_sent) = halt::behind_frames(self.shared) {
+            group.set_on_sent(on_sent);
+        }
         let result = self.go_on(&mut group, received, &world);
         // A later world must not wait until everybody has heard the goodbye.
         group.retire();
@@ -235,6 +239,7 @@ impl Work<'_> {
             if !self.shared.tell(|machine| machine.begin_shard(shard)) {
                 return Err(Trouble::Closed);
             }
+            halt::at(self.shared, "compute");
             let shard = ShardId(shard);
             let mut values = self.held.buffer();
             let note = self
@@ -285,6 +290,7 @@ impl Work<'_> {
         };
         self.contribute(&brings[world.plan.rank as usize])?;
         let contributed = Instant::now();
+        halt::at(self.shared, "reduce");
         let num_shards = self.spec.train.logical_shards;
         let note = Note {
             stop: self.shared.stop.load(Ordering::SeqCst),
@@ -305,6 +311,7 @@ impl Work<'_> {
         let reduced = group
             .all_reduce(operation, world.timeout)
             .map_err(|error| self.closed_by(world.plan.generation, &error))?;
+        halt::at(self.shared, "reduced");
         let notes = Note::merge(&reduced.notes).map_err(|error| failed(&error))?;
         self.spent.awaited = group.awaited();
         let times = Times {
@@ -361,10 +368,12 @@ impl Work<'_> {
         if !self.shared.tell(RankMachine::begin_apply) {
             return Err(Trouble::Closed);
         }
+        halt::at(self.shared, "update");
         let report = self
             .trainer
             .apply(&last.vector, &last.notes)
             .map_err(|error| failed(&error))?;
+        halt::at(self.shared, "updated");
         self.forget();
         if let Some(old) = self.last.replace(Arc::new(last))
             && let Ok(old) = Arc::try_unwrap(old)

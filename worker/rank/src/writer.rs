@@ -11,6 +11,7 @@ use muster_proto::v1;
 use muster_trainer::Snapshot;
 use muster_trainer::checkpoint::{self, Content, Meta};
 
+use crate::halt;
 use crate::shared::{Shared, Trouble};
 
 /// The handing-over end.
@@ -57,6 +58,8 @@ fn run(
         let share_digests: BTreeMap<u32, Vec<u8>> =
             optimizer.shares.keys().filter_map(digest).collect();
         for content in files {
+            let step = snapshot.step().0;
+            halt::of_checkpoint(shared, step, &format!("write {content}"));
             let bytes = checkpoint::encode(&snapshot, content, meta);
             let written = match checkpoint::publish(folder, snapshot.step(), content, &bytes) {
                 Ok(written) => written,
@@ -67,8 +70,9 @@ fn run(
                     )));
                 }
             };
+            halt::of_checkpoint(shared, step, &format!("written {content}"));
             let part = v1::CheckpointPart {
-                step: snapshot.step().0,
+                step,
                 file: Some((&written).into()),
                 num_files,
                 folder: folder.display().to_string(),

@@ -22,6 +22,8 @@ pub(crate) struct Account {
     evaluated: (u64, u64),
     /// The ranks of this history and their processes that were told of.
     ranks: BTreeSet<(u32, u32)>,
+    /// The ranks of the newest world whose loss was told.
+    lost: BTreeSet<u32>,
     /// How many steps the records of each generation say were applied.
     pub(crate) reached: BTreeMap<u64, u64>,
     /// The hash of every manifest that was committed, by history and step.
@@ -59,6 +61,9 @@ impl Account {
     fn take(&mut self, event: &Event) {
         self.num_events += 1;
         self.goodput.take(event);
+        if let What::Generation { .. } = &event.what {
+            self.lost.clear();
+        }
         match &event.what {
             What::Submitted { .. } => {
                 *self = Account {
@@ -92,6 +97,9 @@ impl Account {
             What::Rank { rank, pid, .. } => {
                 self.ranks.insert((*rank, *pid));
             }
+            What::Lost { rank, .. } => {
+                self.lost.insert(*rank);
+            }
             What::Checkpoint {
                 step,
                 manifest_hash,
@@ -113,6 +121,8 @@ impl Account {
             What::Step { step, .. } => (event.history, *step) <= (self.history, self.step),
             What::Evaluated { step, .. } => (event.history, *step) <= self.evaluated,
             What::Rank { rank, pid, .. } => self.ranks.contains(&(*rank, *pid)),
+            // A new leader hears of it once more, as long as no other world was made.
+            What::Lost { rank, .. } => self.lost.contains(rank),
             _ => false,
         }
     }
