@@ -101,6 +101,9 @@ pub enum What {
         /// Milliseconds before the step that were spent evaluating.
         #[serde(deserialize_with = "number::one", default)]
         evaluate_ms: f64,
+        /// Why it made no update, in one sentence, where the job skips such steps.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        skipped: Option<String>,
     },
     /// The held-out samples were evaluated.
     Evaluated {
@@ -145,6 +148,9 @@ pub enum What {
         step: u64,
         /// How many steps were run since the submission, those that were run again included.
         steps_run: u64,
+        /// How many steps of its state made no update.
+        #[serde(default)]
+        steps_skipped: u64,
         /// BLAKE3 of the parameters, in hex.
         arena_hash: String,
         /// BLAKE3 of the optimizer's state, in hex.

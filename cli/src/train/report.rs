@@ -66,8 +66,12 @@ impl Reporter {
                 total_steps,
                 loss,
                 samples_per_s,
+                skipped,
                 ..
             } => {
+                if let Some(why) = skipped {
+                    self.say(&format!("step {step} made no update: {why}"));
+                }
                 self.bar.set_length(*total_steps);
                 self.bar.set_position(*step);
                 let text = format!("loss {loss:.4}  {samples_per_s:.0} samples/s");
@@ -140,6 +144,7 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
         state,
         step,
         steps_run,
+        steps_skipped,
         arena_hash,
         trace,
         metrics,
@@ -172,6 +177,13 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
     lines.push(format!("time        {wall_s:.1} s, {steps_run} steps run, {rate:.0} steps/s, goodput {goodput:.2}{lost}"));
     if rank_time.total_s() > 0.0 {
         lines.push(format!("rank time   {}", show::rank_time(rank_time)));
+    }
+    match steps_skipped {
+        0 => {}
+        1 => lines.push("skipped     1 step, whose gradient was not finite".to_owned()),
+        num => lines.push(format!(
+            "skipped     {num} steps, whose gradients were not finite"
+        )),
     }
     if !arena_hash.is_empty() {
         lines.push(format!(

@@ -12,8 +12,8 @@ use super::draft::{JobDraft, Value, resolve};
 use super::error::Error;
 use super::size;
 use super::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, JobSpec, ModelSpec, OptimizerKind, OptimizerSpec,
-    Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
+    CheckpointSpec, DataSpec, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
+    OptimizerSpec, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -154,12 +154,22 @@ impl Check<'_> {
         };
         // TOML's integers end at 2^63 - 1, and a draft is TOML.
         const MAX_SEED: u64 = i64::MAX.unsigned_abs();
+        let not_finite = self.choice(
+            "train.not_finite",
+            "policy of train.not_finite",
+            Some("stop"),
+            &NotFinitePolicy::NAMES,
+        );
         TrainSpec {
             seed: self.whole("train.seed", Some(0), 0..=MAX_SEED),
             global_batch_size: self.whole_u32("train.global_batch_size", None, 1..=MAX_BATCH),
             logical_shards: self.whole_u32("train.logical_shards", None, 1..=MAX_SHARDS),
             stop,
             clip_norm: self.optional_number("train.clip_norm", POSITIVE),
+            not_finite: match not_finite {
+                Some("skip") => NotFinitePolicy::Skip,
+                _ => NotFinitePolicy::Stop,
+            },
             evaluate_every_steps: self.optional_whole("train.evaluate_every_steps", 1..=MAX_STEPS),
         }
     }

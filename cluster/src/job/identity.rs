@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::spec::{DeviceSpec, JobSpec, ModelSpec, OptimizerKind, ScheduleKind, StopSpec};
+use super::spec::{
+    DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, ScheduleKind, StopSpec,
+};
 
 /// What decides a job's bits, as texts by the key of the job file.
 ///
@@ -70,6 +72,7 @@ impl Identity {
             logical_shards,
             stop,
             clip_norm,
+            not_finite,
             evaluate_every_steps: _,
         } = &spec.train;
         identity.set("train.seed", seed);
@@ -77,6 +80,10 @@ impl Identity {
         identity.set("train.logical_shards", logical_shards);
         if let Some(clip_norm) = clip_norm {
             identity.set("train.clip_norm", float(*clip_norm));
+        }
+        // A job that stops has applied every step, so the default decides no bits.
+        if *not_finite == NotFinitePolicy::Skip {
+            identity.set("train.not_finite", not_finite.name());
         }
         identity.optimizer(&spec.optimizer);
         identity.schedule(&spec.schedule, *stop);
@@ -233,6 +240,8 @@ mod tests {
             "train.seed=7",
             "train.logical_shards=16 train.global_batch_size=128",
             "train.clip_norm=1",
+            "train.not_finite=stop",
+            "train.not_finite=skip",
             "model.channels=[16,33] model.hidden=65 model.dropout=0.0",
             "optimizer.kind=adam",
             "optimizer.kind=sgd",
@@ -262,6 +271,9 @@ mod tests {
                 train.logical_shards was 8 and is 16 now
             train.clip_norm=1
                 train.clip_norm was not set and is 1.0 now
+            train.not_finite=stop
+            train.not_finite=skip
+                train.not_finite was not set and is skip now
             model.channels=[16,33] model.hidden=65 model.dropout=0.0
                 model.channels was [16, 32] and is [16, 33] now
                 model.dropout was 0.1 and is 0.0 now

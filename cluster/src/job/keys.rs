@@ -106,7 +106,7 @@ const fn optional(
 
 /// The keys, section by section, in the order in which a draft is written.
 #[rustfmt::skip] // A table: a key in two lines.
-pub(super) const KEYS: [Key; 36] = [
+pub(super) const KEYS: [Key; 37] = [
     optional("name", Kind::Text, "\"digits\"",
         "What the job is called; default: the name of the file's folder."),
     required("model.family", Kind::Text, "\"cnn\"",
@@ -139,6 +139,8 @@ pub(super) const KEYS: [Key; 36] = [
         "Stop after so many steps; either this or epochs."),
     optional("train.clip_norm", Kind::Number, "1.0",
         "Scale a gradient down to this global norm; default: no clipping."),
+    optional("train.not_finite", Kind::Text, "\"stop\"",
+        "What comes of a step whose gradient holds NaN or an infinity: \"stop\" the job, or \"skip\" the step."),
     optional("train.evaluate_every_steps", Kind::Whole, "100",
         "Evaluate on the held-out samples so often; default: at the end alone."),
     required("optimizer.kind", Kind::Text, "\"adamw\"",

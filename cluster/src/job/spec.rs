@@ -93,6 +93,8 @@ pub struct TrainSpec {
     pub stop: StopSpec,
     /// The largest global norm of a gradient; larger ones are scaled down to it.
     pub clip_norm: Option<f64>,
+    /// What comes of a step whose gradient is not finite.
+    pub not_finite: NotFinitePolicy,
     /// Evaluate after every so many steps; always once at the end.
     pub evaluate_every_steps: Option<u64>,
 }
@@ -102,6 +104,29 @@ impl TrainSpec {
     #[must_use]
     pub fn samples_per_shard(&self) -> u32 {
         self.global_batch_size / self.logical_shards
+    }
+}
+
+/// What comes of a step whose gradient holds NaN or an infinity. It is never applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotFinitePolicy {
+    /// The job fails.
+    Stop,
+    /// The step counts without an update, and the job goes on.
+    Skip,
+}
+
+impl NotFinitePolicy {
+    /// The names of the policies, as a job file writes them.
+    pub const NAMES: [&'static str; 2] = ["skip", "stop"];
+
+    /// The name of the policy, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            NotFinitePolicy::Stop => "stop",
+            NotFinitePolicy::Skip => "skip",
+        }
     }
 }
 

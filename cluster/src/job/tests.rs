@@ -156,6 +156,7 @@ fn what_is_left_out_has_a_default() {
                     30,
                 ),
                 clip_norm: None,
+                not_finite: Stop,
                 evaluate_every_steps: None,
             },
             optimizer: OptimizerSpec {

@@ -164,6 +164,7 @@ mod tests {
             shard: ShardId(number),
             metrics: Metrics::default(),
             digest: [number as u8; 32],
+            not_finite: None,
         };
         let pace = |shard| Pace {
             shard,

@@ -418,6 +418,10 @@ impl Work<'_> {
             checkpoint_ms: f64::from(checkpoint_us.unwrap_or_default()) / 1000.0,
             evaluate_ms: millis(spent.evaluating),
             paces: paces().map(Into::into).collect(),
+            skipped: report
+                .skipped
+                .map(|fault| fault.to_string())
+                .unwrap_or_default(),
         }))
     }
 

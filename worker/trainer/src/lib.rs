@@ -1,4 +1,5 @@
-//! What a rank computes, and nothing else: no socket, no clock, no job control.
+//! What a rank computes, and nothing else: no socket, no job control, and no clock but to say how long
+//! it read.
 //!
 //! 1. [`learner`]: the trait that a model implements.
 //! 2. [`arena`]: all parameters of a model as one flat vector, and the layout that names its parts.
@@ -7,7 +8,8 @@
 //! 5. [`optimizer`], [`clip`] and [`schedule`]: how the parameters follow a gradient.
 //! 6. [`rng`]: random numbers that depend on nothing but their place.
 //! 7. [`shares`]: the parts of an optimizer's state that ranks may divide.
-//! 8. [`notes`]: what travels beside a contribution; [`trace`]: which samples were read.
+//! 8. [`notes`]: what travels beside a contribution; [`trace`]: which samples were read; [`finite`]:
+//!    values that are no numbers.
 //! 9. [`checkpoint`]: the state as files.
 //!
 //! What of the vocabulary its functions speak is given on, a job's specification above all, so
@@ -17,6 +19,7 @@ pub mod arena;
 pub mod checkpoint;
 pub mod clip;
 pub mod data;
+pub mod finite;
 pub mod learner;
 pub mod notes;
 pub mod optimizer;
@@ -32,6 +35,7 @@ pub use muster_cluster::{History, JobName, ShardId, Step, tree};
 
 pub use arena::{Arena, Entry, Group, Layout};
 pub use data::{DataError, Dataset};
+pub use finite::{Fault, NoNumber, NotFinite};
 pub use learner::{Batch, Learner, LearnerError, Metrics};
 pub use notes::{NoteError, ShardNote};
 pub use optimizer::Optimizer;

@@ -4,7 +4,8 @@
 //! Not here: how notes reach the other ranks (`collective` and `rank`).
 //!
 //! ```text
-//! note    = shard: u32, digest: 32 bytes, metrics
+//! note    = shard: u32, digest: 32 bytes, not finite: u8 (0 none, 1 NaN, 2 inf, 3 -inf),
+//!           its place: u64 unless none, metrics
 //! metrics = num_samples: u64, count: u32, count * (length: u16, name: UTF-8, sum: f64)
 //! ```
 //! All numbers are little-endian; names are in alphabetical order.
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 
 use muster_cluster::ShardId;
 
+use crate::finite::{NoNumber, NotFinite};
 use crate::learner::Metrics;
 
 /// The most quantities of one set of metrics; more are refused before memory is asked for.
@@ -30,6 +32,8 @@ pub struct ShardNote {
     pub metrics: Metrics,
     /// BLAKE3 over the row numbers of the samples that were read, each a little-endian u64.
     pub digest: [u8; 32],
+    /// The first value of its contribution that is not finite.
+    pub not_finite: Option<NotFinite>,
 }
 
 /// Bytes that are no note or no metrics.
@@ -51,6 +55,12 @@ pub enum NoteError {
         /// The bound.
         most: u64,
     },
+    /// A value that is not finite is of no kind that there is.
+    #[error("a note names a value of kind {found}, which there is not")]
+    BadValue {
+        /// As stated.
+        found: u8,
+    },
     /// A name is not UTF-8, or not behind the name before it.
     #[error("the names of a note are not UTF-8 in alphabetical order")]
     BadName,
@@ -61,6 +71,16 @@ impl ShardNote {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.shard.0.to_le_bytes());
         out.extend(self.digest);
+        let value = self.not_finite.map(|not_finite| not_finite.value);
+        out.push(match value {
+            None => 0,
+            Some(NoNumber::Nan) => 1,
+            Some(NoNumber::Infinity) => 2,
+            Some(NoNumber::NegativeInfinity) => 3,
+        });
+        if let Some(NotFinite { at, .. }) = self.not_finite {
+            out.extend(at.to_le_bytes());
+        }
         self.metrics.encode(out);
     }
 
@@ -71,10 +91,26 @@ impl ShardNote {
     pub fn decode(bytes: &mut &[u8]) -> Result<Self, NoteError> {
         let shard = ShardId(u32::from_le_bytes(take(bytes, "the shard")?));
         let digest = take(bytes, "the digest")?;
+        let [kind] = take(bytes, "a kind of value")?;
+        let value = match kind {
+            0 => None,
+            1 => Some(NoNumber::Nan),
+            2 => Some(NoNumber::Infinity),
+            3 => Some(NoNumber::NegativeInfinity),
+            found => return Err(NoteError::BadValue { found }),
+        };
+        let not_finite = match value {
+            None => None,
+            Some(value) => {
+                let at = u64::from_le_bytes(take(bytes, "the place of a value")?);
+                Some(NotFinite { at, value })
+            }
+        };
         Ok(Self {
             shard,
             metrics: Metrics::decode(bytes)?,
             digest,
+            not_finite,
         })
     }
 }
@@ -162,6 +198,10 @@ mod tests {
                 sums,
             },
             digest: [7; 32],
+            not_finite: Some(NotFinite {
+                at: 1 << 40,
+                value: NoNumber::NegativeInfinity,
+            }),
         }
     }
 
@@ -173,6 +213,7 @@ mod tests {
             shard: ShardId(6),
             metrics: Metrics::default(),
             digest: [1; 32],
+            not_finite: None,
         };
         other.encode(&mut bytes);
         let mut rest = &bytes[..];
@@ -191,6 +232,17 @@ mod tests {
                 matches!(refusal, Err(NoteError::Truncated { .. })),
                 "{length} bytes: {refusal:?}"
             );
+        }
+    }
+
+    #[test]
+    fn values_of_no_kind_are_refused() {
+        let mut bytes = Vec::new();
+        note().encode(&mut bytes);
+        for found in [4, 0xff] {
+            bytes[36] = found;
+            let refusal = ShardNote::decode(&mut &bytes[..]);
+            assert_eq!(refusal, Err(NoteError::BadValue { found }));
         }
     }
 

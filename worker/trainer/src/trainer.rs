@@ -16,16 +16,17 @@ mod snapshot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use muster_cluster::job::spec::{ScheduleSpec, StopSpec};
+use muster_cluster::job::spec::{NotFinitePolicy, ScheduleSpec, StopSpec};
 use muster_cluster::job::{Identity, JobSpec};
 use muster_cluster::{ShardId, Step};
 
 pub use self::error::Error;
 pub use self::snapshot::{Head, Snapshot};
-use crate::arena::{Arena, Entry, Layout};
+use crate::arena::{Arena, Layout};
 use crate::checkpoint::{self, CheckpointError};
 use crate::clip;
 use crate::data::Dataset;
+use crate::finite::{Fault, NotFinite};
 use crate::learner::{Learner, Metrics};
 use crate::notes::ShardNote;
 use crate::optimizer::{Optimizer, State};
@@ -50,6 +51,7 @@ pub struct Trainer {
     schedule: ScheduleSpec,
     learning_rate: f64,
     clip_norm: Option<f64>,
+    not_finite: NotFinitePolicy,
     seed: u64,
     num_shards: u32,
     total_steps: u64,
@@ -62,11 +64,13 @@ pub struct Trainer {
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// The number of updates applied, this one included.
+    /// The number of steps made, this one and those that were skipped included.
     pub step: Step,
+    /// Why no update was made, where the job skips such steps.
+    pub skipped: Option<Fault>,
     /// The mean of each metric over the global batch.
     pub means: BTreeMap<String, f64>,
-    /// The global norm of the gradient, before clipping.
+    /// The global norm of the gradient, before clipping; NaN for a step that was skipped.
     pub grad_norm: f64,
     /// The learning rate that was used.
     pub learning_rate: f64,
@@ -120,10 +124,10 @@ impl Trainer {
             });
         }
         check_names(&layout)?;
-        if let Some((entry, element)) = first_not_finite(&layout, &values) {
+        if let Some(not_finite) = NotFinite::find(&values) {
             return Err(Error::Unfit(format!(
-                "the model's initial values are not finite: element {element} of {}",
-                entry.name
+                "the model's initial values are not finite: {}",
+                not_finite.describe(&layout)
             )));
         }
         let identity = Identity::of(spec).digest();
@@ -138,6 +142,7 @@ impl Trainer {
             schedule: spec.schedule,
             learning_rate: spec.optimizer.learning_rate,
             clip_norm: train.clip_norm,
+            not_finite: train.not_finite,
             seed: train.seed,
             num_shards: train.logical_shards,
             step: Step(0),
@@ -201,6 +206,7 @@ impl Trainer {
             shard,
             metrics,
             digest: trace::of_shard(&self.dataset, &ids),
+            not_finite: NotFinite::find(out),
         })
     }
 
@@ -209,26 +215,58 @@ impl Trainer {
         std::mem::take(&mut self.reading)
     }
 
-    /// Makes the next update from the sum of all shards' contributions and their notes, which are
-    /// in shard order. It moves the parameters whose optimizer state is kept here; those of other
+    /// Makes the next step from the sum of all shards' contributions and their notes, which are in
+    /// shard order. It moves the parameters whose optimizer state is kept here; those of other
     /// shares are to be taken over from elsewhere before anything is computed with them.
     ///
+    /// A step whose gradient is not finite makes no update. Where the job skips such steps, this one
+    /// counts all the same: its samples are read, and the schedule and the optimizer's count of
+    /// updates go on with it, so that the state needs no number beside that of the step.
+    ///
     /// # Errors
-    /// When the vector or the notes are not those of a whole step, or a value is not finite;
-    /// nothing was applied then.
+    /// When the vector or the notes are not those of a whole step, or a value is not finite and the
+    /// job is to stop then; nothing was applied.
     pub fn apply(&mut self, reduced: &[f32], notes: &[ShardNote]) -> Result<StepReport, Error> {
         self.check_len(reduced.len())?;
         self.check_notes(notes)?;
-        self.check_finite(reduced)?;
+        let skipped = self.fault(reduced, notes);
+        if let (Some(fault), NotFinitePolicy::Stop) = (&skipped, self.not_finite) {
+            return Err(Error::NotFinite {
+                step: self.step,
+                fault: fault.clone(),
+            });
+        }
+        let learning_rate =
+            self.learning_rate * schedule::factor(&self.schedule, self.total_steps, self.step.0);
+        let grad_norm = match skipped {
+            None => self.update(reduced, learning_rate),
+            Some(_) => f64::NAN,
+        };
+        let mut metrics = Metrics::default();
+        for note in notes {
+            metrics.add(&note.metrics);
+        }
+        let digests = notes.iter().map(|note| note.digest);
+        self.trace = trace::behind(self.trace, self.step, digests);
+        self.step = self.step.next();
+        Ok(StepReport {
+            step: self.step,
+            skipped,
+            means: metrics.means(),
+            grad_norm,
+            learning_rate,
+        })
+    }
+
+    /// Moves parameters and optimizer; gives the norm of the gradient.
+    fn update(&mut self, reduced: &[f32], learning_rate: f64) -> f64 {
         // Divided, not multiplied by a rounded 1/L: each mean has one rounding.
         let num_shards = self.num_shards as f32;
         let grad_norm = clip::global_norm(&self.layout, reduced, num_shards);
         let factor = self
             .clip_norm
             .and_then(|max_norm| clip::factor(grad_norm, max_norm));
-        let learning_rate =
-            self.learning_rate * schedule::factor(&self.schedule, self.total_steps, self.step.0);
-        let next = self.step.next();
+        let t = self.step.next().0;
         let mut gradient = Vec::new();
         let kept: Vec<u32> = self.optimizer.state().shares.keys().copied().collect();
         for share in kept {
@@ -240,20 +278,27 @@ impl Trainer {
             }
             let parameters = &mut host_mut(&mut self.arena)[range];
             self.optimizer
-                .step_share(share, parameters, &gradient, learning_rate, next.0);
+                .step_share(share, parameters, &gradient, learning_rate, t);
         }
-        let mut metrics = Metrics::default();
-        for note in notes {
-            metrics.add(&note.metrics);
-        }
-        let digests = notes.iter().map(|note| note.digest);
-        self.trace = trace::behind(self.trace, self.step, digests);
-        self.step = next;
-        Ok(StepReport {
-            step: next,
-            means: metrics.means(),
-            grad_norm,
-            learning_rate,
+        grad_norm
+    }
+
+    /// Why no update can be made from the sum of a step, if so. It follows from what all ranks have,
+    /// and one that is given the sum of a step later: all decide alike.
+    fn fault(&self, reduced: &[f32], notes: &[ShardNote]) -> Option<Fault> {
+        let mut faulty = notes
+            .iter()
+            .filter_map(|note| Some((note.shard, note.not_finite?)));
+        let Some((shard, not_finite)) = faulty.next() else {
+            let what = NotFinite::find(reduced)?.describe(&self.layout);
+            return Some(Fault::Sum { what });
+        };
+        let ids = self.order.ids(self.step.0, shard);
+        Some(Fault::Contribution {
+            shard,
+            what: not_finite.describe(&self.layout),
+            rows: ids.iter().map(|id| self.dataset.row(*id)).collect(),
+            num_others: faulty.count(),
         })
     }
 
@@ -424,29 +469,6 @@ impl Trainer {
             found,
         })
     }
-
-    fn check_finite(&self, reduced: &[f32]) -> Result<(), Error> {
-        let Some((entry, element)) = first_not_finite(&self.layout, reduced) else {
-            return Ok(());
-        };
-        let value = reduced[entry.offset + element];
-        Err(Error::NotFinite {
-            step: self.step,
-            entry: entry.name.clone(),
-            element,
-            value,
-        })
-    }
-}
-
-/// The first value that is NaN or infinite: its entry, and its place in it.
-fn first_not_finite<'a>(layout: &'a Layout, values: &[f32]) -> Option<(&'a Entry, usize)> {
-    layout.entries().iter().find_map(|entry| {
-        let element = values[entry.range()]
-            .iter()
-            .position(|value| !value.is_finite())?;
-        Some((entry, element))
-    })
 }
 
 /// An entry's name is the name of its tensor in checkpoint files.

@@ -73,6 +73,27 @@ fn a_job_that_starts_from_nothing_needs_no_remark() {
 }
 
 #[test]
+fn steps_that_made_no_update_are_counted() {
+    let lines = |skipped: u64| {
+        let json = format!(
+            r#"{{"time":1.0,"job":"digits","history":1,"event":"finished","state":"completed","step":9,
+            "steps_run":9,"steps_skipped":{skipped},"arena_hash":"","optimizer_hash":"","trace":"",
+            "metrics":{{}},"goodput":1.0,"wall_s":1.0,"reason":"","path":""}}"#
+        );
+        summary(&serde_json::from_str(&json).unwrap(), 0)
+    };
+    assert_eq!(lines(0).len(), 2);
+    assert_eq!(
+        lines(1)[2],
+        "skipped     1 step, whose gradient was not finite"
+    );
+    assert_eq!(
+        lines(2)[2],
+        "skipped     2 steps, whose gradients were not finite"
+    );
+}
+
+#[test]
 fn a_failed_run_says_why_and_promises_nothing() {
     let json = r#"{"time":1.0,"job":"digits","history":1,"event":"finished","state":"failed","step":3,
         "steps_run":3,"arena_hash":"","optimizer_hash":"","trace":"","metrics":{},"goodput":1.0,

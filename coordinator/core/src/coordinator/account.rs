@@ -13,6 +13,8 @@ pub(crate) struct Account {
     submitted_s: f64,
     pub(super) steps_run: u64,
     pub(crate) goodput: Goodput,
+    /// The steps that made no update, of those that the state has seen.
+    skipped: BTreeSet<u64>,
     /// The newest step event: what is not above it, in its history, was told before.
     history: u64,
     step: u64,
@@ -58,6 +60,11 @@ impl Account {
         (now_s - self.submitted_s).max(0.0)
     }
 
+    /// How many of the first `step` steps made no update.
+    pub(super) fn num_skipped(&self, step: u64) -> u64 {
+        self.skipped.range(..=step).count() as u64
+    }
+
     fn take(&mut self, event: &Event) {
         self.num_events += 1;
         self.goodput.take(event);
@@ -77,6 +84,7 @@ impl Account {
             // A world in the same history goes on where the last one was: nothing is void, and
             // records of the last one may still come.
             What::Generation { from_step, .. } if event.history != self.history => {
+                self.skipped.split_off(&(from_step + 1));
                 self.ranks.clear();
                 self.history = event.history;
                 self.step = *from_step;
@@ -86,9 +94,13 @@ impl Account {
                 loss,
                 total_steps,
                 generation,
+                skipped,
                 ..
             } => {
                 self.steps_run += 1;
+                if skipped.is_some() {
+                    self.skipped.insert(*step);
+                }
                 self.reached.insert(*generation, *step);
                 (self.history, self.step, self.loss, self.total_steps) =
                     (event.history, *step, *loss, *total_steps);

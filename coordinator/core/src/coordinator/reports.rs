@@ -442,5 +442,6 @@ fn step_event(key: &v1::RankKey, applied: v1::StepApplied) -> What {
         data_ms: applied.data_ms,
         checkpoint_ms: applied.checkpoint_ms,
         evaluate_ms: applied.evaluate_ms,
+        skipped: Some(applied.skipped).filter(|why| !why.is_empty()),
     }
 }

@@ -111,6 +111,7 @@ impl Coordinator {
             state: state.to_owned(),
             step: outcome.step.0,
             steps_run: account.steps_run,
+            steps_skipped: account.num_skipped(outcome.step.0),
             arena_hash: outcome.arena_hash.clone(),
             optimizer_hash: outcome.optimizer_hash.clone(),
             trace: outcome.trace.clone(),

@@ -39,6 +39,7 @@ fn step(generation: u64, step: u64, meeting_s: f64, waits: (f64, f64)) -> What {
         learning_rate: 1.0,
         grad_norm: 1.0,
         generation,
+        skipped: None,
         total_steps: 10,
         wall_ms: 1000.0,
         contribute_ms: 1000.0 - 1000.0 * meeting_s - waits.1,

@@ -2,6 +2,7 @@
 
 use muster_cluster::{ShardId, Step};
 
+use crate::finite::Fault;
 use crate::learner::LearnerError;
 
 /// What the trainer refuses; the state is as it was before the call.
@@ -76,19 +77,16 @@ pub enum Error {
         /// The shards of the notes, as text.
         found: String,
     },
-    /// The reduced vector holds NaN or an infinity.
+    /// The gradient holds NaN or an infinity, and the job is to stop then.
     #[error(
-        "step {step}: the gradient is not finite ({value} in {entry}, element {element}), and the step was \
-         not applied; lower optimizer.learning_rate, set train.clip_norm, or look for bad values in the data"
+        "step {step} was not applied: {fault}. Look for bad values in the data, lower \
+         optimizer.learning_rate, set train.clip_norm, or leave such steps out with \
+         train.not_finite = \"skip\""
     )]
     NotFinite {
         /// The step.
         step: Step,
-        /// The entry of the layout.
-        entry: String,
-        /// Which element of the entry.
-        element: usize,
-        /// `NaN`, `inf` or `-inf`.
-        value: f32,
+        /// Where.
+        fault: Fault,
     },
 }

@@ -1,5 +1,6 @@
 //! The trainer over a hand-written learner: linear regression on the digits of a number.
 
+mod not_finite;
 mod refusals;
 
 use std::collections::BTreeMap;
@@ -104,6 +105,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             logical_shards: NUM_SHARDS,
             stop: StopSpec::Epochs(10),
             clip_norm: Some(1.0),
+            not_finite: NotFinitePolicy::Stop,
             evaluate_every_steps: None,
         },
         optimizer: OptimizerSpec {
