@@ -103,6 +103,10 @@ pub(crate) fn job(job: &v1::JobView) -> String {
     if let Some(time) = job.rank_time {
         text += &format!("\nrank time {}", rank_time(&time.into()));
     }
+    for distrusted in &job.distrusted {
+        let v1::DistrustedView { worker, reason } = distrusted;
+        text += &format!("\nworker {worker} is used no more: {reason}");
+    }
     if !job.ranks.is_empty() {
         let row = |rank: &v1::RankView| {
             vec![

@@ -86,6 +86,12 @@ impl ClusterState {
                 }
                 Ok(Effect::Drained { worker, drains })
             }
+            Command::Distrust {
+                job,
+                generation,
+                worker,
+                reason,
+            } => self.distrust(job, generation, worker, reason),
             Command::CommitManifest { job, manifest } => self.commit_manifest(&job, manifest),
             Command::RejectManifest {
                 job, history, step, ..
@@ -128,6 +134,7 @@ impl ClusterState {
                 world: None,
                 standbys: BTreeMap::new(),
                 newest_process: ProcessId(0),
+                distrusted: BTreeMap::new(),
                 poison: None,
                 manifests: Vec::new(),
                 ledger: Vec::new(),
@@ -180,6 +187,7 @@ impl ClusterState {
         job.phase = Phase::Queued;
         job.num_fruitless_worlds = 0;
         job.poison = None;
+        job.distrusted.clear();
         job.num_submissions += 1;
         job.submitted_ms = submitted_ms;
         Ok(Effect::Queued {
@@ -304,6 +312,26 @@ impl ClusterState {
         }
         job.spec.workers.max = max;
         Ok(Effect::Scaled { job: name, max })
+    }
+
+    fn distrust(
+        &mut self,
+        name: JobName,
+        generation: Generation,
+        worker: WorkerName,
+        reason: String,
+    ) -> Answer {
+        let job = self.job_mut(&name)?;
+        if generation != job.generation || !job.has_world() {
+            return Err(Refusal::Stale {
+                job: name,
+                what: "a distrust",
+                got: generation,
+                current: job.generation,
+            });
+        }
+        job.distrusted.entry(worker.clone()).or_insert(reason);
+        Ok(Effect::Distrusted { job: name, worker })
     }
 
     fn commit_manifest(&mut self, name: &JobName, manifest: Manifest) -> Answer {

@@ -85,6 +85,17 @@ pub enum Command {
         /// Whether its ranks leave; `false` gives it back.
         drains: bool,
     },
+    /// A worker computes wrongly, and the job uses it no more.
+    Distrust {
+        /// Which job.
+        job: JobName,
+        /// The generation that found it out; of an older one it is refused.
+        generation: Generation,
+        /// Which worker.
+        worker: WorkerName,
+        /// How that is known, in one sentence.
+        reason: String,
+    },
     /// Every file of a checkpoint is durable.
     CommitManifest {
         /// Which job.

@@ -9,6 +9,7 @@ use crate::state::{ClusterState, Job, Phase};
 
 mod balance;
 mod closure;
+mod distrust;
 mod fate;
 mod finish;
 mod heal;
@@ -150,6 +151,11 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
                     patience,
                     now_ms,
                 };
+                if let Some(command) = distrust::next(&running) {
+                    // What becomes of its world is judged when the state says so.
+                    plan.commands.push(command);
+                    continue;
+                }
                 let verdict = heal::judge(&running);
                 let Verdict::FallBack(why, poison) = verdict else {
                     plan.keep_running(&running, verdict, &mut free);

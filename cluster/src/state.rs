@@ -47,6 +47,8 @@ pub struct Job {
     pub standbys: BTreeMap<ProcessId, Seat>,
     /// The number of the newest process.
     pub newest_process: ProcessId,
+    /// The workers that it uses no more until it is submitted again, each with the reason.
+    pub distrusted: BTreeMap<WorkerName, String>,
     /// What kills ranks at one step again and again, if anything does.
     pub poison: Option<Poison>,
     /// Committed checkpoints, oldest first, at most `checkpoint.keep`.

@@ -108,6 +108,17 @@ pub fn encode(stamped: &Stamped) -> Vec<u8> {
             worker: worker.to_string(),
             drains: *drains,
         }),
+        Command::Distrust {
+            job,
+            generation,
+            worker,
+            reason,
+        } => Wire::Distrust(v1::Distrust {
+            job: job.to_string(),
+            generation: generation.0,
+            worker: worker.to_string(),
+            reason: reason.clone(),
+        }),
         Command::CommitManifest { job, manifest } => Wire::CommitManifest(v1::CommitManifest {
             job: job.to_string(),
             manifest: Some(manifest.into()),
@@ -190,6 +201,12 @@ pub fn decode(bytes: &[u8]) -> Result<Stamped, BadMessage> {
         Wire::Drain(drain) => Command::Drain {
             worker: worker_name(&drain.worker)?,
             drains: drain.drains,
+        },
+        Wire::Distrust(distrust) => Command::Distrust {
+            job: job_name(&distrust.job)?,
+            generation: Generation(distrust.generation),
+            worker: worker_name(&distrust.worker)?,
+            reason: distrust.reason,
         },
         Wire::CommitManifest(commit) => Command::CommitManifest {
             job: job_name(&commit.job)?,

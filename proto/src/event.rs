@@ -140,6 +140,13 @@ pub enum What {
         /// How that is known.
         reason: String,
     },
+    /// A worker was found to compute wrongly, and the job uses it no more.
+    Distrusted {
+        /// Which worker.
+        worker: String,
+        /// How that is known.
+        reason: String,
+    },
     /// The job is over, or rests. The last event of a submission.
     Finished {
         /// `completed`, `interrupted`, `cancelled` or `failed`.

@@ -52,6 +52,8 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         })
     };
     let rank_time: RankTime = job.rank_time.unwrap_or_default().into();
+    let distrusted =
+        |one: &v1::DistrustedView| json!({ "worker": one.worker, "reason": one.reason });
     json!({
         "job": job.job,
         "state": job.state,
@@ -67,6 +69,7 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         "identity": job.identity,
         "rank_time": rank_time,
         "goodput": rank_time.goodput(),
+        "distrusted": job.distrusted.iter().map(distrusted).collect::<Vec<_>>(),
         "ranks": job.ranks.iter().map(rank).collect::<Vec<_>>(),
         "checkpoints": job.manifests.iter().map(manifest).collect::<Vec<_>>(),
         "worlds": job.ledger.iter().map(world).collect::<Vec<_>>(),

@@ -46,6 +46,10 @@ fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
             shard_us: 1_500,
             ..Default::default()
         }],
+        distrusted: vec![v1::DistrustedView {
+            worker: "b".to_owned(),
+            reason: "rank 1 computes wrongly".to_owned(),
+        }],
         manifests: vec![v1::Manifest {
             step: 25,
             files: vec![file(100), file(23)],
@@ -71,6 +75,7 @@ fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
          rank time 10.0 s: useful 75.0 % (7.5 s), healing 0.0 % (0.0 s), \
          waiting for a world 0.0 % (0.0 s), waiting for a checkpoint 0.0 % (0.0 s), \
          data 0.0 % (0.0 s), queued 25.0 % (2.5 s)\n\
+         worker b is used no more: rank 1 computes wrongly\n\
          \n\
          RANK  WORKER  PID  STATE    SHARDS\n\
          0     a       77   running  0..8\n\
@@ -92,6 +97,7 @@ fn a_job_is_shown_with_its_ranks_checkpoints_and_worlds() {
     let slow = serde_json::json!({ "in": "computing", "percent": 230 });
     assert_eq!(script["ranks"][0]["slow"], slow);
     assert_eq!(script["ranks"][0]["shard_us"], 1_500);
+    assert_eq!(script["distrusted"][0]["worker"], "b");
 }
 
 #[test]

@@ -122,6 +122,9 @@ fn remark(what: &What) -> Option<String> {
         What::Damaged { step, reason } => Some(format!(
             "the checkpoint of step {step} is damaged: {reason}"
         )),
+        What::Distrusted { worker, reason } => {
+            Some(format!("worker {worker} is used no more: {reason}"))
+        }
         What::Lost {
             rank,
             worker,

@@ -61,6 +61,13 @@ pub enum Effect {
         /// Whether its ranks leave.
         drains: bool,
     },
+    /// A job uses a worker no more.
+    Distrusted {
+        /// Which job.
+        job: JobName,
+        /// Which worker.
+        worker: WorkerName,
+    },
     /// A checkpoint counts.
     ManifestCommitted {
         /// Which job.

@@ -171,6 +171,7 @@ impl Check<'_> {
                 _ => NotFinitePolicy::Stop,
             },
             evaluate_every_steps: self.optional_whole("train.evaluate_every_steps", 1..=MAX_STEPS),
+            audit_every: self.optional_whole("train.audit_every", 1..=MAX_STEPS),
         }
     }
 

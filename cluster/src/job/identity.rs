@@ -2,7 +2,7 @@
 //!
 //! The same identity resumes; another one under the same name is refused, by the keys that
 //! changed. Left out are what changes only where a job runs and how long: its name, its workers,
-//! its folders, when it evaluates and checkpoints, and where it stops.
+//! its folders, when it evaluates, audits and checkpoints, and where it stops.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,6 +74,7 @@ impl Identity {
             clip_norm,
             not_finite,
             evaluate_every_steps: _,
+            audit_every: _,
         } = &spec.train;
         identity.set("train.seed", seed);
         identity.set("train.global_batch_size", global_batch_size);
@@ -235,7 +236,7 @@ mod tests {
         for set in [
             "name=other workers.min=2 workers.max=3",
             "checkpoint.folder=/x checkpoint.every_steps=7 checkpoint.keep=1",
-            "train.evaluate_every_steps=5 data.source=other.csv",
+            "train.evaluate_every_steps=5 train.audit_every=3 data.source=other.csv",
             "optimizer.beta1=0.9 model.dropout=1e-1 schedule.final_factor=-0.0",
             "train.seed=7",
             "train.logical_shards=16 train.global_batch_size=128",
@@ -262,7 +263,7 @@ mod tests {
         expect![[r#"
             name=other workers.min=2 workers.max=3
             checkpoint.folder=/x checkpoint.every_steps=7 checkpoint.keep=1
-            train.evaluate_every_steps=5 data.source=other.csv
+            train.evaluate_every_steps=5 train.audit_every=3 data.source=other.csv
             optimizer.beta1=0.9 model.dropout=1e-1 schedule.final_factor=-0.0
             train.seed=7
                 train.seed was 0 and is 7 now

@@ -106,7 +106,7 @@ const fn optional(
 
 /// The keys, section by section, in the order in which a draft is written.
 #[rustfmt::skip] // A table: a key in two lines.
-pub(super) const KEYS: [Key; 37] = [
+pub(super) const KEYS: [Key; 38] = [
     optional("name", Kind::Text, "\"digits\"",
         "What the job is called; default: the name of the file's folder."),
     required("model.family", Kind::Text, "\"cnn\"",
@@ -143,6 +143,8 @@ pub(super) const KEYS: [Key; 37] = [
         "What comes of a step whose gradient holds NaN or an infinity: \"stop\" the job, or \"skip\" the step."),
     optional("train.evaluate_every_steps", Kind::Whole, "100",
         "Evaluate on the held-out samples so often; default: at the end alone."),
+    optional("train.audit_every", Kind::Whole, "100",
+        "Compute one shard of every so many steps a second time, on another rank, and compare; default: never."),
     required("optimizer.kind", Kind::Text, "\"adamw\"",
         "The rule: \"adam\", \"adamw\" or \"sgd\"."),
     required("optimizer.learning_rate", Kind::Number, "0.001",

@@ -97,6 +97,8 @@ pub struct TrainSpec {
     pub not_finite: NotFinitePolicy,
     /// Evaluate after every so many steps; always once at the end.
     pub evaluate_every_steps: Option<u64>,
+    /// One shard of every so many steps is computed a second time, by another rank.
+    pub audit_every: Option<u64>,
 }
 
 impl TrainSpec {

@@ -158,6 +158,7 @@ fn what_is_left_out_has_a_default() {
                 clip_norm: None,
                 not_finite: Stop,
                 evaluate_every_steps: None,
+                audit_every: None,
             },
             optimizer: OptimizerSpec {
                 kind: AdamW {

@@ -1,7 +1,7 @@
 //! Where each rank of a running world is, as far as the leader can tell: death is proof, silence is
 //! not. What becomes of the world is decided elsewhere.
 
-use super::{Closed, Observed, Patience, Standby, Watch};
+use super::{Closed, Observed, Patience, Standby, Watch, distrust};
 use crate::ids::{Incarnation, JobName, ProcessId, RankId, WorkerName};
 use crate::state::{ClusterState, Job, Placement, World};
 
@@ -50,6 +50,9 @@ impl<'a> Running<'a> {
         let (worker, watch) = (&placement.worker, self.watch);
         if let Some(how) = watch.and_then(|watch| watch.gone.get(&rank)) {
             return Fate::Gone(how.clone());
+        }
+        if let Some(why) = distrust::left_out(self.job, worker) {
+            return Fate::Gone(why);
         }
         let anyone_closed = watch.is_some_and(|watch| !watch.closed.is_empty());
         let closed = watch.and_then(|watch| watch.closed.get(&rank));
@@ -136,8 +139,8 @@ impl<'a> Running<'a> {
             .collect()
     }
 
-    /// Whether an operator wants a worker free.
+    /// Whether the job is to leave a worker: an operator wants it free, or it is not trusted.
     pub(super) fn drains(&self, worker: &WorkerName) -> bool {
-        self.state.draining.contains(worker)
+        self.state.draining.contains(worker) || self.job.distrusted.contains_key(worker)
     }
 }

@@ -58,14 +58,15 @@ pub(super) fn place(
     } = wanting;
     let (min, max) = (job.spec.workers.min, job.spec.workers.max);
     let last_class = class_of_checkpoint(job);
-    let all = offers(state, free);
+    let all = offers(state, free, job);
     let best = all.iter().max_by_key(|offer| Score {
         keeps_class: offer.count >= min && Some(offer.class) == last_class,
         num_ranks: offer.count.min(max),
         class: Reverse(offer.class),
     });
     let Some(best) = best else {
-        let why = format!("waits for workers: 0 free, {min} needed");
+        let distrusted = distrusted(job);
+        let why = format!("waits for workers: 0 free, {min} needed{distrusted}");
         return Err(Wait {
             gathers: false,
             why,
@@ -73,7 +74,7 @@ pub(super) fn place(
     };
     let found = best.count;
     if found < min {
-        let others = left_out(&all, best.class);
+        let others = left_out(&all, best.class) + &distrusted(job);
         let why = format!("waits for workers: {found} free, {min} needed{others}");
         return Err(Wait {
             gathers: false,
@@ -150,9 +151,10 @@ fn class_of_checkpoint(job: &Job) -> Option<&NumericsClass> {
         .as_ref()
 }
 
-fn offers<'a>(state: &'a ClusterState, free: &Devices) -> Vec<Offer<'a>> {
+fn offers<'a>(state: &'a ClusterState, free: &Devices, job: &Job) -> Vec<Offer<'a>> {
     let known: BTreeMap<&WorkerName, (&NumericsClass, u32)> = free
         .iter()
+        .filter(|(worker, _)| !job.distrusted.contains_key(*worker))
         .filter_map(|(worker, free)| {
             let (worker, node) = state.nodes.get_key_value(worker)?;
             let free = u32::try_from(*free).ok().filter(|free| *free > 0)?;
@@ -175,6 +177,18 @@ fn offers<'a>(state: &'a ClusterState, free: &Devices) -> Vec<Offer<'a>> {
         }
     };
     classes.into_iter().map(offer).collect()
+}
+
+/// Names the workers that the job does not trust, as the end of a sentence; empty for none.
+fn distrusted(job: &Job) -> String {
+    if job.distrusted.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = job.distrusted.keys().map(WorkerName::as_str).collect();
+    format!(
+        "; left out, since they computed wrongly: {}",
+        names.join(", ")
+    )
 }
 
 /// Names the workers that only their class keeps out, as the end of a sentence; empty for none.

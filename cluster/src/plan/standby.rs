@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 
 use super::fate::Running;
-use super::{Devices, Failures, Standby};
+use super::{Devices, Failures, Standby, distrust};
 use crate::command::Command;
 use crate::ids::{ProcessId, RankId, WorkerName};
 use crate::state::{Phase, Seat, World};
@@ -71,9 +71,9 @@ fn useless(running: &Running<'_>, process: ProcessId, seat: &Seat) -> Option<Str
     }
     let drained = || {
         let worker = &seat.worker;
-        running
-            .drains(worker)
-            .then(|| format!("worker {worker} is drained"))
+        let drained = || format!("worker {worker} is drained");
+        let why = distrust::left_out(running.job, worker);
+        running.drains(worker).then(|| why.unwrap_or_else(drained))
     };
     running
         .away(&seat.worker, seat.incarnation)
@@ -107,7 +107,8 @@ fn best_worker(running: &Running<'_>, world: &World, free: &Devices) -> Option<W
             .and_then(|watch| watch.failures.get(worker))
             .filter(|failures| failures.incarnation == node.incarnation);
         let rests = failures.is_some_and(|failures| rests(running, failures));
-        (num_free > 0 && node.class == *class && !rests).then(|| Score {
+        let is_usable = node.class == *class && !rests && !running.drains(worker);
+        (num_free > 0 && is_usable).then(|| Score {
             num_failures: Reverse(failures.map_or(0, |failures| failures.times)),
             num_free,
             worker: Reverse(worker),

@@ -32,6 +32,7 @@ scenarios! {
     two_killed_at_once
     second_death_while_healing
     death_beside_a_joiner
+    wrong_results
     silence
     silent_machine
     cut_off_from_the_leader

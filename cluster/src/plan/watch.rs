@@ -45,6 +45,8 @@ pub struct Closed {
     pub paused: bool,
     /// The peers that it misses.
     pub lost: Vec<RankId>,
+    /// The ranks whose results are wrong, itself perhaps among them.
+    pub suspects: Vec<RankId>,
     /// How many steps it has applied; `None` while it has no state.
     pub step: Option<Step>,
     /// The shards of that step whose contributions it has, or will have in a moment.

@@ -143,7 +143,7 @@ impl Goodput {
                 );
             }
             What::Finished { state, step, .. } => self.finish(event.time, state, *step),
-            What::Rank { .. } | What::Damaged { .. } => {}
+            What::Rank { .. } | What::Damaged { .. } | What::Distrusted { .. } => {}
         }
     }
 

@@ -145,6 +145,7 @@ impl Coordinator {
             outcome,
             draft: job.submission.draft.clone(),
             rank_time: Some(self.rank_time(name, job).into()),
+            distrusted: distrusted(job),
         }
     }
 
@@ -184,6 +185,14 @@ impl Coordinator {
             })
             .collect()
     }
+}
+
+fn distrusted(job: &Job) -> Vec<v1::DistrustedView> {
+    let view = |(worker, reason): (&WorkerName, &String)| v1::DistrustedView {
+        worker: worker.to_string(),
+        reason: reason.clone(),
+    };
+    job.distrusted.iter().map(view).collect()
 }
 
 fn ledger(entry: &LedgerEntry) -> v1::LedgerView {

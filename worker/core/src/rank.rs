@@ -94,6 +94,8 @@ pub enum Next {
 pub struct Cause {
     /// The peers that are missed.
     pub lost: Vec<u32>,
+    /// The ranks whose results are wrong, this one perhaps among them.
+    pub suspects: Vec<u32>,
     /// In words.
     pub reason: String,
     /// Whether all ranks close behind this step, as they were told.
@@ -309,6 +311,7 @@ impl RankMachine {
         self.done = None;
         self.closed = Some(v1::Closed {
             lost: cause.lost,
+            suspects: cause.suspects,
             reason: cause.reason,
             holdings: Some(self.holdings.message()),
             paused: cause.paused,
@@ -385,9 +388,9 @@ impl RankMachine {
             _ => None,
         };
         let pause = pause.map(|reason| Cause {
-            lost: Vec::new(),
             reason,
             paused: true,
+            ..Cause::default()
         });
         if let Some(cause) = close.or(pause) {
             self.shut(cause);

@@ -7,8 +7,10 @@
 //! 4. [`validate`]: whether a job fits its data, before anything is started; [`verify`]: whether a
 //!    ledger is true, at any time.
 
+mod audit;
 mod class;
 mod door;
+mod flaw;
 mod halt;
 mod heal;
 mod life;

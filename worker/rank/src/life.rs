@@ -14,6 +14,7 @@ use muster_trainer::shares;
 use muster_worker_core::rank::Rules;
 use v1::rank_report::Report;
 
+use crate::flaw::Flaw;
 use crate::halt;
 use crate::prepare::{Build, prepare};
 use crate::shared::{Shared, Trouble};
@@ -76,6 +77,8 @@ pub(crate) fn live(
         held: Accumulator::new(num_shards, num_elements, pool.clone()),
         pool,
         notes: Vec::new(),
+        audited: None,
+        flaw: Flaw::of(assignment.process),
         last: None,
         since: Instant::now(),
         spent: Spent::default(),

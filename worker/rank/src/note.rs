@@ -1,14 +1,16 @@
 //! What a rank tells all others with its part of a step.
 //!
 //! ```text
-//! note = flags: u8 (1 stop, 2 pause), acked step: u64, acked evaluation: u8, pace,
-//!        pause's reason (u16 length, UTF-8) if it pauses, shard notes
+//! note = flags: u8 (1 stop, 2 pause, 4 brings what is audited, 8 audits it), acked step: u64,
+//!        acked evaluation: u8, pace, pause's reason (u16 length, UTF-8) if it pauses,
+//!        the 32 bytes of each hash that it has of the audited shard, shard notes
 //! pace = six times u32, in the order of the fields below
 //! ```
 //! All numbers are little-endian.
 
 use muster_proto::v1;
 use muster_trainer::{NoteError, ShardNote};
+use muster_worker_core::audit::Hash;
 
 /// One rank's note, or what those of all ranks amount to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +23,8 @@ pub(crate) struct Note {
     pub(crate) acked: (u64, bool),
     /// What each rank measured of itself; of one rank's note, one.
     pub(crate) paces: Vec<Pace>,
+    /// The hash of the audited shard, of the rank that brings it and of the one that audits it.
+    pub(crate) audit: [Option<Hash>; 2],
     /// Of the shards it brings.
     pub(crate) shards: Vec<ShardNote>,
 }
@@ -52,10 +56,15 @@ pub(crate) enum BadNote {
 
 const STOP: u8 = 1;
 const PAUSE: u8 = 2;
+const AUDIT: [u8; 2] = [4, 8];
 
 impl Note {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![u8::from(self.stop) * STOP + u8::from(self.pause.is_some()) * PAUSE];
+        let mut flags = u8::from(self.stop) * STOP + u8::from(self.pause.is_some()) * PAUSE;
+        for (hash, flag) in self.audit.iter().zip(AUDIT) {
+            flags += u8::from(hash.is_some()) * flag;
+        }
+        let mut out = vec![flags];
         out.extend(self.acked.0.to_le_bytes());
         out.push(u8::from(self.acked.1));
         for number in self.paces.first().copied().unwrap_or_default().numbers() {
@@ -65,6 +74,9 @@ impl Note {
             let length = u16::try_from(reason.len()).unwrap_or(u16::MAX);
             out.extend(length.to_le_bytes());
             out.extend(&reason.as_bytes()[..usize::from(length)]);
+        }
+        for hash in self.audit.iter().flatten() {
+            out.extend(hash);
         }
         for shard in &self.shards {
             shard.encode(&mut out);
@@ -88,6 +100,11 @@ impl Note {
             note.pause = Some(String::from_utf8_lossy(reason).into_owned());
             bytes = rest;
         }
+        for (hash, flag) in note.audit.iter_mut().zip(AUDIT) {
+            if flags & flag != 0 {
+                *hash = Some(take(&mut bytes)?);
+            }
+        }
         while !bytes.is_empty() {
             note.shards.push(ShardNote::decode(&mut bytes)?);
         }
@@ -103,6 +120,9 @@ impl Note {
             all.pause = all.pause.or(note.pause);
             all.acked = all.acked.max(note.acked);
             all.paces.extend(note.paces);
+            for (hash, said) in all.audit.iter_mut().zip(note.audit) {
+                *hash = hash.or(said);
+            }
             all.shards.extend(note.shards);
         }
         all.shards.sort_by_key(|note| note.shard);
@@ -175,6 +195,7 @@ mod tests {
         let first = Note {
             acked: (7, true),
             paces: vec![pace(1)],
+            audit: [Some([3; 32]), None],
             shards: vec![shard(2), shard(0)],
             ..Note::default()
         };
@@ -183,6 +204,7 @@ mod tests {
             pause: Some("worker w2 is drained".to_owned()),
             acked: (7, false),
             paces: vec![pace(2)],
+            audit: [None, Some([4; 32])],
             shards: vec![shard(1)],
         };
         let merged = Note::merge(&[first.encode(), second.encode()]).expect("two good notes");
@@ -191,6 +213,7 @@ mod tests {
             pause: second.pause.clone(),
             acked: (7, true),
             paces: vec![pace(1), pace(2)],
+            audit: [Some([3; 32]), Some([4; 32])],
             shards: vec![shard(0), shard(1), shard(2)],
         };
         assert_eq!(merged, expected);
@@ -198,7 +221,7 @@ mod tests {
         for end in 0..bytes.len() {
             let cut = Note::merge(&[bytes[..end].to_vec()]);
             assert!(
-                cut.is_err() || end == 10 + 24 + 2 + 20,
+                cut.is_err() || end == 10 + 24 + 2 + 20 + 32,
                 "cut at {end}: {cut:?}"
             );
         }

@@ -154,7 +154,12 @@ fn run_rank(
         }
         Err(Trouble::Failed(message)) => {
             tracing::error!(message, "the job cannot go on");
-            Report::Failed(v1::Failed { message })
+            let ranks = Vec::new();
+            Report::Failed(v1::Failed { message, ranks })
+        }
+        Err(Trouble::Undecided { message, ranks }) => {
+            tracing::error!(message, "the job cannot go on");
+            Report::Failed(v1::Failed { message, ranks })
         }
     };
     shared.report(report);

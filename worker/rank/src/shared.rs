@@ -30,6 +30,8 @@ pub(crate) enum Trouble {
     },
     /// The job cannot go on anywhere.
     Failed(String),
+    /// Nor here, since ranks have different results, and nobody can tell whose are right.
+    Undecided { message: String, ranks: Vec<u32> },
 }
 
 #[derive(Debug)]

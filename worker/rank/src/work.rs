@@ -1,6 +1,8 @@
 //! What a rank does in one world: steps, evaluations and checkpoints, as the machine says; measured.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod boundary;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,11 +15,13 @@ use muster_collective::{
     Accumulator, Error as CollectiveError, Group, LossReason, Operation, Pool, Revoker, tcp,
 };
 use muster_proto::v1;
-use muster_trainer::checkpoint::Content;
-use muster_trainer::{Metrics, ShardNote, StepReport, Trainer};
+use muster_trainer::{ShardNote, StepReport, Trainer};
+use muster_worker_core::audit::Hash;
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
 use v1::step_record::Record;
 
+use crate::audit;
+use crate::flaw::Flaw;
 use crate::halt;
 use crate::heal::{self, Meeting, Received};
 use crate::note::{Note, Pace};
@@ -47,6 +51,9 @@ pub(crate) struct Work<'a> {
     /// The contributions to the step that comes next, kept until it is applied, and their notes.
     pub(crate) held: Accumulator,
     pub(crate) notes: Vec<ShardNote>,
+    /// The hash of the one of them that is audited, if it is there.
+    pub(crate) audited: Option<Hash>,
+    pub(crate) flaw: Flaw,
     pub(crate) last: Option<Arc<Last>>,
     /// When the step before ended, or the world began.
     pub(crate) since: Instant,
@@ -69,14 +76,25 @@ pub(crate) struct Spent {
 }
 
 /// What one world asks of this rank.
-struct World {
-    plan: RankPlan,
+pub(crate) struct World {
+    pub(crate) plan: RankPlan,
     /// What each rank brings into the first step, and into every later one, by rank.
     first: Vec<Vec<Run>>,
     then: Vec<Vec<Run>>,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
     /// Who keeps what of the optimizer's state, where not every rank keeps all of it.
     sharing: Option<Sharing>,
+}
+
+impl World {
+    /// What each rank brings into a step, by rank.
+    pub(crate) fn brings(&self, step: u64) -> &[Vec<Run>] {
+        if step == self.plan.first_step {
+            &self.first
+        } else {
+            &self.then
+        }
+    }
 }
 
 /// Where the time of a step went that its contributions did not take.
@@ -240,14 +258,13 @@ impl Work<'_> {
                 return Err(Trouble::Closed);
             }
             halt::at(self.shared, "compute");
-            let shard = ShardId(shard);
-            let mut values = self.held.buffer();
-            let note = self
-                .trainer
-                .contribute(shard, &mut values)
-                .map_err(|error| failed(&error))?;
+            let (values, note) = self.compute(ShardId(shard))?;
+            if self.audited_shard() == Some(shard) {
+                // Here, since it becomes a part of a sum.
+                self.audited = Some(audit::hash(&values, &note));
+            }
             self.held
-                .push(shard, values)
+                .push(ShardId(shard), values)
                 .map_err(|error| failed(&error))?;
             self.notes.push(note);
             self.spent.num_contributed += 1;
@@ -272,10 +289,24 @@ impl Work<'_> {
         }
     }
 
+    /// Computes a shard's contribution to the step that comes next.
+    pub(crate) fn compute(&mut self, shard: ShardId) -> Result<(Vec<f32>, ShardNote), Trouble> {
+        let mut values = self.held.buffer();
+        let note = self
+            .trainer
+            .contribute(shard, &mut values)
+            .map_err(|error| failed(&error))?;
+        if self.audited_shard() == Some(shard.0) {
+            self.flaw.spoil(self.trainer.step().0, &mut values);
+        }
+        Ok((values, note))
+    }
+
     /// Gives up the contributions to the step that comes next.
     fn forget(&mut self) {
         self.held.clear();
         self.notes.clear();
+        self.audited = None;
     }
 
     fn step(&mut self, group: &mut Group, world: &World) -> Result<(), Trouble> {
@@ -283,12 +314,16 @@ impl Work<'_> {
             self.shared.wait_for_acks()?;
         }
         let step = self.trainer.step();
-        let brings = if step.0 == world.plan.first_step {
-            &world.first
-        } else {
-            &world.then
-        };
-        self.contribute(&brings[world.plan.rank as usize])?;
+        let (brings, rank) = (world.brings(step.0), world.plan.rank);
+        self.contribute(&brings[rank as usize])?;
+        let audit = self.audit(world);
+        let mut hashes = [None; 2];
+        if let Some(audit) = audit {
+            hashes[0] = self.audited.filter(|_| audit.brings == rank);
+            if audit.audits == rank {
+                hashes[1] = Some(self.hash_again(audit.shard)?);
+            }
+        }
         let contributed = Instant::now();
         halt::at(self.shared, "reduce");
         let num_shards = self.spec.train.logical_shards;
@@ -297,6 +332,7 @@ impl Work<'_> {
             pause: self.shared.pause(),
             acked: self.shared.tell(|machine| machine.last_acked()),
             paces: vec![self.pace()],
+            audit: hashes,
             shards: self.notes.clone(),
         };
         let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
@@ -314,6 +350,9 @@ impl Work<'_> {
         halt::at(self.shared, "reduced");
         let notes = Note::merge(&reduced.notes).map_err(|error| failed(&error))?;
         self.spent.awaited = group.awaited();
+        if let Some(audit) = audit {
+            self.settle(audit, notes.audit, group, world)?;
+        }
         let times = Times {
             contributed,
             reduced: Instant::now(),
@@ -329,31 +368,6 @@ impl Work<'_> {
         match &world.sharing {
             Some(sharing) => self.gather(group, sharing, false, world.timeout),
             None => Ok(()),
-        }
-    }
-
-    /// Has this rank's files of a checkpoint written, beside the steps that follow.
-    fn checkpoint(&self, world: &World) {
-        let Some(sharing) = &world.sharing else {
-            let all = Content::all(false);
-            let files = world.plan.files(self.rules.num_files);
-            let files: Vec<Content> = files
-                .filter_map(|file| all.get(file as usize).copied())
-                .collect();
-            if !files.is_empty() {
-                self.writer.write(self.trainer.snapshot(), files);
-            }
-            return;
-        };
-        let files = sharing.files();
-        if !files.is_empty() {
-            let shares = files.iter().filter_map(|content| match content {
-                Content::Share(share) => Some(*share),
-                Content::Params | Content::Optimizer => None,
-            });
-            let has_params = files.contains(&Content::Params);
-            let snapshot = self.trainer.snapshot_of(has_params, &shares.collect());
-            self.writer.write(snapshot, files);
         }
     }
 
@@ -437,70 +451,7 @@ impl Work<'_> {
         }
     }
 
-    /// Evaluates this rank's chunks and adds up everybody's, in the order of the chunks.
-    fn evaluate(&mut self, group: &mut Group, world: &World) -> Result<(), Trouble> {
-        let begun = Instant::now();
-        let plan = world.plan;
-        let num_chunks = self.trainer.num_eval_chunks();
-        let mut mine = Vec::new();
-        for chunk in plan.chunks(plan.rank, num_chunks) {
-            self.shared.check()?;
-            let metrics = self
-                .trainer
-                .evaluate_chunk(chunk)
-                .map_err(|error| failed(&error))?;
-            metrics.encode(&mut mine);
-        }
-        let all = group
-            .all_gather(mine, world.timeout)
-            .map_err(|error| self.closed_by(plan.generation, &error))?;
-        let mut chunks = BTreeMap::new();
-        for (rank, bytes) in (0u32..).zip(&all) {
-            let mut bytes = &bytes[..];
-            for chunk in plan.chunks(rank, num_chunks) {
-                let metrics = Metrics::decode(&mut bytes).map_err(|error| failed(&error))?;
-                chunks.insert(chunk, metrics);
-            }
-        }
-        let mut sum = Metrics::default();
-        chunks.values().for_each(|metrics| sum.add(metrics));
-        let means = sum.means();
-        let record = self.record(Record::Evaluated(v1::Evaluated {
-            step: self.trainer.step().0,
-            metrics: means.clone(),
-        }));
-        self.shared.tell(|machine| {
-            machine.record(record);
-            machine.evaluated(means);
-        });
-        self.spent.evaluating += begun.elapsed();
-        Ok(())
-    }
-
-    /// Reports the end, which goes out when the last checkpoint counts.
-    fn end(&self, group: &mut Group, world: &World, stopped: bool) -> Result<(), Trouble> {
-        let optimizer_hash = match &world.sharing {
-            Some(sharing) => self.shared_hash(group, sharing, world.timeout)?,
-            None => self.trainer.optimizer_hash().ok_or_else(|| {
-                Trouble::Failed("not all of the optimizer's state is here".to_owned())
-            })?,
-        };
-        let mut done = v1::Done {
-            step: self.trainer.step().0,
-            stopped,
-            arena_hash: self.trainer.arena_hash(),
-            optimizer_hash,
-            trace: self.trainer.trace(),
-            metrics: BTreeMap::new(),
-        };
-        self.shared.tell(|machine| {
-            done.metrics.clone_from(machine.metrics());
-            machine.ended(done);
-        });
-        Ok(())
-    }
-
-    fn closed_by(&self, generation: u64, error: &CollectiveError) -> Trouble {
+    pub(crate) fn closed_by(&self, generation: u64, error: &CollectiveError) -> Trouble {
         closed_by(self.shared, generation, error)
     }
 }
@@ -526,7 +477,7 @@ pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveErro
     let cause = Cause {
         lost,
         reason: error.to_string(),
-        paused: false,
+        ..Cause::default()
     };
     shared.close(generation, cause);
     Trouble::Closed

@@ -56,6 +56,10 @@ fn what_changes_the_run_is_told_in_a_line() {
             "rank 1 on worker-1 is lost: signal 9",
         ),
         (
+            r#""event":"distrusted","worker":"worker-1","reason":"it computed wrongly""#,
+            "worker worker-1 is used no more: it computed wrongly",
+        ),
+        (
             r#""event":"damaged","step":25,"reason":"params is cut short""#,
             "the checkpoint of step 25 is damaged: params is cut short",
         ),

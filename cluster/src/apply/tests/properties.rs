@@ -22,7 +22,7 @@ struct Action {
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     let off = || prop_oneof![6 => Just(0u64), 1 => Just(u64::MAX), 1 => 1u64..3, 1 => any::<u64>()];
     let action = (
-        0u8..19,
+        0u8..20,
         any::<bool>(),
         prop::bool::weighted(0.2),
         0u8..5,
@@ -138,6 +138,12 @@ impl Action {
             17 => Command::Drain {
                 worker: worker("w1"),
                 drains: self.fresh,
+            },
+            18 => Command::Distrust {
+                job: name,
+                generation: Generation(generation),
+                worker: worker("w1"),
+                reason: String::new(),
             },
             _ => Command::Finish {
                 job: name,

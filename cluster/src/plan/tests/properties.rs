@@ -253,6 +253,9 @@ impl Cluster {
     }
 
     fn check(&self, command: &Command) -> Result<(), TestCaseError> {
+        if let Command::StartStandby { job, seat, .. } = command {
+            prop_assert!(!self.state.jobs[job].distrusted.contains_key(&seat.worker));
+        }
         let Command::StartWorld { job, world, .. } = command else {
             return Ok(());
         };
@@ -342,6 +345,7 @@ impl Cluster {
         for rank in &world.ranks {
             prop_assert_eq!(rank.shards.start, next);
             prop_assert!(rank.shards.num_shards() > 0);
+            prop_assert!(!known.distrusted.contains_key(&rank.worker));
             next = rank.shards.end;
         }
         prop_assert_eq!(next, known.spec.train.logical_shards);
@@ -446,6 +450,9 @@ fn report(
     closed.paused = dice.is_multiple_of(3);
     if dice.is_multiple_of(5) {
         closed.lost = vec![RankId(dice / 5 % 7)];
+    }
+    if dice.is_multiple_of(7) {
+        closed.suspects = vec![RankId(dice / 7 % 5)];
     }
     watch.closed.insert(rank, closed);
     watch.closing_since_ms.get_or_insert(now_ms);

@@ -143,6 +143,7 @@ impl Ranks {
             why: "told to close".to_owned(),
             paused: false,
             lost: Vec::new(),
+            suspects: Vec::new(),
             step: holder.step,
             shards: holder.shards,
             has_reduced: holder.has_reduced,

@@ -15,7 +15,7 @@
 //! drain w1 | undrain w1               an operator wants it free | gives it back
 //! scale j1 max=3                      the user wants it to run with at most so many ranks
 //! gone j1 rank=0 signal 9             a worker saw a rank exit
-//! closed j1 rank=0 step=41 has=0..2,3..4 [reduced] [evaluated] [paused] [lost=1,2] p1 is gone
+//! closed j1 rank=0 step=41 has=0..2,3..4 [reduced] [evaluated] [paused] [lost=1,2] [suspects=1] p1 is gone
 //!                                     a rank closed its world, and says why and what it holds;
 //!                                     step=none: it has no state; keeps=0..16: what it has of a
 //!                                     shared optimizer's state; partial: it lacks parameters
@@ -135,6 +135,9 @@ impl<'a> Line<'a> {
             why: plain.copied().collect::<Vec<_>>().join(" "),
             paused: self.has("paused"),
             lost: numbers("lost")
+                .map(|rank| RankId(rank.parse().unwrap()))
+                .collect(),
+            suspects: numbers("suspects")
                 .map(|rank| RankId(rank.parse().unwrap()))
                 .collect(),
             step: (self.find("step") != Some("none")).then(|| Step(self.need("step"))),
@@ -363,7 +366,8 @@ impl Scene {
             Ok(
                 effect @ (Effect::WorldStarted { .. }
                 | Effect::StandbyStarted
-                | Effect::StandbyEnded),
+                | Effect::StandbyEnded
+                | Effect::Distrusted { .. }),
             ) => panic!("only the planner leads to {effect:?}"),
             Err(refusal) => format!("refused: {refusal}"),
         };
@@ -450,6 +454,12 @@ impl Scene {
                 let (kind, step, why) = (outcome.kind.as_str(), outcome.step, &outcome.reason);
                 writeln!(out, "{job} ends {kind} at step {step}    ({why})").unwrap();
             }
+            Command::Distrust {
+                job,
+                worker,
+                reason,
+                ..
+            } => writeln!(out, "{job} distrusts {worker}    ({reason})").unwrap(),
             other => panic!("no decision of the planner's: {other:?}"),
         }
         self.apply(command)

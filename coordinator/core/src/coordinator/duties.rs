@@ -75,6 +75,7 @@ impl Coordinator {
             if let Command::StartWorld { job, .. }
             | Command::StartStandby { job, .. }
             | Command::EndStandby { job, .. }
+            | Command::Distrust { job, .. }
             | Command::Finish { job, .. } = &command
             {
                 self.propose_duty(Duty::Plan(job.clone()), command, now, outputs);

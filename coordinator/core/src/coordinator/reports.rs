@@ -170,6 +170,10 @@ impl Coordinator {
         };
         let process = ProcessId(key.process);
         let is_current = Generation(key.generation) == self.state.jobs[&job].generation;
+        let seats = match &report {
+            Report::Failed(failed) => self.seats(&job, &failed.ranks),
+            _ => String::new(),
+        };
         let watch = self.watch(&job);
         let rank = match member {
             Member::Rank(rank) => rank,
@@ -213,9 +217,23 @@ impl Coordinator {
             Report::Failed(failed) => {
                 watch
                     .failed
-                    .get_or_insert(format!("rank {rank}: {}", failed.message));
+                    .get_or_insert(format!("rank {rank}: {}{seats}", failed.message));
             }
         }
+    }
+
+    /// Where ranks of a job's world run, as the end of a message that names them; empty for none.
+    fn seats(&self, job: &JobName, ranks: &[u32]) -> String {
+        let world = self.state.jobs.get(job).and_then(|job| job.world.as_ref());
+        let seat = |rank: &u32| {
+            let placement = world?.ranks.get(*rank as usize)?;
+            Some(format!("rank {rank} on {}", placement.worker))
+        };
+        let seats: Vec<String> = ranks.iter().filter_map(seat).collect();
+        if seats.is_empty() {
+            return String::new();
+        }
+        format!(" ({})", seats.join(", "))
     }
 
     fn process_exited(
@@ -407,6 +425,7 @@ fn closed_of(closed: v1::Closed, rank: RankId) -> Result<Closed, convert::BadMes
         why: format!("rank {rank}: {}", closed.reason),
         paused: closed.paused,
         lost: closed.lost.into_iter().map(RankId).collect(),
+        suspects: closed.suspects.into_iter().map(RankId).collect(),
         step: holdings.step.map(Step),
         shards: convert::runs(holdings.shards)?,
         has_reduced: holdings.reduced,

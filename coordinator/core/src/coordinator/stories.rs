@@ -40,6 +40,12 @@ impl Coordinator {
                     reason: reason.clone(),
                 }
             }
+            (Effect::Distrusted { .. }, Command::Distrust { worker, reason, .. }) => {
+                What::Distrusted {
+                    worker: worker.to_string(),
+                    reason: reason.clone(),
+                }
+            }
             (Effect::ManifestCommitted { .. }, Command::CommitManifest { manifest, .. }) => {
                 What::Checkpoint {
                     step: manifest.step.0,
@@ -133,6 +139,7 @@ fn job_of(effect: &Effect) -> Option<&JobName> {
         Effect::Queued { job, .. }
         | Effect::Stopping { job, .. }
         | Effect::WorldStarted { job }
+        | Effect::Distrusted { job, .. }
         | Effect::ManifestCommitted { job, .. }
         | Effect::ManifestRejected { job, .. }
         | Effect::Finished { job } => Some(job),

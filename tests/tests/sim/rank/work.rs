@@ -164,7 +164,10 @@ impl Rank {
                     .blame(format!("process {} failed: {message}", self.pid));
                 self.main = Main::Failed;
                 let key = self.shared.as_ref().map(|shared| shared.key.clone());
-                let report = Report::Failed(v1::Failed { message });
+                let report = Report::Failed(v1::Failed {
+                    message,
+                    ..v1::Failed::default()
+                });
                 self.report(key.unwrap_or_default(), report, env);
             }
         }
@@ -285,7 +288,7 @@ impl Rank {
         let cause = Cause {
             lost,
             reason: error.to_string(),
-            paused: false,
+            ..Cause::default()
         };
         self.tell(env, |shared| shared.machine.close(generation, cause));
         Trouble::Closed

@@ -107,6 +107,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             clip_norm: Some(1.0),
             not_finite: NotFinitePolicy::Stop,
             evaluate_every_steps: None,
+            audit_every: None,
         },
         optimizer: OptimizerSpec {
             kind,
