@@ -1,11 +1,13 @@
 //! Measurements of the built binary, printed as tables.
 //!
 //! `cargo run --release -p muster-bench -- overhead` says where the time of a step goes, `-- faults`
-//! what deaths cost, and `-- pause` how long the survivors of one stand still. Timings are shares and
+//! what deaths cost, `-- pause` how long the survivors of one stand still, and `-- memory` what a rank
+//! needs where the optimizer's state is shared. Timings are shares and
 //! ratios, from interleaved runs where a run is short, so that a slow minute of the machine hits all
 //! of them.
 
 mod faults;
+mod memory;
 mod overhead;
 mod run;
 
@@ -13,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo run --release -p muster-bench -- overhead [ROUNDS=5] \
-| faults [STEPS=200] [\"0.3 s\" | \"2 s\"] | pause [KILLS=50]";
+| faults [STEPS=200] [\"0.3 s\" | \"2 s\"] | pause [KILLS=50] | memory";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,6 +57,7 @@ fn measure(arguments: &[&str]) -> Option<Result<String, String>> {
             let kills = size(number(50)?)?;
             muster().and_then(|muster| faults::pause(&muster, kills))
         }
+        "memory" => muster().and_then(|muster| memory::run(&muster)),
         _ => return None,
     })
 }

@@ -179,10 +179,10 @@ impl Work<'_> {
     ) -> Result<(), Trouble> {
         let rounds = self.rounds(&sharing.tellers(at_begin));
         for round in rounds {
-            let mine = round.get(sharing.rank as usize).into_iter().flatten();
-            let bytes =
-                mine.flat_map(|share| bytemuck::cast_slice(self.trainer.parameters(*share)));
-            let bytes: Vec<u8> = bytes.copied().collect();
+            let mut bytes: Vec<u8> = Vec::new();
+            for share in round.get(sharing.rank as usize).into_iter().flatten() {
+                bytes.extend_from_slice(bytemuck::cast_slice(self.trainer.parameters(*share)));
+            }
             let all = group
                 .all_gather(bytes, timeout)
                 .map_err(|error| closed_by(self.shared, group.world().generation.0, &error))?;
