@@ -35,6 +35,10 @@ pub(crate) struct Coordinator {
     /// How long a job that has its fewest workers waits for more before it begins
     #[arg(long, value_name = "MS", default_value_t = Patience::default().gather_ms, value_parser = clap::value_parser!(u64).range(..=600_000))]
     gather_ms: u64,
+    /// After how long of nothing but silence a machine counts as dead, so that a job whose state
+    /// nobody else holds falls back to its last checkpoint
+    #[arg(long, value_name = "MS", default_value_t = Patience::default().fallback_after_ms, value_parser = clap::value_parser!(u64).range(1_000..=86_400_000))]
+    fallback_after_ms: u64,
     /// Print one line of JSON with the address and the process id once it serves
     #[arg(long)]
     ready_json: bool,
@@ -48,6 +52,13 @@ impl Coordinator {
         if self.tree {
             muster_rank::end_with_the_tree()?;
         }
+        if self.fallback_after_ms < 2 * self.detect_ms {
+            let (after, detect) = (self.fallback_after_ms, self.detect_ms);
+            return Err(Failure::bad_input(format!(
+                "--fallback-after-ms {after}: expected at least twice --detect-ms {detect}, since a \
+                 machine is given up only after it was missed"
+            )));
+        }
         let ready_json = self.ready_json;
         let options = muster_coordinator::Options {
             data: self.data,
@@ -56,7 +67,7 @@ impl Coordinator {
             patience: Patience {
                 detect_ms: self.detect_ms,
                 gather_ms: self.gather_ms,
-                ..Patience::default()
+                fallback_after_ms: self.fallback_after_ms,
             },
         };
         let ready = move |address: SocketAddr| {

@@ -248,6 +248,13 @@ impl Group {
             .spawn(move || drop(self));
     }
 
+    /// Tells the peers that this rank leaves because of an error, and gives it back.
+    pub(crate) fn give_up(mut self, error: Error) -> Error {
+        let error = self.fail(error);
+        self.retire();
+        error
+    }
+
     fn run(&mut self, operation: Operation, deadline: Duration) -> Result<Reduced, Error> {
         self.check_usable()?;
         let machine = Reduction::new(self.world, self.sequence, operation, &self.pool)?;

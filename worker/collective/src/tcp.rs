@@ -13,7 +13,7 @@ mod silence;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -71,8 +71,8 @@ impl Listener {
 /// stays bound for later worlds: who dials it in the meantime waits, and is refused or welcomed then.
 ///
 /// Strangers, other generations and silent connections are refused and counted
-/// ([`Group::counters`]); they disturb nobody. A peer that cannot be reached yet is dialled again
-/// until the deadline.
+/// ([`Group::counters`]); they disturb nobody. A peer that does not welcome this rank yet is dialled
+/// again until the deadline; one at whose address nobody answers at all, for twice `detect`.
 ///
 /// A peer of which nothing at all comes for `detect` is lost, as
 /// [`LossReason::Silent`](crate::LossReason::Silent), although its connection stands; ranks that
@@ -81,7 +81,7 @@ impl Listener {
 /// tens of milliseconds it finds busy machines rather than dead ones.
 ///
 /// # Errors
-/// [`Error::TimedOut`] with the ranks that are missing, [`Error::Revoked`] when `revoker` (which
+/// [`Error::TimedOut`] with the ranks that are missing or cannot be reached, [`Error::Revoked`] when `revoker` (which
 /// becomes the group's) is used meanwhile, [`Error::Invalid`] for arguments that fit no world or
 /// a revoker of another group, [`Error::System`] when the system gives no socket or thread.
 pub fn connect(
@@ -120,12 +120,18 @@ pub fn connect(
         token,
         detect,
     };
-    let streams = door.open(revoker, deadline, &mut counters)?;
+    let mut streams: Vec<Option<TcpStream>> = world.ranks().map(|_| None).collect();
+    let opened = door.open(&mut streams, revoker, deadline, &mut counters);
+    for stream in streams.iter().flatten() {
+        stream
+            .set_nonblocking(false)
+            .map_err(Error::system("make a socket blocking"))?;
+    }
     let links = link::Links::start(&world, streams, detect, &revoker.inbox())?;
-    Ok(Group::new(
-        world,
-        Box::new(links),
-        revoker.clone(),
-        counters,
-    ))
+    let group = Group::new(world, Box::new(links), revoker.clone(), counters);
+    match opened {
+        Ok(()) => Ok(group),
+        // To those that are met already an end without a goodbye would look like a death.
+        Err(error) => Err(group.give_up(error)),
+    }
 }

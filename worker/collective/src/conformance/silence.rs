@@ -2,6 +2,9 @@
 //! that do not come.
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
 
 use super::tcp::{DETECT, TOKEN, hello_of, listen, listening_world, say, with_raw_peer, world};
 use super::*;
@@ -94,8 +97,9 @@ fn a_frame_that_trickles_is_no_silence() {
 
 #[test]
 fn a_rank_that_waits_for_others_tells_those_it_has_met_that_it_is_there() {
-    let listener = listen();
-    let addrs = [listen().addr(), listener.addr(), listen().addr()];
+    // The system answers for the third, whose rank does not come.
+    let (listener, third) = (listen(), listen());
+    let addrs = [listen().addr(), listener.addr(), third.addr()];
     let mut raw = say(addrs[1], &hello_of(0, 1, 3));
     let (own, revoker) = (world(1, 3, Generation(1)), Revoker::default());
     let detect = Duration::from_millis(40);
@@ -122,4 +126,51 @@ fn a_rank_that_waits_for_others_tells_those_it_has_met_that_it_is_there() {
         DETECT,
     );
     assert!(matches!(never, Err(Error::Invalid { .. })), "{never:?}");
+}
+
+#[test]
+fn a_peer_at_whose_address_nobody_answers_is_named_long_before_the_deadline() {
+    let detect = Duration::from_millis(200);
+    let own = world(0, 2, Generation(1));
+    let connect_to = |addr| {
+        let (begun, revoker) = (Instant::now(), Revoker::default());
+        let addrs = [addr, addr];
+        let error = connect(&listen(), own, &addrs, TOKEN, detect, &revoker, PATIENT);
+        let waiting_for = vec![RankId(1)];
+        assert_eq!(error.map(|_| ()), Err(Error::TimedOut { waiting_for }));
+        let took = begun.elapsed();
+        assert!(took > detect && took < PROMPT, "it took {took:?}");
+    };
+    // Where a queue of connections is full, the system drops the first packet of any other.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).expect("a free port");
+    socket.listen(0).expect("it is bound");
+    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+    let addr = addr.expect("an address of IPv4");
+    let mut queued = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&addr, detect) {
+        queued.push(stream);
+    }
+    connect_to(addr);
+    // And where there is no such port any more, it refuses.
+    drop(socket);
+    connect_to(addr);
+}
+
+/// Of three the last cannot be reached by the second, which the first has met.
+#[test]
+fn a_rank_that_cannot_reach_another_one_says_goodbye_to_those_that_it_has_met() {
+    let (listener, gone) = (listen(), listen().addr());
+    let addrs = [gone, listener.addr(), gone];
+    let mut raw = say(addrs[1], &hello_of(0, 1, 3));
+    let (own, revoker) = (world(1, 3, Generation(1)), Revoker::default());
+    let detect = Duration::from_millis(100);
+    let error = connect(&listener, own, &addrs, TOKEN, detect, &revoker, PATIENT);
+    let waiting_for = vec![RankId(2)];
+    assert_eq!(error.map(|_| ()), Err(Error::TimedOut { waiting_for }));
+    let mut welcome = [0; HANDSHAKE_BYTES];
+    raw.read_exact(&mut welcome).expect("a welcome");
+    assert_eq!(goodbye(&mut raw), Cause::Failed);
+    assert_eq!(raw.read(&mut [0]).expect("the end"), 0);
 }

@@ -51,6 +51,8 @@ struct Stranger {
 struct Dial {
     peer: RankId,
     state: DialState,
+    /// For how long nobody has answered at its address.
+    unanswered: Duration,
 }
 
 /// ```text
@@ -72,17 +74,19 @@ enum Heard {
 }
 
 impl Door<'_> {
-    /// Connects with every peer; the streams by rank, blocking.
+    /// Connects with every peer: `streams`, by rank, which do not block yet. Where it fails they are those that
+    /// stand, whose ends must hear why.
     pub(super) fn open(
         &self,
+        streams: &mut [Option<TcpStream>],
         revoker: &Revoker,
         deadline: Duration,
         counters: &mut Counters,
-    ) -> Result<Vec<Option<TcpStream>>, Error> {
+    ) -> Result<(), Error> {
         let now = Instant::now();
         let end = now.checked_add(deadline);
-        let mut streams: Vec<Option<TcpStream>> = self.world.ranks().map(|_| None).collect();
         let mut strangers: VecDeque<Stranger> = VecDeque::new();
+        let mut last_look = now;
         let mut next_beat = now.checked_add(beat(self.detect));
         let mut dials: Vec<Dial> = self
             .world
@@ -91,6 +95,7 @@ impl Door<'_> {
             .map(|peer| Dial {
                 peer,
                 state: DialState::Waiting { until: now },
+                unanswered: Duration::ZERO,
             })
             .collect();
         loop {
@@ -111,7 +116,7 @@ impl Door<'_> {
                 return Err(Error::TimedOut { waiting_for });
             }
             self.accept(&mut strangers, counters);
-            self.hear(&mut strangers, &mut streams, counters);
+            self.hear(&mut strangers, streams, counters);
             dials.retain_mut(|dial| match self.advance(dial, counters) {
                 Some(stream) => {
                     streams[World::index(dial.peer)] = Some(stream);
@@ -119,6 +124,13 @@ impl Door<'_> {
                 }
                 None => true,
             });
+            let unreachable = self.unreachable(&mut dials, last_look.elapsed());
+            last_look = Instant::now();
+            if !unreachable.is_empty() {
+                return Err(Error::TimedOut {
+                    waiting_for: unreachable,
+                });
+            }
             // A peer that has met everyone listens already, and must not take for silent who
             // still waits for others.
             let now = Instant::now();
@@ -128,12 +140,23 @@ impl Door<'_> {
             }
             self.wait(&strangers, &dials)?;
         }
-        for stream in streams.iter().flatten() {
-            stream
-                .set_nonblocking(false)
-                .map_err(Error::system("make a socket blocking"))?;
+        Ok(())
+    }
+
+    /// The peers at whose addresses nobody has answered for twice `detect`, in which a first packet
+    /// may be lost, where the last look was so long ago. A rank that is busy with something else is
+    /// none of them: its system answers for it.
+    fn unreachable(&self, dials: &mut [Dial], since: Duration) -> Vec<RankId> {
+        // A thread that was held up itself has not waited all the while.
+        let waited = since.min(2 * TICK);
+        for dial in &mut *dials {
+            dial.unanswered = match dial.state {
+                DialState::Waiting { .. } | DialState::Connecting(_) => dial.unanswered + waited,
+                DialState::Answering { .. } => Duration::ZERO,
+            };
         }
-        Ok(streams)
+        let is_out = |dial: &&Dial| dial.unanswered > self.detect.saturating_mul(2);
+        dials.iter().filter(is_out).map(|dial| dial.peer).collect()
     }
 
     /// Waits until a socket has something to say, or one tick.
