@@ -1,8 +1,9 @@
-//! `muster chaos`: kills or pauses processes of a job at random, so that users see what their own
-//! cluster makes of it. Bounded in time; touches only processes of this machine that it knows for
-//! what they are ([`victims`]).
+//! `muster chaos`: kills or pauses processes of a job, or cuts the links of a worker, at random, so
+//! that users see what their own cluster makes of it. Bounded in time; touches only processes of
+//! this machine that it knows for what they are ([`victims`], [`links`]).
 
 mod dice;
+mod links;
 mod victims;
 
 use std::process::ExitCode;
@@ -14,8 +15,9 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::dice::Dice;
+use self::links::Cut;
 pub(crate) use self::victims::is_local;
-use self::victims::{Scope, Victim};
+use self::victims::{Machine, Scope, Victim};
 use crate::client::{Client, To};
 use crate::failure::{Failure, INTERRUPTED, Outcome};
 use crate::output::{print_lines, tell};
@@ -28,10 +30,12 @@ use crate::output::{print_lines, tell};
                   this machine and this user. Ranks are started again by the cluster; a worker or a \
                   coordinator only if something on this machine does so, as `muster train` or a \
                   service manager. It ends with the job, after --for or --kills, or with Ctrl-C, \
-                  and continues what it paused unless it is killed with SIGKILL itself.\n\n\
+                  and continues what it paused and mends what it cut unless it is killed with SIGKILL \
+                  itself. --partition takes the right to trace these processes, as root has.\n\n\
                   Examples: muster chaos digits --kill-every 2s; \
                   muster chaos digits --kill-every 500ms --what rank,worker --kills 10 --seed 7; \
-                  muster chaos digits --kill-every 5s --pause --for 2m"
+                  muster chaos digits --kill-every 5s --pause --for 2m; \
+                  muster chaos digits --kill-every 10s --partition"
 )]
 pub(crate) struct Chaos {
     /// The job's name
@@ -46,6 +50,11 @@ pub(crate) struct Chaos {
     /// Stop each process for up to 3 s (SIGSTOP), and continue it, instead of killing it
     #[arg(long)]
     pause: bool,
+    /// Cut a worker's daemon and its ranks off from the coordinator and from all other ranks for up
+    /// to 3 s, instead of killing anything: what they are sent is dropped. A new connection lives for
+    /// some milliseconds before it is cut, too
+    #[arg(long, conflicts_with_all = ["pause", "what"])]
+    partition: bool,
     /// End after this long [default: 60s, unless --kills is given]
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     lasts: Option<Duration>,
@@ -84,11 +93,14 @@ impl What {
 /// How long it lasts where nothing is said.
 const DEFAULT_BOUND: Duration = Duration::from_secs(60);
 
-/// The longest pause of a process.
+/// The longest pause of a process, and the longest cut.
 const MAX_PAUSE: Duration = Duration::from_secs(3);
 
 /// Between two looks whether the job has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Between two looks for connections that are new while others are cut.
+const CUT_EVERY: Duration = Duration::from_millis(10);
 
 /// Why it ends.
 enum End {
@@ -125,7 +137,11 @@ impl Chaos {
             json!({ "event": "ended", "after_s": seconds, "acts": num_acts, "reason": reason })
                 .to_string()
         } else {
-            let verb = if self.pause { "paused" } else { "killed" };
+            let verb = match (self.pause, self.partition) {
+                (true, _) => "paused",
+                (_, true) => "cut",
+                _ => "killed",
+            };
             format!("{seconds:.1} s: ends, since {reason}; {verb} {num_acts} times")
         }]);
         match end {
@@ -137,10 +153,10 @@ impl Chaos {
     /// Says what is about to happen before it does.
     fn warn(&self) {
         let names: Vec<&str> = self.what.iter().map(|what| what.as_str()).collect();
-        let verb = if self.pause {
-            "PAUSES (SIGSTOP)"
-        } else {
-            "KILLS (SIGKILL)"
+        let (verb, whose) = match (self.pause, self.partition) {
+            (true, _) => ("PAUSES (SIGSTOP) processes", names.join(", ")),
+            (_, true) => ("CUTS the links", "a worker with its ranks".to_owned()),
+            _ => ("KILLS (SIGKILL) processes", names.join(", ")),
         };
         let bound = match (self.bound(), self.kills) {
             (Some(bound), Some(kills)) => format!("for {bound:?} or {kills} times"),
@@ -148,11 +164,9 @@ impl Chaos {
             (None, kills) => format!("{} times", kills.unwrap_or_default()),
         };
         tell(&format!(
-            "{verb} processes of job {} on this machine ({}), every {:?} on average, {bound}; Ctrl-C \
-             ends it",
-            self.job,
-            names.join(", "),
-            self.kill_every
+            "{verb} of job {} on this machine ({whose}), every {:?} on average, {bound}; Ctrl-C ends \
+             it",
+            self.job, self.kill_every
         ));
     }
 
@@ -182,13 +196,17 @@ impl Chaos {
                 tokio::time::sleep(dice.wait(self.kill_every)).await;
                 let job = client.job(&self.job).await?;
                 let coordinator = client.nodes().await?.coordinator_pid;
-                let victims = scope.victims(&job, coordinator);
-                match dice.victim(victims) {
-                    Some(victim) => {
-                        *num_acts += 1;
-                        self.act(&victim, &job, start, &mut dice).await?;
-                    }
-                    None => tell("no process of the job is here now"),
+                let struck = if self.partition {
+                    let machine = dice.one_of(scope.machines(&job, coordinator));
+                    self.partition(machine, &job, start, &mut dice).await?
+                } else {
+                    let victim = dice.victim(scope.victims(&job, coordinator));
+                    self.act(victim, &job, start, &mut dice).await?
+                };
+                if struck {
+                    *num_acts += 1;
+                } else {
+                    tell("no process of the job is here now");
                 }
                 if Some(*num_acts) == self.kills {
                     return Ok(End::EnoughActs);
@@ -205,42 +223,98 @@ impl Chaos {
         }
     }
 
-    /// Strikes one process. A pause that is cut off ends with it.
+    /// Strikes one process, if there is one. A pause that is cut off ends with it.
     async fn act(
         &self,
-        victim: &Victim,
+        victim: Option<Victim>,
         job: &v1::JobView,
         start: Instant,
         dice: &mut Dice,
-    ) -> Result<(), Failure> {
-        let said = |event: &str, seconds: Option<f64>| {
-            let after_s = start.elapsed().as_secs_f64();
-            print_lines([if self.json {
-                json!({
-                    "event": event, "after_s": after_s, "what": victim.what.as_str(),
-                    "name": victim.name, "pid": victim.pid, "step": job.step, "for_s": seconds,
-                })
-                .to_string()
-            } else {
-                let lasts = seconds.map_or(String::new(), |seconds| format!(" for {seconds:.1} s"));
-                format!(
-                    "{after_s:.1} s: {event} {} (pid {}) at step {}{lasts}",
-                    victim.name, victim.pid, job.step
-                )
-            }]);
+    ) -> Result<bool, Failure> {
+        let Some(victim) = victim else {
+            return Ok(false);
+        };
+        let whom = Whom {
+            what: victim.what,
+            name: &victim.name,
+            pid: victim.pid,
         };
         if !self.pause {
             let event = if victim.kill()? { "killed" } else { "missed" };
-            said(event, None);
-            return Ok(());
+            self.say(event, &whom, job, start, None);
+            return Ok(true);
         }
         let lasts = dice.up_to(MAX_PAUSE);
         let stopped = victim.stop()?;
-        said("paused", Some(lasts.as_secs_f64()));
+        self.say("paused", &whom, job, start, Some(lasts));
         tokio::time::sleep(lasts).await;
         drop(stopped);
-        Ok(())
+        Ok(true)
     }
+
+    /// Cuts the links of one worker, if there is one. They are mended whatever ends it.
+    async fn partition(
+        &self,
+        machine: Option<Machine>,
+        job: &v1::JobView,
+        start: Instant,
+        dice: &mut Dice,
+    ) -> Result<bool, Failure> {
+        let Some(machine) = machine else {
+            return Ok(false);
+        };
+        let lasts = dice.up_to(MAX_PAUSE);
+        let end = tokio::time::Instant::now() + lasts;
+        let mut cut = Cut::default();
+        cut.extend(&machine.inside, &machine.others)
+            .map_err(Failure::failed)?;
+        let name = format!("{} at {} ends of connections", machine.name, cut.len());
+        let whom = Whom {
+            what: What::Worker,
+            name: if self.json { &machine.name } else { &name },
+            pid: machine.pid,
+        };
+        self.say("cut", &whom, job, start, Some(lasts));
+        while tokio::time::Instant::now() < end {
+            tokio::time::sleep(CUT_EVERY).await;
+            cut.extend(&machine.inside, &machine.others)
+                .map_err(Failure::failed)?;
+        }
+        Ok(true)
+    }
+
+    fn say(
+        &self,
+        event: &str,
+        whom: &Whom<'_>,
+        job: &v1::JobView,
+        start: Instant,
+        lasts: Option<Duration>,
+    ) {
+        let after_s = start.elapsed().as_secs_f64();
+        let for_s = lasts.map(|lasts| lasts.as_secs_f64());
+        let Whom { what, name, pid } = whom;
+        print_lines([if self.json {
+            json!({
+                "event": event, "after_s": after_s, "what": what.as_str(), "name": name,
+                "pid": pid, "step": job.step, "for_s": for_s,
+            })
+            .to_string()
+        } else {
+            let lasts = for_s.map_or(String::new(), |for_s| format!(" for {for_s:.1} s"));
+            format!(
+                "{after_s:.1} s: {event} {name} (pid {pid}) at step {}{lasts}",
+                job.step
+            )
+        }]);
+    }
+}
+
+/// Who was struck, for people.
+struct Whom<'a> {
+    what: What,
+    name: &'a str,
+    pid: u32,
 }
 
 /// Resolves when the job has ended.

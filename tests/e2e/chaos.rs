@@ -13,7 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, Signal, Train, TrainCommand, processes_of};
+use muster_tests::{
+    Cluster, Finished, Sandbox, Signal, Train, TrainCommand, eventually, processes_of,
+};
+use serde_json::Value;
 
 const STEPS: u64 = 60;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -174,6 +177,61 @@ fn ten_seeds_end_in_the_bits_of_an_undisturbed_run() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+/// The command for users, where the links of a worker are cut: what it is sent is dropped at both
+/// ends. Whoever is cut off is left out and comes back, in the same history.
+#[test]
+fn a_worker_whose_links_are_cut_is_left_out_and_comes_back() {
+    const JOB: &str = "digits-mlp";
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    for worker in ["a", "b"] {
+        cluster.start_worker_as(worker, worker, &["--threads", "1"]);
+    }
+    let sets = ["workers.max=2", "train.epochs=100000"].map(|set| ["--set", set]);
+    let _ = cluster.text(&[&["submit", "mlp.toml"][..], &sets.concat()[..]].concat());
+    let show = || cluster.json(&["show", JOB, "--json"]);
+    eventually(DEADLINE, "steps of two", || {
+        let job = show();
+        (job["world_size"] == 2 && job["step"].as_u64() > Some(20)).then_some(())
+    });
+    // The cut of this seed lasts 2.7 s, which `detect_ms` is twice in.
+    let how = [
+        "--partition",
+        "--kill-every",
+        "300ms",
+        "--kills",
+        "1",
+        "--json",
+    ];
+    let output = cluster.run(&[&["chaos", JOB, "--seed", "7"][..], &how[..]].concat());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if stderr.contains("this user may not trace it") {
+        eprintln!("SKIPPED: {stderr}");
+        return;
+    }
+    assert!(output.status.success(), "{stderr}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let told = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let told: Vec<Value> = told.collect();
+    let cuts = told.iter().filter(|event| event["event"] == "cut");
+    let longest = cuts.filter_map(|event| event["for_s"].as_f64());
+    let longest = longest.fold(0.0, f64::max);
+    assert!(longest > 2.5, "{stdout}");
+    let at = eventually(DEADLINE, "two again", || {
+        let job = show();
+        (job["world_size"] == 2 && job["generation"].as_u64() > Some(2)).then_some(job)
+    });
+    assert_eq!(at["history"], 1, "{at:#}");
+    eventually(DEADLINE, "more steps", || {
+        (show()["step"].as_u64() > at["step"].as_u64()).then_some(())
+    });
+    let _ = cluster.text(&["cancel", JOB]);
+    assert_eq!(cluster.run(&["wait", JOB]).status.code(), Some(1));
+    let text = cluster.text(&["ledger", JOB, "--verify"]);
+    assert!(text.contains("verified up to step"), "{text}");
 }
 
 /// Shows the seed of `CHAOS_SEED`, if there is one.

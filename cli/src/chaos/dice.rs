@@ -52,8 +52,13 @@ impl Dice {
         kinds.dedup();
         let kind = *kinds.get(self.below(kinds.len()))?;
         victims.retain(|victim| victim.what == kind);
-        let index = self.below(victims.len());
-        (index < victims.len()).then(|| victims.swap_remove(index))
+        self.one_of(victims)
+    }
+
+    /// One of these, each as often.
+    pub(super) fn one_of<T>(&mut self, mut all: Vec<T>) -> Option<T> {
+        let index = self.below(all.len());
+        (index < all.len()).then(|| all.swap_remove(index))
     }
 }
 

@@ -2,6 +2,7 @@
 //! which may be of other machines: a process is held by a descriptor first, so that its number
 //! cannot become another's, and is struck only if it is what it was said to be.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::What;
+use super::links::Process;
 use crate::failure::Failure;
 
 /// What may be struck.
@@ -30,6 +32,17 @@ pub(super) struct Victim {
     process: OwnedFd,
 }
 
+/// What a worker runs on this machine, and what it may be linked with.
+#[derive(Debug)]
+pub(super) struct Machine {
+    /// For people, such as `worker b`.
+    pub(super) name: String,
+    /// Its daemon's, or where that is not known a rank's.
+    pub(super) pid: u32,
+    pub(super) inside: Vec<Process>,
+    pub(super) others: Vec<Process>,
+}
+
 /// A process that is stopped until this is dropped.
 #[derive(Debug)]
 pub(super) struct Stopped<'a>(&'a Victim);
@@ -46,18 +59,14 @@ impl Scope {
     pub(super) fn victims(&self, job: &v1::JobView, coordinator: u32) -> Vec<Victim> {
         let mut victims: Vec<Victim> = Vec::new();
         let wants = |what| self.what.contains(&what);
-        for rank in &job.ranks {
-            let name = format!("rank {} on {}", rank.rank, rank.worker);
-            let Some(found) = Victim::find(What::Rank, rank.pid, name, Some(&job.job)) else {
-                continue;
-            };
-            let parent = parent_of(rank.pid).filter(|_| wants(What::Worker));
+        for (found, worker) in ranks(job) {
+            let parent = parent_of(found.pid).filter(|_| wants(What::Worker));
             if wants(What::Rank) {
                 victims.push(found);
             }
             let is_new = |pid: &u32| victims.iter().all(|known| known.pid != *pid);
             if let Some(parent) = parent.filter(is_new) {
-                let name = format!("worker {}", rank.worker);
+                let name = format!("worker {worker}");
                 victims.extend(Victim::find(What::Worker, parent, name, None));
             }
         }
@@ -67,6 +76,52 @@ impl Scope {
         }
         victims
     }
+
+    /// The workers of a job that have ranks here, by name.
+    pub(super) fn machines(&self, job: &v1::JobView, coordinator: u32) -> Vec<Machine> {
+        let mut pids: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for (found, worker) in ranks(job) {
+            let name = || format!("worker {worker}");
+            let parent = parent_of(found.pid);
+            let daemon = parent.and_then(|pid| Victim::find(What::Worker, pid, name(), None));
+            let of_worker = pids.entry(worker).or_default();
+            // The daemon first: it gives the machine its number.
+            let daemon = daemon.map(|daemon| daemon.pid);
+            of_worker.extend(daemon.filter(|pid| !of_worker.contains(pid)));
+            of_worker.push(found.pid);
+        }
+        let coordinator = Some(coordinator).filter(|_| self.has_coordinator);
+        let machines = pids.iter().map(|(worker, own)| {
+            let of_others = pids.iter().filter(|(other, _)| *other != worker);
+            let of_others = of_others.flat_map(|(_, pids)| pids).copied();
+            Machine {
+                name: format!("worker {worker}"),
+                pid: own[0],
+                inside: own.iter().filter_map(|pid| Process::open(*pid)).collect(),
+                others: of_others
+                    .chain(coordinator)
+                    .filter_map(Process::open)
+                    .collect(),
+            }
+        });
+        machines.collect()
+    }
+}
+
+/// The processes of a job that are here, its ranks first, each with its worker.
+fn ranks(job: &v1::JobView) -> impl Iterator<Item = (Victim, &str)> {
+    let of_job = Some(job.job.as_str());
+    let ranks = job.ranks.iter().filter_map(move |rank| {
+        let name = format!("rank {} on {}", rank.rank, rank.worker);
+        let found = Victim::find(What::Rank, rank.pid, name, of_job)?;
+        Some((found, rank.worker.as_str()))
+    });
+    let standbys = job.standbys.iter().filter_map(move |standby| {
+        let name = format!("standby {} on {}", standby.process, standby.worker);
+        let found = Victim::find(What::Rank, standby.pid, name, of_job)?;
+        Some((found, standby.worker.as_str()))
+    });
+    ranks.chain(standbys)
 }
 
 impl Victim {
@@ -123,7 +178,7 @@ pub(crate) fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-fn raw(pid: u32) -> Option<Pid> {
+pub(super) fn raw(pid: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid).ok()?)
 }
 

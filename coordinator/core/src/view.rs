@@ -146,7 +146,22 @@ impl Coordinator {
             draft: job.submission.draft.clone(),
             rank_time: Some(self.rank_time(name, job).into()),
             distrusted: distrusted(job),
+            standbys: self.standbys(name, job),
         }
+    }
+
+    fn standbys(&self, name: &JobName, job: &Job) -> Vec<v1::StandbyView> {
+        let watch = self.world_watch(name);
+        let standbys = job.standbys.iter();
+        let view = standbys.map(|(process, seat)| v1::StandbyView {
+            process: process.0,
+            worker: seat.worker.to_string(),
+            pid: watch
+                .and_then(|watch| watch.pids.get(process))
+                .copied()
+                .unwrap_or_default(),
+        });
+        view.collect()
     }
 
     fn ranks(&self, name: &JobName, job: &Job) -> Vec<v1::RankView> {
