@@ -169,6 +169,21 @@ impl Client {
         .await
     }
 
+    pub(crate) async fn abandon_state(&self, job: &str) -> Result<v1::AbandonStateReply, Failure> {
+        let abandon = v1::AbandonState {
+            job: job.to_owned(),
+        };
+        let request = v1::AbandonStateRequest {
+            request_id: request_id()?,
+            abandon: Some(abandon),
+        };
+        self.ask(|mut inner| {
+            let request = request.clone();
+            async move { Ok(inner.abandon_state(request).await?.into_inner()) }
+        })
+        .await
+    }
+
     pub(crate) async fn ledger(&self, job: &str) -> Result<v1::LedgerReply, Failure> {
         let request = v1::ShowLedgerRequest {
             job: job.to_owned(),

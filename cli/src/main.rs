@@ -5,6 +5,7 @@ mod client;
 mod daemons;
 mod elastic;
 mod failure;
+mod job;
 mod jobfile;
 mod ledger;
 mod look;
@@ -50,6 +51,7 @@ enum Command {
     Wait(manage::Wait),
     Scale(elastic::Scale),
     Drain(elastic::Drain),
+    Job(job::Job),
     Ledger(ledger::Ledger),
     Chaos(chaos::Chaos),
     Nodes(look::Nodes),
@@ -90,6 +92,7 @@ fn run(command: Command) -> Outcome {
         Command::Wait(wait) => return block_on(wait.run()),
         Command::Scale(scale) => return block_on(scale.run()),
         Command::Drain(drain) => return block_on(drain.run()),
+        Command::Job(job) => return block_on(job.run()),
         Command::Ledger(ledger) => return block_on(ledger.run()),
         Command::Chaos(chaos) => return block_on(chaos.run()),
         Command::Nodes(nodes) => return block_on(nodes.run()),
@@ -163,6 +166,7 @@ mod tests {
             "chaos digits --kill-every 2s",
             "chaos digits --kill-every 500ms --what rank,worker,coordinator --for 2m --kills 3 --json",
             "chaos digits --kill-every 1m --pause --seed 7 --to a:1",
+            "job abandon-state digits --to a:1 --json",
             "ledger digits --json",
             "ledger digits --verify --to a:1",
             "completions bash",
@@ -196,6 +200,8 @@ mod tests {
             "chaos digits --kill-every 2s --what machine",
             "drain",
             "drain a --undo --wait",
+            "job",
+            "job abandon-state",
             "completions cobol",
         ] {
             assert_eq!(parse(line).map(|_| ()), Err(2), "{line:?}");

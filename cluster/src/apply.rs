@@ -92,6 +92,14 @@ impl ClusterState {
                 worker,
                 reason,
             } => self.distrust(job, generation, worker, reason),
+            Command::AbandonState { job } => {
+                let known = self.job_mut(&job)?;
+                if !known.has_world() {
+                    return Err(Refusal::NothingToAbandon(job));
+                }
+                known.abandoned = Some(known.generation);
+                Ok(Effect::StateAbandoned { job })
+            }
             Command::CommitManifest { job, manifest } => self.commit_manifest(&job, manifest),
             Command::RejectManifest {
                 job, history, step, ..
@@ -136,6 +144,7 @@ impl ClusterState {
                 newest_process: ProcessId(0),
                 distrusted: BTreeMap::new(),
                 poison: None,
+                abandoned: None,
                 manifests: Vec::new(),
                 ledger: Vec::new(),
                 num_fruitless_worlds: 0,

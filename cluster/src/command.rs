@@ -96,6 +96,12 @@ pub enum Command {
         /// How that is known, in one sentence.
         reason: String,
     },
+    /// An operator says that the ranks of a job's world that are missed will not come back, nor what
+    /// they hold.
+    AbandonState {
+        /// Which job.
+        job: JobName,
+    },
     /// Every file of a checkpoint is durable.
     CommitManifest {
         /// Which job.

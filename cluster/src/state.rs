@@ -51,6 +51,8 @@ pub struct Job {
     pub distrusted: BTreeMap<WorkerName, String>,
     /// What kills ranks at one step again and again, if anything does.
     pub poison: Option<Poison>,
+    /// The world whose missed ranks an operator has given up, with what they hold.
+    pub abandoned: Option<Generation>,
     /// Committed checkpoints, oldest first, at most `checkpoint.keep`.
     pub manifests: Vec<Manifest>,
     /// Which generation ran which steps with which world.

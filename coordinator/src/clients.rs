@@ -203,6 +203,25 @@ impl Clients for ClientsService {
         Ok(Response::new(reply))
     }
 
+    async fn abandon_state(
+        &self,
+        request: Request<v1::AbandonStateRequest>,
+    ) -> Result<Response<v1::AbandonStateReply>, Status> {
+        let request = request.into_inner();
+        let abandon = request
+            .abandon
+            .ok_or_else(|| Status::invalid_argument("no job is named"))?;
+        let job = convert::job_name(&abandon.job).map_err(invalid)?;
+        let before = self.must_exist(&abandon.job).await?;
+        self.apply(&request.request_id, Command::AbandonState { job })
+            .await?;
+        let committed_step = before.manifests.last().map_or(0, |last| last.step);
+        Ok(Response::new(v1::AbandonStateReply {
+            message: words::abandoned(&before, committed_step),
+            committed_step,
+        }))
+    }
+
     async fn show_ledger(
         &self,
         request: Request<v1::ShowLedgerRequest>,

@@ -36,6 +36,15 @@ pub(crate) fn drained(worker: &str, drains: bool, jobs: &[v1::JobView]) -> Strin
     format!("worker {worker} gets no more ranks; {}", parts.join("; "))
 }
 
+/// What comes of giving up what the missed ranks of a job hold. `job` is as it was before.
+pub(crate) fn abandoned(job: &v1::JobView, committed_step: u64) -> String {
+    format!(
+        "job {} waits no longer for the ranks that are missed; where nobody else has its state, it \
+         falls back to its checkpoint of step {committed_step} (it was at step {})",
+        job.job, job.step
+    )
+}
+
 /// How one job leaves a worker.
 fn leaves(worker: &str, job: &v1::JobView) -> String {
     let name = &job.job;

@@ -119,6 +119,9 @@ pub fn encode(stamped: &Stamped) -> Vec<u8> {
             worker: worker.to_string(),
             reason: reason.clone(),
         }),
+        Command::AbandonState { job } => Wire::AbandonState(v1::AbandonState {
+            job: job.to_string(),
+        }),
         Command::CommitManifest { job, manifest } => Wire::CommitManifest(v1::CommitManifest {
             job: job.to_string(),
             manifest: Some(manifest.into()),
@@ -207,6 +210,9 @@ pub fn decode(bytes: &[u8]) -> Result<Stamped, BadMessage> {
             generation: Generation(distrust.generation),
             worker: worker_name(&distrust.worker)?,
             reason: distrust.reason,
+        },
+        Wire::AbandonState(abandon) => Command::AbandonState {
+            job: job_name(&abandon.job)?,
         },
         Wire::CommitManifest(commit) => Command::CommitManifest {
             job: job_name(&commit.job)?,

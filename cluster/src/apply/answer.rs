@@ -68,6 +68,11 @@ pub enum Effect {
         /// Which worker.
         worker: WorkerName,
     },
+    /// What the missed ranks of a job's world hold is waited for no longer.
+    StateAbandoned {
+        /// Which job.
+        job: JobName,
+    },
     /// A checkpoint counts.
     ManifestCommitted {
         /// Which job.
@@ -162,6 +167,11 @@ pub enum Refusal {
         /// The most.
         shards: u32,
     },
+    /// A job waits for nobody's state.
+    #[error(
+        "job {0} waits for no rank that is missed, so there is no state to abandon; `muster show {0}` says what it does"
+    )]
+    NothingToAbandon(JobName),
     /// No worker has this name.
     #[error("no worker is named {0}; `muster nodes` lists them")]
     UnknownWorker(WorkerName),

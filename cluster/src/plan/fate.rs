@@ -41,8 +41,14 @@ impl<'a> Running<'a> {
     /// Where each rank of the world is, by rank.
     pub(super) fn fates(&self, world: &World) -> Vec<Fate<'a>> {
         let ranks = (0u32..).map(RankId).zip(&world.ranks);
+        let is_given_up = self.job.abandoned == Some(world.generation);
         ranks
-            .map(|(rank, placement)| self.fate(rank, placement))
+            .map(|(rank, placement)| match self.fate(rank, placement) {
+                Fate::Silent | Fate::Missed(_) if is_given_up => {
+                    Fate::Gone("an operator said that it will not come back".to_owned())
+                }
+                fate => fate,
+            })
             .collect()
     }
 

@@ -60,6 +60,13 @@ pub(super) fn judge(running: &Running<'_>) -> Verdict {
                 "{reason}; waits for rank {rank} on {worker}, since nobody who is there has a state"
             ));
         }
+        let is_given_up = running.job.abandoned == Some(world.generation);
+        let reason = match is_given_up {
+            true => format!(
+                "{reason}; an operator said that the ranks which are missed will not come back"
+            ),
+            false => reason,
+        };
         let poison = match last_step(running, world) {
             Some(step) => poison::next(running.job, world, &fates, step, &[]),
             None => running.job.poison.clone(),

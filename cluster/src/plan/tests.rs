@@ -42,6 +42,7 @@ scenarios! {
     bad_link
     fruitless_heals
     all_ranks_gone
+    abandoned_state
     restart_from_checkpoint
     damaged_checkpoint
     fruitless_worlds

@@ -334,6 +334,11 @@ impl Coordinator {
                         reply_to,
                         reply: Reply::Applied(answer.clone()),
                     });
+                } else if let Some(refusal) = self.refusal_of(&command, now) {
+                    outputs.push(Output::Reply {
+                        reply_to,
+                        reply: Reply::Applied(Err(refusal)),
+                    });
                 } else {
                     let proposal = self.next_proposal();
                     self.replies.insert(proposal, reply_to);

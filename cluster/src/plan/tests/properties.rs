@@ -106,6 +106,9 @@ impl Cluster {
             return;
         };
         match kind {
+            13 if dice.is_multiple_of(4) => {
+                self.apply(Command::AbandonState { job: name });
+            }
             13 => {
                 let max = 1 + dice % 6;
                 self.apply(Command::Scale { job: name, max });

@@ -14,6 +14,7 @@
 //! stop j1                             the user cancels it
 //! drain w1 | undrain w1               an operator wants it free | gives it back
 //! scale j1 max=3                      the user wants it to run with at most so many ranks
+//! abandon j1                          an operator gives up what its missed ranks hold
 //! gone j1 rank=0 signal 9             a worker saw a rank exit
 //! closed j1 rank=0 step=41 has=0..2,3..4 [reduced] [evaluated] [paused] [lost=1,2] [suspects=1] p1 is gone
 //!                                     a rank closed its world, and says why and what it holds;
@@ -235,6 +236,7 @@ impl Scene {
                 watch.progressed = true;
                 watch.applied = line.number("step").map(Step).or(watch.applied);
             }
+            "abandon" => self.command(Command::AbandonState { job: job(name) }, out),
             "pace" => self.pace(name, &line),
             "drain" | "undrain" => self.command(
                 Command::Drain {
@@ -359,6 +361,7 @@ impl Scene {
             }
             Ok(Effect::Finished { job }) => format!("{job} has ended"),
             Ok(Effect::Scaled { job, max }) => format!("{job} is scaled to at most {max} ranks"),
+            Ok(Effect::StateAbandoned { job }) => format!("{job} waits for nobody who is missed"),
             Ok(Effect::Drained { worker, drains }) => match drains {
                 true => format!("{worker} is to be free"),
                 false => format!("{worker} is given back"),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_cluster::apply::Answer;
+use muster_cluster::apply::{Answer, Refusal};
 use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
 use muster_cluster::ids::{Incarnation, JobName, WorkerName};
 use muster_cluster::plan::{self, Closing};
@@ -81,6 +81,20 @@ impl Coordinator {
                 self.propose_duty(Duty::Plan(job.clone()), command, now, outputs);
             }
         }
+    }
+
+    /// Why a command makes no sense by what the leader observes, which the state does not know.
+    pub(super) fn refusal_of(&mut self, command: &Command, now: Now) -> Option<Refusal> {
+        let Command::AbandonState { job } = command else {
+            return None;
+        };
+        let mut given_up = self.state.clone();
+        let known = given_up.jobs.get_mut(job)?;
+        known.abandoned = Some(known.generation);
+        self.observe(now);
+        let plan = |state| plan::plan(state, &self.observed, self.patience, now.monotonic_ms);
+        let is_same = plan(&self.state) == plan(&given_up);
+        is_same.then(|| Refusal::NothingToAbandon(job.clone()))
     }
 
     /// A proposal is applied: what it was for may be proposed again, if it is still needed.

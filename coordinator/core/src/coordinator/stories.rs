@@ -149,6 +149,7 @@ fn job_of(effect: &Effect) -> Option<&JobName> {
         | Effect::StandbyStarted
         | Effect::StandbyEnded
         | Effect::Scaled { .. }
+        | Effect::StateAbandoned { .. }
         | Effect::Drained { .. } => None,
     }
 }
