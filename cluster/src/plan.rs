@@ -21,7 +21,7 @@ mod standby;
 mod watch;
 
 pub use pace::{Activity, Pace, Slow, Speed, slow};
-pub use watch::{Closed, Failures, Standby, Watch};
+pub use watch::{Closed, Failures, Standby, Suspect, Watch};
 
 use fate::Running;
 use heal::Verdict;
@@ -162,7 +162,9 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
                     continue;
                 };
                 let end = end_of(job, watch, &why);
-                if let Some(outcome) = end.or_else(|| poison::end(job, poison.as_ref(), &why)) {
+                if let Some(outcome) =
+                    end.or_else(|| poison::end(job, watch, poison.as_ref(), &why))
+                {
                     plan.commands.push(Command::Finish {
                         job: name.clone(),
                         generation: job.generation,

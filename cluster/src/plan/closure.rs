@@ -80,7 +80,9 @@ impl<'a> Closure<'a> {
         let held = held.flat_map(|one| holdings(one.closed, self.step, num_shards));
         let held: Vec<Run> = held.collect();
         let poison = poison::next(running.job, self.world, &self.fates, self.step, &held);
-        if let Some(outcome) = poison::end(running.job, poison.as_ref(), &self.reason) {
+        if let Some(outcome) =
+            poison::end(running.job, running.watch, poison.as_ref(), &self.reason)
+        {
             return Verdict::Heal(Command::Finish {
                 job: running.name.clone(),
                 generation: running.job.generation,

@@ -34,6 +34,19 @@ pub struct Watch {
     pub failures: BTreeMap<WorkerName, Failures>,
     /// How fast its ranks are.
     pub speed: Speed,
+    /// The last lines that the process printed which ended last.
+    pub last_words: String,
+    /// Which samples the shards have that ranks died of.
+    pub suspect: Option<Suspect>,
+}
+
+/// The first samples of suspected shards.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Suspect {
+    /// Of which step.
+    pub step: Step,
+    /// By shard, the rows of the data.
+    pub rows: BTreeMap<u32, Vec<u64>>,
 }
 
 /// What a rank reports that closed its world.
@@ -98,6 +111,7 @@ impl Watch {
         let mut next = Watch {
             generation: new.generation,
             failures: self.failures.clone(),
+            suspect: self.suspect.clone(),
             ..Watch::default()
         };
         // A world of new processes ends all those that waited.

@@ -159,6 +159,8 @@ impl Process {
         if let Report::Ready(ready) = report {
             // It says so once in its life, and perhaps as what it was before it entered this world.
             self.address.clone_from(&ready.address);
+        } else if matches!(report, Report::SuspectSamples(_)) {
+            // The next world's rank 0 says it again.
         } else if key.generation == self.key.generation {
             self.last = Some(report.clone());
         }

@@ -21,6 +21,7 @@ mod records;
 mod said;
 mod shared;
 mod shares;
+mod suspects;
 mod tree;
 mod validate;
 mod verify;

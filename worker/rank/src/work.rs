@@ -27,6 +27,7 @@ use crate::heal::{self, Meeting, Received};
 use crate::note::{Note, Pace};
 use crate::shared::{Shared, Trouble};
 use crate::shares::Sharing;
+use crate::suspects;
 use crate::writer::Writer;
 
 /// The last step's reduced vector, for ranks that were not as fast.
@@ -114,6 +115,9 @@ impl Work<'_> {
         let revoker = Revoker::default();
         if !self.shared.enter(world.plan, revoker.clone()) {
             return Err(Trouble::Closed);
+        }
+        if let Some(suspect) = &assignment.suspect {
+            suspects::tell(self.shared, &self.trainer, suspect);
         }
         let rank = world.plan.rank as usize;
         let meeting = Meeting::new(self, assignment, revoker)?;

@@ -210,6 +210,17 @@ impl Trainer {
         })
     }
 
+    /// The rows of the data, counted from 0, that a shard of any step reads; none where there is no
+    /// such shard.
+    #[must_use]
+    pub fn rows(&self, step: Step, shard: ShardId) -> Vec<u64> {
+        if shard.0 >= self.num_shards {
+            return Vec::new();
+        }
+        let ids = self.order.ids(step.0, shard);
+        ids.into_iter().map(|id| self.dataset.row(id)).collect()
+    }
+
     /// How long contributions spent reading samples since this was last asked.
     pub fn take_reading_time(&mut self) -> Duration {
         std::mem::take(&mut self.reading)

@@ -14,6 +14,9 @@
 //! stop j1                             the user cancels it
 //! drain w1 | undrain w1               an operator wants it free | gives it back
 //! scale j1 max=3                      the user wants it to run with at most so many ranks
+//! samples j1 step=40 shard=2 rows=17,803
+//!                                     a rank says which samples a suspected shard has
+//! printed j1 a line                   the last line of the process that ended last
 //! abandon j1                          an operator gives up what its missed ranks hold
 //! gone j1 rank=0 signal 9             a worker saw a rank exit
 //! closed j1 rank=0 step=41 has=0..2,3..4 [reduced] [evaluated] [paused] [lost=1,2] [suspects=1] p1 is gone
@@ -235,6 +238,18 @@ impl Scene {
                 let watch = self.watch(name);
                 watch.progressed = true;
                 watch.applied = line.number("step").map(Step).or(watch.applied);
+            }
+            "samples" => {
+                let rows = line.find("rows").unwrap().split(',');
+                let rows = rows.map(|row| row.parse().unwrap()).collect();
+                let shard = line.need("shard").try_into().unwrap();
+                let suspect = self.watch(name).suspect.get_or_insert_default();
+                suspect.step = Step(line.need("step"));
+                suspect.rows.insert(shard, rows);
+            }
+            "printed" => {
+                let line = line.words[1..].join(" ");
+                self.watch(name).last_words += &(line + "\n");
             }
             "abandon" => self.command(Command::AbandonState { job: job(name) }, out),
             "pace" => self.pace(name, &line),

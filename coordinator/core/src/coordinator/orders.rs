@@ -241,6 +241,11 @@ impl Sight<'_> {
             } else {
                 Vec::new()
             },
+            suspect: job
+                .poison
+                .as_ref()
+                .filter(|poison| is_rank && poison.num_worlds > 1)
+                .map(Into::into),
         })
     }
 }

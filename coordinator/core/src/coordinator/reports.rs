@@ -4,7 +4,7 @@
 
 use muster_cluster::apply::Refusal;
 use muster_cluster::ids::{Generation, History, JobName, ProcessId, RankId, Step, WorkerName};
-use muster_cluster::plan::Closed;
+use muster_cluster::plan::{Closed, Suspect};
 use muster_proto::event::{Event, What};
 use muster_proto::{convert, v1};
 use v1::from_worker::Message as From;
@@ -197,6 +197,13 @@ impl Coordinator {
                 }
             }
             _ if !is_current => self.num_stale_reports += 1,
+            Report::SuspectSamples(samples) => {
+                let shards = samples.shards.into_iter();
+                watch.watch.suspect = Some(Suspect {
+                    step: Step(samples.step),
+                    rows: shards.map(|shard| (shard.shard, shard.rows)).collect(),
+                });
+            }
             Report::Closed(closed) => match closed_of(closed, rank) {
                 Ok(closed) => {
                     let since = &mut watch.watch.closing_since_ms;
@@ -257,6 +264,9 @@ impl Coordinator {
             None => exited.reason,
         };
         let watch = &mut self.watch(&job).watch;
+        if !exited.log_tail.trim().is_empty() {
+            watch.last_words = exited.log_tail;
+        }
         let rank = match member {
             Member::Rank(rank) => rank,
             Member::Standby => {
