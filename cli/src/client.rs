@@ -223,15 +223,13 @@ impl Client {
         .await
     }
 
-    pub(crate) async fn logs(
-        &self,
-        request: v1::LogsRequest,
-    ) -> Result<Streaming<v1::LogRecord>, Failure> {
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.logs(request).await?.into_inner()) }
-        })
-        .await
+    /// What a job's ranks printed. A follower's stream is opened again when it breaks.
+    pub(crate) fn logs(&self, request: v1::LogsRequest) -> Logs {
+        Logs {
+            client: self.clone(),
+            request,
+            stream: None,
+        }
     }
 
     /// A job's events from a position on. A follower's stream is opened again when it breaks.
@@ -282,6 +280,46 @@ impl Events {
                     return Ok(Some(record));
                 }
                 Ok(None) if !self.follow => return Ok(None),
+                Ok(None) => {}
+                Err(status) if is_worth_asking_again(status.code()) => {}
+                Err(status) => return Err(Failure::failed(status.message())),
+            }
+            // The coordinator went away in the middle: ask it again, but not in a tight loop.
+            tokio::time::sleep(RETRY_WAIT).await;
+        }
+    }
+}
+
+/// What a job's ranks printed, line by line.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    client: Client,
+    /// From the next line on.
+    request: v1::LogsRequest,
+    stream: Option<Streaming<v1::LogRecord>>,
+}
+
+impl Logs {
+    /// The next line, or `None` at the end of what is kept, if it does not follow.
+    pub(crate) async fn next(&mut self) -> Result<Option<v1::LogRecord>, Failure> {
+        loop {
+            let mut stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => {
+                    let open = |mut inner: ClientsClient<Channel>| {
+                        let request = self.request.clone();
+                        async move { Ok(inner.logs(request).await?.into_inner()) }
+                    };
+                    self.client.ask(open).await?
+                }
+            };
+            match stream.message().await {
+                Ok(Some(line)) => {
+                    self.request.from = self.request.from.max(line.seq + 1);
+                    self.stream = Some(stream);
+                    return Ok(Some(line));
+                }
+                Ok(None) if !self.request.follow => return Ok(None),
                 Ok(None) => {}
                 Err(status) if is_worth_asking_again(status.code()) => {}
                 Err(status) => return Err(Failure::failed(status.message())),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use muster_proto::v1;
 
 use crate::client::{Client, To};
 use crate::failure::{Failure, Outcome};
@@ -83,13 +84,15 @@ impl Drain {
             print_lines([reply.message.clone()]);
         }
         let has_waited = self.wait && !jobs.is_empty();
+        let mut told = String::new();
         while self.wait && !jobs.is_empty() {
             tokio::time::sleep(LOOK_EVERY).await;
-            let left = self.jobs_there(&client).await?;
-            if left != jobs && !left.is_empty() && !self.json {
-                tell(&format!("still there: {}", left.join(", ")));
+            let node = self.node(&client).await?;
+            if node.drains != told && !node.jobs.is_empty() && !self.json {
+                tell(&format!("still waits: {}", node.drains));
+                told = node.drains;
             }
-            jobs = left;
+            jobs = node.jobs;
         }
         if self.json {
             print_lines([serde_json::json!({
@@ -105,16 +108,12 @@ impl Drain {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The jobs that have a process on the worker, while it drains.
-    async fn jobs_there(&self, client: &Client) -> Result<Vec<String>, Failure> {
+    /// The worker, while it drains.
+    async fn node(&self, client: &Client) -> Result<v1::NodeView, Failure> {
         let nodes = client.nodes().await?.nodes;
         let node = nodes.into_iter().find(|node| node.worker == self.worker);
-        match node {
-            Some(node) if node.draining => Ok(node.jobs),
-            _ => Err(Failure::failed(format!(
-                "worker {} was given back meanwhile",
-                self.worker
-            ))),
-        }
+        node.filter(|node| node.draining).ok_or_else(|| {
+            Failure::failed(format!("worker {} was given back meanwhile", self.worker))
+        })
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use muster_proto::v1;
 
 use crate::client::{Client, To};
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::output::print_lines;
 use crate::show;
 
@@ -121,10 +121,10 @@ impl Logs {
             job: self.job.clone(),
             rank: self.rank,
             follow: self.follow,
+            from: 0,
         };
-        let mut lines = client.logs(request).await?;
-        let broken = |status: tonic::Status| Failure::failed(status.message());
-        while let Some(line) = lines.message().await.map_err(broken)? {
+        let mut lines = client.logs(request);
+        while let Some(line) = lines.next().await? {
             let text = if self.json {
                 show::json::log(&line).to_string()
             } else {

@@ -66,8 +66,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log_to_stderr(&arguments.command);
-    run(arguments.command).unwrap_or_else(Failure::exit)
+    let logged = log_to_stderr(&arguments.command);
+    let outcome = logged.and_then(|()| run(arguments.command));
+    outcome.unwrap_or_else(Failure::exit)
 }
 
 fn run(command: Command) -> Outcome {
@@ -110,13 +111,15 @@ fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
 
 /// Daemons tell what they do; the other commands only what goes wrong. `MUSTER_LOG` says otherwise,
 /// as a filter such as `debug` or `muster_worker=trace`.
-fn log_to_stderr(command: &Command) {
+fn log_to_stderr(command: &Command) -> Result<(), Failure> {
     let is_daemon = matches!(
         command,
         Command::Coordinator(_) | Command::Worker(_) | Command::Rank(_)
     );
     let default = if is_daemon { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let asked = std::env::var_os("MUSTER_LOG").filter(|text| !text.is_empty());
+    let asked = asked.map(|text| text.to_string_lossy().into_owned());
+    let filter = log_filter(asked.as_deref().unwrap_or(default))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -124,6 +127,26 @@ fn log_to_stderr(command: &Command) {
         // A line that cannot be written is lost: telling so would write there too, and panic.
         .log_internal_errors(false)
         .init();
+    Ok(())
+}
+
+/// What a filter says that a person wrote. A word alone is a level: a misspelt one would otherwise
+/// be taken for a part of the program, and silence all others.
+fn log_filter(text: &str) -> Result<EnvFilter, Failure> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let bad = |what: String| {
+        Failure::bad_input(format!(
+            "MUSTER_LOG: {what}; expected a level ({}), or parts with levels such as \
+             `info,muster_worker=trace`",
+            LEVELS.join(", ")
+        ))
+    };
+    let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+    let mut words = text.split(',').map(str::trim);
+    if let Some(word) = words.find(|word| !word.contains(['=', '[']) && !is_level(word)) {
+        return Err(bad(format!("{word:?} is no level")));
+    }
+    EnvFilter::try_new(text).map_err(|error| bad(format!("{text:?}: {error}")))
 }
 
 #[cfg(test)]
@@ -214,6 +237,27 @@ mod tests {
             panic!("a worker");
         };
         assert_eq!(worker.join, ["a:1", "b:2", "c:3"]);
+    }
+
+    #[test]
+    fn a_log_filter_is_understood_or_refused_with_what_was_expected() {
+        for text in [
+            "debug",
+            "INFO",
+            "warn,muster_worker=trace",
+            "muster[step]=debug",
+            "off",
+        ] {
+            assert!(log_filter(text).is_ok(), "{text}");
+        }
+        for text in ["verbose", "info,verbos", "muster=loud", "info,", "a=b=c"] {
+            let failure = log_filter(text).expect_err(text);
+            assert!(
+                failure.text.contains("expected a level"),
+                "{}",
+                failure.text
+            );
+        }
     }
 
     #[test]

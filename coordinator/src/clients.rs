@@ -264,7 +264,16 @@ impl Clients for ClientsService {
     ) -> Result<Response<v1::ListNodesReply>, Status> {
         let nodes = self
             .driver
-            .look(muster_coordinator_core::Coordinator::node_views)
+            .look(|coordinator, now| {
+                let mut nodes = coordinator.node_views(now);
+                for node in nodes.iter_mut().filter(|node| node.draining) {
+                    let jobs = node.jobs.iter();
+                    let views = jobs.filter_map(|job| coordinator.job_view(job));
+                    let views: Vec<v1::JobView> = views.collect();
+                    node.drains = words::drained(&node.worker, true, &views);
+                }
+                nodes
+            })
             .await
             .map_err(ended)?;
         Ok(Response::new(v1::ListNodesReply {
@@ -305,8 +314,9 @@ impl Clients for ClientsService {
         let (kept, mut live) = self.logs.read(&request.job).await.map_err(unreadable)?;
         let (sender, receiver) = mpsc::channel(MAX_WAITING);
         tokio::spawn(async move {
-            let is_wanted =
-                |record: &v1::LogRecord| request.rank.is_none_or(|rank| rank == record.rank);
+            let is_wanted = |record: &v1::LogRecord| {
+                record.seq >= request.from && request.rank.is_none_or(|rank| rank == record.rank)
+            };
             for record in kept.into_iter().filter(is_wanted) {
                 if sender.send(Ok(record)).await.is_err() {
                     return;
@@ -320,7 +330,11 @@ impl Clients for ClientsService {
                     () = sender.closed() => return,
                     line = live.recv() => match line {
                         Ok(line) => line,
-                        Err(RecvError::Lagged(_)) => continue,
+                        Err(RecvError::Lagged(_)) => {
+                            let behind = Status::unavailable("too far behind; ask again from there");
+                            let _ = sender.send(Err(behind)).await;
+                            return;
+                        }
                         Err(RecvError::Closed) => return,
                     },
                 };

@@ -27,12 +27,15 @@ struct Line {
     generation: u64,
     rank: u32,
     text: String,
+    /// Its number among the lines of the job, from 1.
+    seq: u64,
 }
 
 #[derive(Debug)]
 struct Open {
     file: File,
     bytes: u64,
+    next_seq: u64,
 }
 
 #[derive(Debug)]
@@ -66,52 +69,73 @@ impl Logs {
         }
         let mut text = line.text.clone();
         text.truncate(text.floor_char_boundary(MAX_LINE_BYTES));
-        let record = v1::LogRecord {
+        let mut record = v1::LogRecord {
             rank: key.rank,
             time: line.time,
             text,
             generation: key.generation,
+            seq: 0,
         };
-        if let Err(error) = self.write(&key.job, &record).await {
+        // Under the lock, so that followers get the lines in the order of their numbers.
+        let mut files = self.0.files.lock().await;
+        if let Err(error) = self.write(&mut files, &key.job, &mut record).await {
             tracing::warn!(job = key.job, %error, "a line of a rank's log is lost");
         }
         // Nobody may be listening.
         let _ = self.0.live.send((key.job.clone(), record));
     }
 
-    async fn write(&self, job: &str, record: &v1::LogRecord) -> io::Result<()> {
+    /// Numbers a line and appends it.
+    async fn write(
+        &self,
+        files: &mut BTreeMap<String, Open>,
+        job: &str,
+        record: &mut v1::LogRecord,
+    ) -> io::Result<()> {
+        if let Some(full) = files
+            .get_mut(job)
+            .filter(|open| open.bytes > MAX_FILE_BYTES)
+        {
+            fs::rename(self.path(job, "jsonl"), self.path(job, "1.jsonl")).await?;
+            *full = self.open_file(job, full.next_seq).await?;
+        }
+        if !files.contains_key(job) {
+            let last = self.kept(job).await?.last().map_or(0, |line| line.seq);
+            let open = self.open_file(job, last + 1).await?;
+            files.insert(job.to_owned(), open);
+        }
+        let open = files
+            .get_mut(job)
+            .ok_or_else(|| io::Error::other("the file was not opened"))?;
+        record.seq = open.next_seq;
+        open.next_seq += 1;
         let line = Line {
             time: record.time,
             generation: record.generation,
             rank: record.rank,
             text: record.text.clone(),
+            seq: record.seq,
         };
         let mut text = serde_json::to_vec(&line).map_err(io::Error::other)?;
         text.push(b'\n');
-        let mut files = self.0.files.lock().await;
-        if files
-            .get(job)
-            .is_some_and(|open| open.bytes > MAX_FILE_BYTES)
-        {
-            files.remove(job);
-            fs::rename(self.path(job, "jsonl"), self.path(job, "1.jsonl")).await?;
-        }
-        if !files.contains_key(job) {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(self.path(job, "jsonl"))
-                .await?;
-            let bytes = file.metadata().await?.len();
-            files.insert(job.to_owned(), Open { file, bytes });
-        }
-        let open = files
-            .get_mut(job)
-            .ok_or_else(|| io::Error::other("the file was not opened"))?;
         open.file.write_all(&text).await?;
         open.file.flush().await?;
         open.bytes += text.len() as u64;
         Ok(())
+    }
+
+    async fn open_file(&self, job: &str, next_seq: u64) -> io::Result<Open> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path(job, "jsonl"))
+            .await?;
+        let bytes = file.metadata().await?.len();
+        Ok(Open {
+            file,
+            bytes,
+            next_seq,
+        })
     }
 
     fn path(&self, job: &str, extension: &str) -> PathBuf {
@@ -129,6 +153,11 @@ impl Logs {
         // Under the lock, so that no line falls between the two.
         let _files = self.0.files.lock().await;
         let live = self.0.live.subscribe();
+        Ok((self.kept(job).await?, live))
+    }
+
+    /// The lines of a job's files, oldest first.
+    async fn kept(&self, job: &str) -> io::Result<Vec<v1::LogRecord>> {
         let mut records = Vec::new();
         for extension in ["1.jsonl", "jsonl"] {
             let bytes = match fs::read(self.path(job, extension)).await {
@@ -146,9 +175,53 @@ impl Logs {
                         time: line.time,
                         text: line.text,
                         generation: line.generation,
+                        seq: line.seq,
                     }),
             );
         }
-        Ok((records, live))
+        Ok(records)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> v1::LogLine {
+        v1::LogLine {
+            key: Some(v1::RankKey {
+                job: "digits".to_owned(),
+                ..Default::default()
+            }),
+            text: text.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    async fn kept(logs: &Logs) -> Vec<(u64, String)> {
+        let (kept, _) = logs.read("digits").await.unwrap();
+        kept.into_iter().map(|line| (line.seq, line.text)).collect()
+    }
+
+    #[tokio::test]
+    async fn lines_keep_their_numbers_in_later_processes_and_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = Logs::open(folder.path()).unwrap();
+        logs.append(&line("one")).await;
+        drop(logs);
+        let logs = Logs::open(folder.path()).unwrap();
+        let (_, mut live) = logs.read("digits").await.unwrap();
+        logs.append(&line("two")).await;
+        assert_eq!(live.recv().await.unwrap().1.seq, 2);
+        let both = [(1, "one".to_owned()), (2, "two".to_owned())];
+        assert_eq!(kept(&logs).await, both);
+        // The file is full, and put aside.
+        logs.0.files.lock().await.get_mut("digits").unwrap().bytes = MAX_FILE_BYTES + 1;
+        logs.append(&line("three")).await;
+        assert_eq!(kept(&logs).await.last(), Some(&(3, "three".to_owned())));
+        drop(logs);
+        let logs = Logs::open(folder.path()).unwrap();
+        logs.append(&line("four")).await;
+        assert_eq!(kept(&logs).await.last(), Some(&(4, "four".to_owned())));
     }
 }

@@ -195,3 +195,21 @@ fn a_coordinator_that_does_not_answer_is_named_with_the_time_that_was_tried() {
         .unwrap();
     check(&sandbox, &output, &["127.0.0.1:port", "host:port"]);
 }
+
+#[test]
+fn a_log_filter_that_is_none_is_said_and_nothing_is_done() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let mut command = sandbox.muster();
+    let output = command
+        .args(["train", "job.toml"])
+        .env("MUSTER_LOG", "verbose")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("MUSTER_LOG: \"verbose\" is no level"),
+        "{stderr}"
+    );
+    assert_eq!(std::fs::read_dir(sandbox.state_dir()).unwrap().count(), 0);
+}

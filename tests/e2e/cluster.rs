@@ -203,3 +203,65 @@ fn a_coordinator_that_says_nothing_does_not_hide_another() {
     let log = std::fs::read_to_string(cluster.log_of("a")).unwrap();
     assert!(log.contains("said nothing for 10 s"), "{log}");
 }
+
+#[test]
+fn a_follower_of_logs_outlives_a_coordinator_and_gets_each_line_once() {
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    let worker = cluster.start_worker("a", 1);
+    submit(&cluster, &["--set", "train.epochs=100000"]);
+    let log_of_rank = eventually(DEADLINE, "a rank's log", || {
+        let folder = cluster.sandbox.state_dir().join("a");
+        let mut folders = vec![folder];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).ok()?.flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.file_name().is_some_and(|name| name == "p1.log") {
+                    return Some(path);
+                }
+            }
+        }
+        None
+    });
+    // Lines of the rank's as if it had printed them.
+    let print = |text: &str| {
+        let mut log = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&log_of_rank)
+            .unwrap();
+        log.write_all(format!("{text}\n").as_bytes()).unwrap();
+    };
+    let mut command = cluster.sandbox.muster();
+    command.args([
+        "logs",
+        "digits-mlp",
+        "--follow",
+        "--timeout",
+        "60",
+        "--to",
+        &cluster.address,
+    ]);
+    let followed = cluster.sandbox.path().join("followed");
+    command.stdout(std::fs::File::create(&followed).unwrap());
+    cluster.spawn("follower", &mut command);
+    let wait_for = |text: &str| {
+        eventually(DEADLINE, text, || {
+            let lines = std::fs::read_to_string(&followed).unwrap();
+            lines.contains(text).then_some(())
+        });
+    };
+    print("line one");
+    wait_for("line one");
+    let coordinator = cluster.children[0].id();
+    cluster.sandbox.kill(coordinator, Signal::KILL);
+    cluster.children[0].wait().unwrap();
+    cluster.start_coordinator();
+    print("line two");
+    wait_for("line two");
+    let lines = std::fs::read_to_string(&followed).unwrap();
+    for text in ["line one", "line two"] {
+        assert_eq!(lines.matches(text).count(), 1, "{text}: {lines}");
+    }
+    cluster.sandbox.kill(worker, Signal::TERM);
+}

@@ -94,3 +94,31 @@ fn a_drained_node_is_free_and_may_be_given_back() {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(stderr.contains("no worker is named nobody"), "{stderr}");
 }
+
+#[test]
+fn a_drain_that_waits_says_what_for() {
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    cluster.start_worker("a", 1);
+    let set = ["workers.min=1", "workers.max=1", "train.epochs=100000"];
+    let mut arguments = vec!["submit", "mlp.toml", "--json"];
+    for one in &set {
+        arguments.extend(["--set", one]);
+    }
+    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    eventually(DEADLINE, "steps", || {
+        (show(&cluster)["step"].as_u64() > Some(5)).then_some(())
+    });
+    let mut command = cluster.sandbox.muster();
+    command.args(["drain", "a", "--wait", "--to", &cluster.address]);
+    let number = cluster.children.len();
+    cluster.spawn("drain", &mut command);
+    eventually(DEADLINE, "the reason of the wait", || {
+        let log = std::fs::read_to_string(cluster.log_of("drain")).unwrap();
+        let says = "still waits: worker a gets no more ranks; job digits-mlp needs at least 1 rank";
+        (log.contains(says) && log.contains("until other workers have room")).then_some(())
+    });
+    cluster.start_worker("b", 1);
+    let status = cluster.children[number].wait().unwrap();
+    assert!(status.success(), "{status:?}");
+    assert_eq!(workers_of(&show(&cluster)), ["b"]);
+}

@@ -22,6 +22,7 @@ pub(crate) fn node(node: &v1::NodeView) -> Value {
         "last_seen_ms_ago": node.last_seen_ms_ago,
         "draining": node.draining,
         "jobs": node.jobs,
+        "drains": (!node.drains.is_empty()).then_some(&node.drains),
         "class": { "build": class.build, "canary": class.canary, "libc": class.libc, "cpu": class.cpu },
     })
 }

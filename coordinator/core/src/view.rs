@@ -77,7 +77,7 @@ impl Coordinator {
         }
     }
 
-    /// Every worker that ever registered, by name.
+    /// Every worker that ever registered, by name; without the sentences.
     #[must_use]
     pub fn node_views(&self, now: Now) -> Vec<v1::NodeView> {
         let nodes = self.state().nodes.iter();
@@ -99,6 +99,7 @@ impl Coordinator {
                         .map_or(0, |seen| now.monotonic_ms.saturating_sub(seen)),
                     draining: self.state().draining.contains(worker),
                     jobs: self.jobs_on(worker),
+                    drains: String::new(),
                 }
             })
             .collect()
