@@ -215,6 +215,8 @@ pub struct Outcome {
     pub trace: String,
     /// The last evaluation.
     pub metrics: BTreeMap<String, f64>,
+    /// The most resident memory of each rank that was there at the end, by rank; 0 where not known.
+    pub peak_memory_bytes: Vec<u64>,
 }
 
 impl From<StopWhy> for OutcomeKind {

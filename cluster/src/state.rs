@@ -311,6 +311,7 @@ impl Job {
             optimizer_hash: text(|manifest| &manifest.optimizer_hash),
             trace: text(|manifest| &manifest.trace),
             metrics: BTreeMap::new(),
+            peak_memory_bytes: Vec::new(),
         }
     }
 

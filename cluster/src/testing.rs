@@ -88,6 +88,7 @@ pub(crate) fn outcome(kind: OutcomeKind, step: u64) -> Outcome {
         arena_hash: String::new(),
         optimizer_hash: String::new(),
         trace: String::new(),
+        peak_memory_bytes: Vec::new(),
         metrics: BTreeMap::new(),
     }
 }

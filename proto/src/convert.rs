@@ -317,6 +317,7 @@ pub fn finish(job: &JobName, generation: Generation, outcome: &Outcome) -> v1::F
         optimizer_hash: outcome.optimizer_hash.clone(),
         trace: outcome.trace.clone(),
         metrics: outcome.metrics.clone(),
+        peak_memory_bytes: outcome.peak_memory_bytes.clone(),
     }
 }
 
@@ -345,6 +346,7 @@ pub fn outcome(message: v1::Finish) -> Result<Outcome, BadMessage> {
         optimizer_hash: message.optimizer_hash,
         trace: message.trace,
         metrics: message.metrics,
+        peak_memory_bytes: message.peak_memory_bytes,
     })
 }
 

@@ -167,6 +167,9 @@ pub enum What {
         /// The last evaluation.
         #[serde(deserialize_with = "number::many")]
         metrics: BTreeMap<String, f64>,
+        /// The most resident memory of each rank that was there at the end, by rank; 0 where not known.
+        #[serde(default)]
+        peak_memory_bytes: Vec<u64>,
         /// The share of `rank_time` that was useful.
         #[serde(deserialize_with = "number::one")]
         goodput: f64,

@@ -120,11 +120,13 @@ fn audits_change_no_bit_and_accuse_nobody_whoever_is_killed() {
 
 #[test]
 fn one_of_three_ranks_that_computes_wrongly_is_named_and_left_out() {
-    for how in ["once", "lasting"] {
+    for (how, redundancy) in [("once", "full"), ("lasting", "full"), ("lasting", "shadow")] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let finished = flawed(&sandbox, 3, how).start().finish();
-        check(&sandbox, &finished, how);
-        check_left_out(&finished, 3, how);
+        let train = flawed(&sandbox, 3, how).set(&format!("workers.redundancy={redundancy}"));
+        let finished = train.start().finish();
+        let what = format!("{how}, {redundancy}");
+        check(&sandbox, &finished, &what);
+        check_left_out(&finished, 3, &what);
     }
 }
 

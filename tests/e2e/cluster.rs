@@ -53,6 +53,10 @@ fn a_submitted_job_waits_says_why_runs_and_is_shown() {
         (&"completed".into(), &job["total_steps"])
     );
     assert_eq!(job["worlds"][0]["world_size"], 3, "{job:#}");
+    let peaks = job["peak_memory_bytes"].as_array().unwrap();
+    // The program alone is larger.
+    let is_real = |peak: &Value| peak.as_u64() > Some(4 << 20);
+    assert!(peaks.len() == 3 && peaks.iter().all(is_real), "{job:#}");
     let shown = cluster.text(&["show", "digits-mlp"]);
     assert!(shown.contains("first world"), "{shown}");
     let events = cluster.text(&["logs", "digits-mlp", "--events"]);
@@ -61,6 +65,7 @@ fn a_submitted_job_waits_says_why_runs_and_is_shown() {
         (&last["event"], &last["state"]),
         (&"finished".into(), &"completed".into())
     );
+    assert_eq!(last["peak_memory_bytes"], job["peak_memory_bytes"]);
     assert_eq!(submit(&cluster, &[])["status"], "already_finished");
 }
 
@@ -96,6 +101,7 @@ fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
         "generation",
         "checkpoints",
         "worlds",
+        "peak_memory_bytes",
         "identity",
     ] {
         assert_eq!(after[key], before[key], "{key}");

@@ -110,10 +110,12 @@ fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_ki
     let num_whole = one.of_kind("step").filter(|step| is_whole(step)).count();
     assert_eq!(num_whole as u64, STEPS - 30);
 
-    for num_workers in [2, 3] {
+    for (num_workers, redundancy) in [(2, "full"), (3, "full"), (3, "shadow"), (2, "none")] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let finished = skipping(&sandbox, num_workers).start().finish();
-        let what = format!("{num_workers} workers");
+        let train = skipping(&sandbox, num_workers);
+        let train = train.set(&format!("workers.redundancy={redundancy}"));
+        let finished = train.start().finish();
+        let what = format!("{num_workers} workers, {redundancy}");
         check_completed(&sandbox, &finished, &what);
         assert_eq!(finished.bits(), one.bits(), "{what}");
         assert_eq!(skipped(&finished), bad_steps, "{what}");
@@ -122,7 +124,11 @@ fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_ki
     // A kill behind the record of the step before a bad one hits the bad one, or the one behind it.
     for (number, (bad, _)) in bad_steps.iter().enumerate().skip(2).step_by(4) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = skipping(&sandbox, 2).start();
+        let redundancy = ["full", "shadow"][number / 8 % 2];
+        let train = skipping(&sandbox, 2);
+        let train = train
+            .set(&format!("workers.redundancy={redundancy}"))
+            .start();
         train.wait_for(
             |event| event["event"] == "step" && event["step"].as_u64() >= Some(bad - 1),
             DEADLINE,
@@ -133,7 +139,7 @@ fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_ki
         let pid = events.iter().rev().find(of_rank).unwrap()["pid"].as_u64();
         train.kill(u32::try_from(pid.unwrap()).unwrap(), Signal::KILL);
         let finished = train.finish();
-        let what = format!("rank {rank} is killed before step {bad}");
+        let what = format!("rank {rank} is killed before step {bad}, {redundancy}");
         check_completed(&sandbox, &finished, &what);
         assert_eq!(finished.bits(), one.bits(), "{what}");
         assert_eq!(skipped(&finished), bad_steps, "{what}");

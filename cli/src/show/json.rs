@@ -53,6 +53,8 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         })
     };
     let rank_time: RankTime = job.rank_time.unwrap_or_default().into();
+    let outcome = job.outcome.as_ref();
+    let peaks = outcome.map(|outcome| outcome.peak_memory_bytes.clone());
     let distrusted =
         |one: &v1::DistrustedView| json!({ "worker": one.worker, "reason": one.reason });
     json!({
@@ -70,6 +72,7 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         "identity": job.identity,
         "rank_time": rank_time,
         "goodput": rank_time.goodput(),
+        "peak_memory_bytes": peaks,
         "distrusted": job.distrusted.iter().map(distrusted).collect::<Vec<_>>(),
         "ranks": job.ranks.iter().map(rank).collect::<Vec<_>>(),
         "checkpoints": job.manifests.iter().map(manifest).collect::<Vec<_>>(),

@@ -154,6 +154,7 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
         goodput,
         rank_time,
         wall_s,
+        peak_memory_bytes,
         reason,
         path,
         ..
@@ -188,6 +189,9 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
             "skipped     {num} steps, whose gradients were not finite"
         )),
     }
+    if !peak_memory_bytes.is_empty() {
+        lines.push(format!("memory      {}", peaks(peak_memory_bytes)));
+    }
     if !arena_hash.is_empty() {
         lines.push(format!(
             "bits        parameters {}, samples {}",
@@ -202,6 +206,22 @@ fn summary(event: &Event, num_lost: u64) -> Vec<String> {
         lines.push("the same command goes on from here".to_owned());
     }
     lines
+}
+
+/// The most memory of each rank, or of the least and the most of many.
+fn peaks(bytes: &[u64]) -> String {
+    const MAX_NAMED: usize = 8;
+    let mib = |bytes: &u64| (bytes >> 20).to_string();
+    match (bytes.iter().min(), bytes.iter().max()) {
+        (Some(least), Some(most)) if bytes.len() > MAX_NAMED => {
+            let (num, least, most) = (bytes.len(), mib(least), mib(most));
+            format!("at most {least} to {most} MiB on each of {num} ranks")
+        }
+        _ => {
+            let all: Vec<String> = bytes.iter().map(mib).collect();
+            format!("at most {} MiB, by rank", all.join(", "))
+        }
+    }
 }
 
 #[cfg(test)]

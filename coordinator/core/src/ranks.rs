@@ -172,6 +172,16 @@ impl WorldWatch {
         })
     }
 
+    /// The most memory that each rank of a world says it had, by rank; 0 for one that does not say.
+    #[must_use]
+    pub fn peak_memory_bytes(&self, world: &World) -> Vec<u64> {
+        let peak = |process| self.done.get(process).map(|done| done.peak_memory_bytes);
+        let ranks = world.ranks.iter();
+        ranks
+            .map(|rank| peak(&rank.process).unwrap_or_default())
+            .collect()
+    }
+
     /// The common end of a world of `size` ranks, once all are done; `None` before.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod flaw;
 mod halt;
 mod heal;
 mod life;
+mod memory;
 mod note;
 mod prepare;
 mod process;

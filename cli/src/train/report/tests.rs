@@ -25,6 +25,14 @@ fn the_summary_says_how_it_ended_and_what_came_out() {
     );
 }
 
+#[test]
+fn the_most_memory_of_each_rank_is_told_and_of_many_the_range() {
+    let mib = |sizes: &[u64]| peaks(&sizes.iter().map(|size| size << 20).collect::<Vec<_>>());
+    assert_eq!(mib(&[101, 99]), "at most 101, 99 MiB, by rank");
+    let many = [7, 5, 9, 6, 6, 6, 6, 6, 6];
+    assert_eq!(mib(&many), "at most 5 to 9 MiB on each of 9 ranks");
+}
+
 /// What a person is told of the event with these fields.
 fn told(fields: &str) -> Option<String> {
     let json = format!(r#"{{"time":1.0,"job":"digits","history":1,{fields}}}"#);

@@ -7,7 +7,7 @@ use muster_cluster::apply::{Answer, Refusal};
 use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
 use muster_cluster::ids::{Incarnation, JobName, WorkerName};
 use muster_cluster::plan::{self, Closing};
-use muster_cluster::state::{Job, Phase};
+use muster_cluster::state::{Job, Phase, World};
 use muster_proto::v1;
 
 use super::{Coordinator, Now, Output, Session};
@@ -232,7 +232,7 @@ impl Coordinator {
                     watch.watch.broken = Some(format!("its checkpoint of step {step} is damaged"));
                 }
             }
-            if let Some(outcome) = end_of(job, watch, world.ranks.len()) {
+            if let Some(outcome) = end_of(job, watch, world) {
                 let command = Command::Finish {
                     job: name.clone(),
                     generation: job.generation,
@@ -257,17 +257,20 @@ impl Coordinator {
 }
 
 /// How a job ends by what its ranks report, or `None` while it goes on.
-fn end_of(job: &Job, watch: &WorldWatch, size: usize) -> Option<Outcome> {
-    let reason = match (&watch.failed, watch.end(size)) {
+fn end_of(job: &Job, watch: &WorldWatch, world: &World) -> Option<Outcome> {
+    let reason = match (&watch.failed, watch.end(world.ranks.len())) {
         (Some(message), _) => message.clone(),
         (None, Some(Err(disagreement))) => disagreement,
-        (None, Some(Ok(done))) => return Some(done_outcome(job, done)),
+        (None, Some(Ok(done))) => {
+            let outcome = done_outcome(job, done, watch.peak_memory_bytes(world));
+            return Some(outcome);
+        }
         (None, None) => return None,
     };
     Some(job.rest(OutcomeKind::Failed, reason))
 }
 
-fn done_outcome(job: &Job, done: v1::Done) -> Outcome {
+fn done_outcome(job: &Job, done: v1::Done, peak_memory_bytes: Vec<u64>) -> Outcome {
     let kind = match (done.stopped, &job.phase) {
         (false, _) => OutcomeKind::Completed,
         (true, Phase::Stopping(StopWhy::Cancelled)) => OutcomeKind::Cancelled,
@@ -281,5 +284,6 @@ fn done_outcome(job: &Job, done: v1::Done) -> Outcome {
         optimizer_hash: done.optimizer_hash,
         trace: done.trace,
         metrics: done.metrics.into_iter().collect(),
+        peak_memory_bytes,
     }
 }

@@ -122,6 +122,7 @@ impl Coordinator {
             optimizer_hash: outcome.optimizer_hash.clone(),
             trace: outcome.trace.clone(),
             metrics: outcome.metrics.clone(),
+            peak_memory_bytes: outcome.peak_memory_bytes.clone(),
             goodput: rank_time.goodput(),
             rank_time,
             wall_s: account.wall_s(now_s),

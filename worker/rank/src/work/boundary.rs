@@ -10,6 +10,7 @@ use muster_trainer::checkpoint::Content;
 use v1::step_record::Record;
 
 use super::{Work, World, failed};
+use crate::memory;
 use crate::shared::Trouble;
 
 impl Work<'_> {
@@ -98,6 +99,7 @@ impl Work<'_> {
             optimizer_hash,
             trace: self.trainer.trace(),
             metrics: BTreeMap::new(),
+            peak_memory_bytes: memory::peak_bytes(),
         };
         self.shared.tell(|machine| {
             done.metrics.clone_from(machine.metrics());
