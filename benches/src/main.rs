@@ -1,12 +1,14 @@
 //! Measurements of the built binary, printed as tables.
 //!
 //! `cargo run --release -p muster-bench -- overhead` says where the time of a step goes, `-- faults`
-//! what deaths cost, `-- pause` how long the survivors of one stand still, and `-- memory` what a rank
-//! needs where the optimizer's state is shared. Timings are shares and
+//! what deaths cost, `-- pause` how long the survivors of one stand still, `-- join` how long a new
+//! rank takes to enter, and `-- memory` what a rank needs where the optimizer's state is shared.
+//! Timings are shares and
 //! ratios, from interleaved runs where a run is short, so that a slow minute of the machine hits all
 //! of them.
 
 mod faults;
+mod join;
 mod memory;
 mod overhead;
 mod run;
@@ -15,7 +17,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo run --release -p muster-bench -- overhead [ROUNDS=5] \
-| faults [STEPS=200] [\"0.3 s\" | \"2 s\"] | pause [KILLS=50] | memory";
+| faults [STEPS=200] [\"0.3 s\" | \"2 s\"] | pause [KILLS=50] \
+| join [STATE_MB=100] | memory";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +61,10 @@ fn measure(arguments: &[&str]) -> Option<Result<String, String>> {
             muster().and_then(|muster| faults::pause(&muster, kills))
         }
         "memory" => muster().and_then(|muster| memory::run(&muster)),
+        "join" => {
+            let megabytes = number(100)?;
+            muster().and_then(|muster| join::run(&muster, megabytes))
+        }
         _ => return None,
     })
 }

@@ -124,6 +124,22 @@ pub(crate) fn job(job: &v1::JobView) -> String {
         );
         text.extend(job.ranks.iter().filter_map(slow));
     }
+    if !job.standbys.is_empty() {
+        let row = |standby: &v1::StandbyView| {
+            vec![
+                standby.process.to_string(),
+                standby.worker.clone(),
+                standby.pid.to_string(),
+                how_far(standby),
+                standby.reason.clone(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = job.standbys.iter().map(row).collect();
+        text += &format!(
+            "\n\n{}",
+            table(&["WAITING", "WORKER", "PID", "STATE", "WHY"], &rows)
+        );
+    }
     if !job.manifests.is_empty() {
         let row = |manifest: &v1::Manifest| {
             let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
@@ -186,6 +202,18 @@ fn slow(rank: &v1::RankView) -> Option<String> {
     (!slow_in.is_empty()).then(|| {
         format!("\nrank {rank} on {worker} is slow: {slow_in} takes it {times:.1} times as long as the others")
     })
+}
+
+/// What a process does that waits to enter a world.
+fn how_far(standby: &v1::StandbyView) -> String {
+    match standby.bytes_total {
+        0 => standby.state.clone(),
+        total => {
+            let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+            let taken = megabytes(standby.bytes_taken);
+            format!("{}: {taken} of {} MB", standby.state, megabytes(total))
+        }
+    }
 }
 
 /// The first digits of a hash.

@@ -38,6 +38,13 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
                 .then(|| json!({ "in": rank.slow_in, "percent": rank.slow_percent })),
         })
     };
+    let standby = |standby: &v1::StandbyView| {
+        json!({
+            "process": standby.process, "worker": standby.worker, "pid": standby.pid,
+            "state": standby.state, "reason": standby.reason,
+            "bytes": [standby.bytes_taken, standby.bytes_total],
+        })
+    };
     let manifest = |manifest: &v1::Manifest| {
         let file = |file: &v1::FileRef| json!({ "name": file.name, "bytes": file.bytes, "hash": file.hash });
         json!({
@@ -75,6 +82,7 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
         "peak_memory_bytes": peaks,
         "distrusted": job.distrusted.iter().map(distrusted).collect::<Vec<_>>(),
         "ranks": job.ranks.iter().map(rank).collect::<Vec<_>>(),
+        "standbys": job.standbys.iter().map(standby).collect::<Vec<_>>(),
         "checkpoints": job.manifests.iter().map(manifest).collect::<Vec<_>>(),
         "worlds": job.ledger.iter().map(world).collect::<Vec<_>>(),
     })

@@ -26,6 +26,15 @@ pub struct JobSpec {
     pub checkpoint: CheckpointSpec,
 }
 
+impl JobSpec {
+    /// Whether a process that waits to enter a world follows the steps meanwhile. It can where every
+    /// rank holds the whole state.
+    #[must_use]
+    pub fn standbys_follow(&self) -> bool {
+        !self.workers.redundancy.is_shared()
+    }
+}
+
 /// A model family and its options.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelSpec {

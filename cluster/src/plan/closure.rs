@@ -1,6 +1,8 @@
 //! The world that heals one that is closed: who is in it, and why it may have to wait. What each of
 //! its ranks does first is decided elsewhere.
 
+use std::collections::BTreeSet;
+
 use super::fate::{Fate, Running};
 use super::finish::{finish, holdings, kept};
 use super::heal::{Verdict, closing};
@@ -163,10 +165,7 @@ impl<'a> Closure<'a> {
     fn choose(&self, num_fruitless: u32) -> Result<Choice<'a>, String> {
         let (min, max) = self.bounds();
         let mut survivors = self.survivors.clone();
-        let mut ready = self.running.ready();
-        if !matches!(self.running.job.phase, Phase::Running) {
-            ready.clear();
-        }
+        let mut ready = self.ready(min);
         let cut = if num_fruitless > 0 {
             self.cut_bad_links(&mut survivors, min.saturating_sub(ready.len()))
         } else {
@@ -233,6 +232,23 @@ impl<'a> Closure<'a> {
             }
         }
         leaving
+    }
+
+    /// The processes that may enter: those that follow; and where these are too few for a world,
+    /// those that have the state to take yet, which the others wait for.
+    fn ready(&self, min: usize) -> Vec<ProcessId> {
+        if !matches!(self.running.job.phase, Phase::Running) {
+            return Vec::new();
+        }
+        let staying = self.survivors.iter();
+        let staying = staying.filter(|one| !self.running.drains(&one.placement.worker));
+        let staying: BTreeSet<ProcessId> = staying.map(|one| one.placement.process).collect();
+        let mut ready = self.running.entering(&staying);
+        let num_missing = min.saturating_sub(staying.len() + ready.len());
+        let mut others = self.running.prepared();
+        others.retain(|process| !ready.contains(process));
+        ready.extend(others.into_iter().take(num_missing));
+        ready
     }
 
     /// Lets those go whose workers an operator wants free, where at least `min` stay; and says how

@@ -1,6 +1,8 @@
 //! Where each rank of a running world is, as far as the leader can tell: death is proof, silence is
 //! not. What becomes of the world is decided elsewhere.
 
+use std::collections::BTreeSet;
+
 use super::{Closed, Observed, Patience, Standby, Watch, distrust};
 use crate::ids::{Incarnation, JobName, ProcessId, RankId, WorkerName};
 use crate::state::{ClusterState, Job, Placement, World};
@@ -129,20 +131,43 @@ impl<'a> Running<'a> {
     }
 
     /// The processes that are prepared to enter a world, oldest first.
-    pub(super) fn ready(&self) -> Vec<ProcessId> {
-        let is_ready = |process: &ProcessId| {
-            let seen = self.watch.and_then(|watch| watch.standbys.get(process));
-            seen == Some(&Standby::Ready)
-        };
-        let seats = self.job.standbys.iter();
-        let usable = seats.filter(|(_, seat)| {
+    pub(super) fn prepared(&self) -> Vec<ProcessId> {
+        let waiting = self.waiting();
+        waiting.map(|(process, _)| process).collect()
+    }
+
+    /// The processes that may enter a world beside those that stay, without being waited for: they
+    /// follow, and all of them reach each other. Oldest first.
+    pub(super) fn entering(&self, staying: &BTreeSet<ProcessId>) -> Vec<ProcessId> {
+        if !self.job.spec.standbys_follow() {
+            return self.prepared();
+        }
+        let mut entering: Vec<(ProcessId, &BTreeSet<ProcessId>)> = Vec::new();
+        for (process, seen) in self.waiting() {
+            let Standby::Follows { reached } = seen else {
+                continue;
+            };
+            // Of two that wait, one has called the other.
+            let reaches = |(other, theirs): &(ProcessId, &BTreeSet<ProcessId>)| {
+                reached.contains(other) || theirs.contains(&process)
+            };
+            if staying.is_subset(reached) && entering.iter().all(reaches) {
+                entering.push((process, reached));
+            }
+        }
+        entering.into_iter().map(|(process, _)| process).collect()
+    }
+
+    /// The processes that can be counted on, and how far they are, oldest first.
+    fn waiting(&self) -> impl Iterator<Item = (ProcessId, &'a Standby)> {
+        let usable = self.job.standbys.iter().filter(|(_, seat)| {
             let presence = self.presence(&seat.worker, seat.incarnation);
             matches!(presence, Presence::There) && !self.drains(&seat.worker)
         });
-        usable
-            .map(|(process, _)| *process)
-            .filter(is_ready)
-            .collect()
+        usable.filter_map(|(process, _)| {
+            let seen = self.watch?.standbys.get(process)?;
+            (!matches!(seen, Standby::Gone(_))).then_some((*process, seen))
+        })
     }
 
     /// Whether the job is to leave a worker: an operator wants it free, or it is not trusted.

@@ -156,12 +156,12 @@ fn change(running: &Running<'_>, world: &World, fates: &[Fate<'_>]) -> Option<St
     }
     let workers = running.job.spec.workers;
     let (min, max) = (workers.min as usize, workers.max as usize);
-    let ready = running.ready();
     let size = world.ranks.len();
     let (leaving, staying): (Vec<_>, Vec<_>) = world
         .ranks
         .iter()
         .partition(|rank| running.drains(&rank.worker));
+    let ready = running.entering(&staying.iter().map(|rank| rank.process).collect());
     // With one shard there is no room for the rank that takes over beside the one that leaves.
     let can_hand_over = !staying.is_empty() || running.job.spec.train.logical_shards > 1;
     if let Some(first) = leaving.first()

@@ -39,10 +39,14 @@ pub(super) fn next(running: &Running<'_>, free: &mut Devices) -> Option<Command>
     }
     let wanted = num_wanted(running, world);
     if job.standbys.len() > wanted {
-        // Those that are prepared stay longest, and of the others the oldest.
-        let ready = running.ready();
+        // Those that could enter stay longest, and of the others the oldest.
+        let entering = running.entering(&world.ranks.iter().map(|rank| rank.process).collect());
+        let prepared = running.prepared();
         let all = job.standbys.keys().copied();
-        let last = all.max_by_key(|process| (!ready.contains(process), *process))?;
+        let last = all.max_by_key(|process| {
+            let is_fit = entering.contains(process);
+            (!is_fit, !prepared.contains(process), *process)
+        })?;
         return Some(end(last, "the job wants fewer processes".to_owned()));
     }
     if job.standbys.len() == wanted {

@@ -49,6 +49,8 @@ scenarios! {
     below_min
     joining
     spares
+    following
+    following_below_min
     failing_start
     drain
     drain_of_the_only_rank

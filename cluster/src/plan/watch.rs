@@ -1,7 +1,7 @@
 //! What the leader saw of one world and of the processes beside it. Volatile: a new leader learns
 //! it again. What follows from it is decided elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Speed;
 use crate::ids::{Generation, Incarnation, ProcessId, RankId, Step, WorkerName};
@@ -79,6 +79,11 @@ pub struct Closed {
 pub enum Standby {
     /// It is prepared: it needs nothing but the state.
     Ready,
+    /// It has the state too, a step behind the ranks at most.
+    Follows {
+        /// The processes with which it has exchanged a frame.
+        reached: BTreeSet<ProcessId>,
+    },
     /// It is no more.
     Gone(String),
 }
@@ -149,7 +154,7 @@ impl Watch {
             .iter()
             .filter_map(|(process, seen)| match seen {
                 Standby::Gone(how) => Some((*process, how)),
-                Standby::Ready => None,
+                Standby::Ready | Standby::Follows { .. } => None,
             });
         let gone: BTreeMap<ProcessId, &String> = ranks.chain(standbys).collect();
         let ranks = (0u32..).map(RankId).zip(&new.ranks);

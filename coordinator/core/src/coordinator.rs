@@ -462,9 +462,7 @@ impl Coordinator {
             }
             (Ok(_), Command::EndStandby { job, process, .. }) => {
                 if let Some(world) = self.worlds.get_mut(job) {
-                    world.watch.standbys.remove(process);
-                    world.addresses.remove(process);
-                    world.pids.remove(process);
+                    world.forget(*process);
                 }
             }
             _ => {}

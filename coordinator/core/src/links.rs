@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use muster_cluster::command::Node;
 use muster_cluster::ids::{Generation, JobName, ProcessId, Step, WorkerName};
+use muster_proto::v1;
 
 /// One control stream of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +26,8 @@ pub(crate) struct Told {
     pub pause: Option<Generation>,
     pub close: Option<Generation>,
     pub committed: Option<Step>,
+    /// Whom it is to follow.
+    pub follow: Option<v1::Follow>,
 }
 
 /// One stream.

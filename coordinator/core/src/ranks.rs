@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use muster_cluster::ids::{Generation, History, ProcessId, RankId, Step};
 use muster_cluster::plan::{Standby, Watch};
 use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
-use muster_cluster::state::{FileRef, Manifest, World};
+use muster_cluster::state::{FileRef, Job, Manifest, World};
 use muster_proto::v1;
 
 use crate::paces::Paces;
@@ -18,8 +18,11 @@ pub struct WorldWatch {
     pub watch: Watch,
     /// The operating system's number of each process.
     pub pids: BTreeMap<ProcessId, u32>,
-    /// Where each process listens for its peers, of this world and of later ones.
-    pub addresses: BTreeMap<ProcessId, String>,
+    /// Where each process listens: for its peers of this world and of later ones, and for those that
+    /// follow it.
+    pub addresses: BTreeMap<ProcessId, v1::Ready>,
+    /// How far the processes are that wait to enter a world.
+    pub following: BTreeMap<ProcessId, v1::Following>,
     /// The files of checkpoints that are not whole yet, by step.
     pub parts: BTreeMap<Step, Vec<v1::CheckpointPart>>,
     /// What ranks that are done reported.
@@ -48,7 +51,8 @@ impl WorldWatch {
     /// The watch on the world that follows this one. One that heals it goes on with its processes,
     /// and with the checkpoints that they write.
     #[must_use]
-    pub fn follow(self, last: Option<&World>, world: &World, now_ms: u64) -> Self {
+    pub fn follow(mut self, last: Option<&World>, world: &World, now_ms: u64) -> Self {
+        self.following.retain(|process, _| !world.has(*process));
         let watch = self.watch.follow(last, world, now_ms);
         if world.finish.is_none() {
             return Self {
@@ -60,6 +64,7 @@ impl WorldWatch {
             watch,
             pids: self.pids,
             addresses: self.addresses,
+            following: self.following,
             parts: self.parts,
             failed: self.failed,
             paces: self.paces.follow(world),
@@ -87,20 +92,77 @@ impl WorldWatch {
         }
     }
 
+    /// What a process does that waits to enter a world; the state for people.
+    #[must_use]
+    pub fn state_of_standby(&self, process: ProcessId) -> &'static str {
+        let following = self.following.get(&process);
+        match self.watch.standbys.get(&process) {
+            Some(Standby::Gone(_)) => "gone",
+            Some(Standby::Follows { .. }) => "follows",
+            _ if following.is_some_and(|following| following.bytes_total > 0) => "takes the state",
+            Some(Standby::Ready) => "ready",
+            None if self.pids.contains_key(&process) => "starting",
+            None => "assigned",
+        }
+    }
+
     /// The addresses of a world's ranks by rank, once all listen; `None` before.
     #[must_use]
     pub fn peers(&self, world: &World) -> Option<Vec<String>> {
-        let address = |process| self.addresses.get(process).cloned();
-        let mut processes = world.ranks.iter().map(|rank| &rank.process);
-        processes.by_ref().map(address).collect()
+        let ranks = world.ranks.iter();
+        let ready = ranks.map(|rank| self.addresses.get(&rank.process));
+        ready.map(|ready| Some(ready?.address.clone())).collect()
     }
 
-    /// A process is prepared, and listens for its peers.
-    pub fn listens(&mut self, process: ProcessId, address: String, is_standby: bool) {
-        self.addresses.insert(process, address);
+    /// Whom a process is to follow that waits beside a world: its ranks, and of the others that wait
+    /// those that are not to call it themselves. `None` before all ranks listen.
+    #[must_use]
+    pub fn to_follow(&self, process: ProcessId, job: &Job, world: &World) -> Option<v1::Follow> {
+        let feed = |process: &ProcessId| {
+            let ready = self.addresses.get(process)?;
+            Some(v1::Feed {
+                process: process.0,
+                address: ready.feed.clone(),
+            })
+        };
+        let ranks = world.ranks.iter().map(|rank| feed(&rank.process));
+        let others = job.standbys.keys().filter(|other| **other < process);
+        Some(v1::Follow {
+            ranks: ranks.collect::<Option<_>>()?,
+            others: others.filter_map(feed).collect(),
+        })
+    }
+
+    /// A process is prepared, and listens.
+    pub fn listens(&mut self, process: ProcessId, ready: v1::Ready, is_standby: bool) {
+        self.addresses.insert(process, ready);
         if is_standby {
-            self.watch.standbys.insert(process, Standby::Ready);
+            let standbys = &mut self.watch.standbys;
+            standbys.entry(process).or_insert(Standby::Ready);
         }
+    }
+
+    /// A process that waits says how far it is.
+    pub fn follows(&mut self, process: ProcessId, following: v1::Following) {
+        let seen = match following.step {
+            None => Standby::Ready,
+            Some(_) => Standby::Follows {
+                reached: following.reached.iter().copied().map(ProcessId).collect(),
+            },
+        };
+        let known = self.watch.standbys.get(&process);
+        if !matches!(known, Some(Standby::Gone(_))) {
+            self.watch.standbys.insert(process, seen);
+            self.following.insert(process, following);
+        }
+    }
+
+    /// A process is no part of the job any more.
+    pub fn forget(&mut self, process: ProcessId) {
+        self.watch.standbys.remove(&process);
+        self.addresses.remove(&process);
+        self.following.remove(&process);
+        self.pids.remove(&process);
     }
 
     /// Takes one durable file; again, if it was reported before.

@@ -1,6 +1,8 @@
 //! What people are shown of jobs and nodes: the replicated truth with what the leader observed.
 
-use muster_cluster::ids::{JobName, RankId, WorkerName};
+use std::collections::BTreeMap;
+
+use muster_cluster::ids::{JobName, ProcessId, RankId, WorkerName};
 use muster_cluster::plan;
 use muster_cluster::state::{Job, LedgerEntry, Phase};
 use muster_proto::{convert, v1};
@@ -152,17 +154,28 @@ impl Coordinator {
     }
 
     fn standbys(&self, name: &JobName, job: &Job) -> Vec<v1::StandbyView> {
-        let watch = self.world_watch(name);
-        let standbys = job.standbys.iter();
-        let view = standbys.map(|(process, seat)| v1::StandbyView {
-            process: process.0,
-            worker: seat.worker.to_string(),
-            pid: watch
-                .and_then(|watch| watch.pids.get(process))
-                .copied()
-                .unwrap_or_default(),
+        let watch = self
+            .world_watch(name)
+            .filter(|watch| watch.watch.generation == job.generation);
+        let standbys = job.standbys.iter().map(|(process, seat)| {
+            let following = watch.and_then(|watch| watch.following.get(process));
+            let following = following.cloned().unwrap_or_default();
+            v1::StandbyView {
+                process: process.0,
+                worker: seat.worker.to_string(),
+                pid: watch
+                    .and_then(|watch| watch.pids.get(process))
+                    .copied()
+                    .unwrap_or_default(),
+                state: watch
+                    .map_or("assigned", |watch| watch.state_of_standby(*process))
+                    .to_owned(),
+                reason: unreached(job, &following),
+                bytes_taken: following.bytes_taken,
+                bytes_total: following.bytes_total,
+            }
         });
-        view.collect()
+        standbys.collect()
     }
 
     fn ranks(&self, name: &JobName, job: &Job) -> Vec<v1::RankView> {
@@ -209,6 +222,20 @@ fn distrusted(job: &Job) -> Vec<v1::DistrustedView> {
         reason: reason.clone(),
     };
     job.distrusted.iter().map(view).collect()
+}
+
+/// Whom a process does not reach, as a sentence; empty where it reaches all.
+fn unreached(job: &Job, following: &v1::Following) -> String {
+    let places = job.world.iter().flat_map(|world| &world.ranks);
+    let ranks = places.map(|rank| (rank.process, &rank.worker));
+    let standbys = job.standbys.iter();
+    let standbys = standbys.map(|(process, seat)| (*process, &seat.worker));
+    let workers: BTreeMap<ProcessId, &WorkerName> = ranks.chain(standbys).collect();
+    let unreached = following.unreached.iter().filter_map(|unreached| {
+        let worker = workers.get(&ProcessId(unreached.process))?;
+        Some(format!("does not reach {worker}: {}", unreached.reason))
+    });
+    unreached.collect::<Vec<_>>().join("; ")
 }
 
 fn ledger(entry: &LedgerEntry) -> v1::LedgerView {

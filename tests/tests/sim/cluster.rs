@@ -250,7 +250,10 @@ impl Sim {
             && !self.vanished.contains(&node)
             && matches!(
                 message,
-                Message::Dial { .. } | Message::Knock { .. } | Message::FromWorker(_)
+                Message::Dial { .. }
+                    | Message::FeedHello
+                    | Message::Knock { .. }
+                    | Message::FromWorker(_)
             )
         {
             self.env.net.close(node, *stream);

@@ -38,13 +38,19 @@ pub(crate) enum Point {
     Applied,
     Evaluating,
     Writing,
+    /// A follower asks for a state.
+    Asking,
+    /// A rank copies its share of one.
+    Copying,
+    /// A follower has applied a step.
+    Following,
     Closed,
     Done,
     Decided,
     Committed,
 }
 
-pub(crate) const POINTS: [Point; 15] = [
+pub(crate) const POINTS: [Point; 18] = [
     Point::Preparing,
     Point::Entering,
     Point::Meeting,
@@ -56,6 +62,9 @@ pub(crate) const POINTS: [Point; 15] = [
     Point::Applied,
     Point::Evaluating,
     Point::Writing,
+    Point::Asking,
+    Point::Copying,
+    Point::Following,
     Point::Closed,
     Point::Done,
     Point::Decided,

@@ -132,6 +132,9 @@ fn many_seeds() {
         total.fallbacks += report.counts.fallbacks;
         total.steps += report.counts.steps;
         total.faults += report.counts.faults;
+        total.level += report.counts.level;
+        total.behind += report.counts.behind;
+        total.without += report.counts.without;
         if let Some(violation) = report.violation {
             num_failed += 1;
             println!("seed {seed}: {violation}");

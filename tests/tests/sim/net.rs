@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use muster_collective::frame::Frame;
 use muster_proto::v1;
+use muster_worker_core::feed::Ask;
 
+use super::model::State;
+use super::rank::Story;
 use super::rng::Rng;
 
 /// Microseconds since the beginning.
@@ -74,6 +77,23 @@ pub(crate) enum Message {
     Welcome,
     Refused,
     Frame(Frame),
+    /// A process that waits wants to follow.
+    FeedHello,
+    FeedWelcome,
+    FeedAsk(Ask),
+    FeedShare {
+        attempt: u64,
+        state: State,
+        records: Vec<v1::StepRecord>,
+    },
+    FeedStep {
+        bytes: [Vec<u8>; 2],
+        story: Story,
+    },
+    FeedLevel {
+        step: u64,
+    },
+    FeedRefused(Ask),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +113,7 @@ pub(crate) enum Timer {
     Written,
     Deadline(u64),
     Dial { generation: u64, rank: u32 },
+    Call(u64),
     Silence(StreamId),
     // From outside.
     Disturb,

@@ -38,6 +38,10 @@ pub(crate) struct Counts {
     pub(crate) steps: u64,
     pub(crate) heals: u64,
     pub(crate) faults: u64,
+    /// Ranks that entered a world at its step, a step behind it, and without its state.
+    pub(crate) level: u64,
+    pub(crate) behind: u64,
+    pub(crate) without: u64,
 }
 
 impl Oracle {
@@ -94,6 +98,21 @@ impl Oracle {
                 state.step
             ));
         }
+    }
+
+    /// A process enters a world, and lacks nothing (0), a step (1) or the state (2).
+    pub(crate) fn enters(&mut self, lack: u8) {
+        match lack {
+            0 => self.counts.level += 1,
+            1 => self.counts.behind += 1,
+            _ => self.counts.without += 1,
+        }
+    }
+
+    /// A process that follows takes another state over, perhaps one of a step before: it may have been
+    /// ahead of all who are left.
+    pub(crate) fn rewound(&mut self, pid: u32, history: u64) {
+        self.applied.remove(&(pid, history));
     }
 
     /// Ranks agree on an evaluation.

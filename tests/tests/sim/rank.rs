@@ -2,16 +2,20 @@
 //! it is told, and what comes over its connections. Its main thread is in `work` and `steps`, the meeting of
 //! a new world in `meet`.
 
+mod follow;
 mod gift;
+mod lack;
 mod meet;
+mod prepare;
 mod steps;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_cluster::ids::RankId;
+use muster_cluster::ids::{ProcessId, RankId};
 use muster_collective::LossReason;
 use muster_proto::v1;
+use muster_worker_core::feed::Feed;
 use muster_worker_core::rank::{Cause, RankMachine};
 use v1::rank_order::Order;
 use v1::rank_report::Report;
@@ -20,8 +24,10 @@ use v1::to_rank::Message as ToRank;
 use super::env::{Env, Plant, Point};
 use super::group::{Arrived, Group};
 use super::net::{DETECT, Event, MS, Message, Node, ON_A_HOST, StreamId, Timer};
+use follow::{Following, Share};
 use meet::Meeting;
-use work::{Main, Work};
+pub(crate) use work::Story;
+use work::{Last, Main, Work};
 
 /// How a rank's work ends before its end.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) machine: RankMachine,
     assignment: Option<v1::Assignment>,
     peers: Option<(u64, Vec<String>)>,
+    follow: Option<v1::Follow>,
     pause: Option<String>,
     stop: bool,
     is_dismissed: bool,
@@ -82,6 +89,11 @@ pub(crate) struct Rank {
     /// The connections of a group that is left in good order.
     leaving: BTreeSet<StreamId>,
     strangers: Vec<Stranger>,
+    /// What it gives to those that follow it, and over which connections.
+    feed: Feed<Share, Last>,
+    followers: BTreeSet<StreamId>,
+    /// While it waits to enter a world.
+    following: Option<Following>,
     /// The process at the other end of every connection there ever was.
     peers: BTreeMap<StreamId, u32>,
     is_over: bool,
@@ -116,6 +128,9 @@ impl Rank {
             joined: None,
             leaving: BTreeSet::new(),
             strangers: Vec::new(),
+            feed: Feed::new(follow::MAX_WAITING),
+            followers: BTreeSet::new(),
+            following: None,
             peers: BTreeMap::new(),
             is_over: false,
         }
@@ -151,6 +166,7 @@ impl Rank {
         while self.progress(env) {
             self.poll_meeting(env);
         }
+        self.feed(env);
     }
 
     fn timer(&mut self, timer: &Timer, env: &mut Env) {
@@ -177,6 +193,7 @@ impl Rank {
             Timer::Written => self.written(env),
             Timer::Deadline(token) if *token == self.token => self.timed_out(env),
             Timer::Dial { generation, rank } => self.dial(*generation, RankId(*rank), env),
+            Timer::Call(process) => self.call(ProcessId(*process), env),
             Timer::Silence(stream) => self.listened(*stream, env),
             _ => {}
         }
@@ -204,7 +221,7 @@ impl Rank {
                 let arrived = |from| Arrived::Frame { from, frame };
                 self.arrived(stream, arrived, env.plant);
             }
-            _ => {}
+            message => self.fed(stream, message, env),
         }
     }
 
@@ -244,7 +261,7 @@ impl Rank {
         env.net.close(self.node(), stream);
         self.leaving.remove(&stream);
         self.strangers.retain(|stranger| stranger.stream != stream);
-        if self.dial_ended(stream, env) {
+        if self.dial_ended(stream, env) || self.feed_ended(stream, env) {
             return;
         }
         let reason = LossReason::Closed(std::io::ErrorKind::UnexpectedEof);
@@ -272,6 +289,10 @@ impl Rank {
         if self.leaving.remove(&stream) {
             env.net.close(node, stream);
         }
+        if self.is_call(stream) {
+            env.net.close(node, stream);
+            self.feed_ended(stream, env);
+        }
     }
 
     /// Ends the process.
@@ -293,6 +314,7 @@ impl Rank {
                         machine: RankMachine::new(generation),
                         assignment: enters,
                         peers: None,
+                        follow: None,
                         pause: None,
                         stop: false,
                         is_dismissed: false,
@@ -331,6 +353,7 @@ impl Rank {
         }
         self.tell(env, |shared| match order {
             Order::Peers(peers) => shared.peers = Some((generation, peers.addresses)),
+            Order::Follow(follow) => shared.follow = Some(follow),
             Order::Stop(_) => shared.stop = true,
             Order::Committed(committed) => shared.machine.committed(committed.step),
             Order::Dismiss(_) => shared.is_dismissed = true,
@@ -415,7 +438,10 @@ impl Rank {
             short(shared.map_or(&self.key, |shared| &shared.key)),
             self.main,
             self.meeting.as_ref().map(Meeting::view),
-            shared.map(|shared| &shared.machine),
+            (
+                shared.map(|shared| &shared.machine),
+                self.following.as_ref().map(Following::view)
+            ),
         )
     }
 }

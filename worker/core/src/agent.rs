@@ -81,9 +81,9 @@ struct Process {
     pid: Option<u32>,
     /// What it is told when it connects, its newest assignment first; `None` once it has.
     waiting: Option<Vec<ToRank>>,
-    /// Where it listens for its peers, of this world and of later ones; empty until it does.
-    address: String,
-    /// How its work in its present world ended.
+    /// Where it listens, for its peers of this world and of later ones, and for those that follow it.
+    ready: v1::Ready,
+    /// How its work in its present world ended; of a process that waits, how far it is.
     last: Option<Report>,
     /// Files of its history that no committed checkpoint has yet, as far as is known here.
     parts: Vec<v1::CheckpointPart>,
@@ -100,7 +100,7 @@ impl Process {
             key,
             pid: None,
             waiting: Some(Vec::new()),
-            address: String::new(),
+            ready: v1::Ready::default(),
             last: None,
             parts: Vec::new(),
             exited: None,
@@ -158,7 +158,7 @@ impl Process {
         }
         if let Report::Ready(ready) = report {
             // It says so once in its life, and perhaps as what it was before it entered this world.
-            self.address.clone_from(&ready.address);
+            self.ready = ready.clone();
         } else if matches!(report, Report::SuspectSamples(_)) {
             // The next world's rank 0 says it again.
         } else if key.generation == self.key.generation {
@@ -316,7 +316,8 @@ impl Agent {
         let ranks = living.map(|process| v1::RunningRank {
             key: Some(process.key.clone()),
             pid: process.pid.unwrap_or_default(),
-            address: process.address.clone(),
+            address: process.ready.address.clone(),
+            feed: process.ready.feed.clone(),
         });
         let hello = v1::WorkerHello {
             worker: Some(self.worker.clone()),
@@ -469,7 +470,7 @@ impl Agent {
         // What it held it holds no more: a coordinator that heard it again would count on it.
         process
             .last
-            .take_if(|last| matches!(last, Report::Closed(_)));
+            .take_if(|last| matches!(last, Report::Closed(_) | Report::Following(_)));
         self.tell(ToCoordinator::Exited(exited), outputs);
     }
 }

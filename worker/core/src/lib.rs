@@ -2,4 +2,6 @@
 
 pub mod agent;
 pub mod audit;
+pub mod feed;
+pub mod follower;
 pub mod rank;

@@ -201,7 +201,20 @@ impl RankMachine {
         self.holdings.partial = false;
     }
 
-    /// It takes over, with a state, the records of the steps up to it that are not known to be
+    /// While it waits to enter a world it has applied the step that comes next.
+    pub fn followed(&mut self) {
+        if matches!(self.phase, Phase::Waiting { .. }) {
+            self.holdings.advance(false);
+        }
+    }
+
+    /// How many steps its state has seen, if it has one.
+    #[must_use]
+    pub fn state(&self) -> Option<u64> {
+        self.holdings.step
+    }
+
+    /// It takes over, from a rank that is at its step, the records of the steps up to it that are not known to be
     /// durable: should all die who made them, it is the one that sends them.
     pub fn inherited(&mut self, records: Vec<v1::StepRecord>) {
         for record in records {

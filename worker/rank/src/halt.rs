@@ -54,7 +54,7 @@ pub(crate) fn name(message: &Message) -> Option<&'static str> {
         Order::Peers(_) => Some("told peers"),
         Order::Close(_) => Some("told to close"),
         Order::Pause(_) => Some("told to pause"),
-        Order::Stop(_) | Order::Committed(_) | Order::Dismiss(_) => None,
+        Order::Stop(_) | Order::Committed(_) | Order::Dismiss(_) | Order::Follow(_) => None,
     }
 }
 

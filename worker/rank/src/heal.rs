@@ -5,51 +5,74 @@
 //!
 //! ```text
 //! reduced = head (step: u64, shard notes), then the vector
-//! state   = head (step: u64, trace: 32 bytes, BLAKE3 of the values: 32 bytes, the records that
-//!           are not known to be durable, each behind its length as u32), then the values of the
-//!           giver's share
+//! state   = head (step: u64, trace: 32 bytes, BLAKE3 of the values: 32 bytes, records), then the
+//!           values of the giver's share
+//! records = those that are not known to be durable, each behind its length as u32
 //! ```
+//!
+//! A rank that enters knows itself what it lacks, and tells all who are to give it (a byte, [`Lack`]).
+//! Where it lacks nothing, the first of them sends records. Where it lacks a step, it first asks that one
+//! alone, who answers 1, reduced and records, or 0 if it does not have the vector; then the rank lacks
+//! the state. A state comes from all.
 
-use std::borrow::Cow;
-use std::collections::BTreeSet;
+mod exchange;
+
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use muster_cluster::ids::{Generation, History, RankId, Step};
+use muster_cluster::ids::{Generation, History, RankId};
 use muster_cluster::state::{Finish, Heal};
 use muster_cluster::tree::Run;
 use muster_collective::tcp::{self, Token};
 use muster_collective::{Group, Revoker, World};
 use muster_proto::{convert, v1};
-use muster_trainer::{Head, ShardNote, Snapshot};
-use muster_worker_core::rank::Cause;
-use prost::Message as _;
+use muster_trainer::{Head, Trainer};
 
 use crate::halt;
 use crate::shared::{Shared, Trouble};
 use crate::work::{Last, Work, closed_by, failed};
+use exchange::Exchange;
+pub(crate) use exchange::{decode_records, encode_records};
 
 /// What a rank was given.
 pub(crate) enum Received {
     /// What moves it one step on.
-    Reduced(Last),
-    /// A whole state.
-    State {
-        head: Head,
-        values: Vec<f32>,
+    Reduced {
+        last: Last,
         /// Of the steps up to it, not known to be durable.
         records: Vec<v1::StepRecord>,
     },
+    /// A whole state.
+    State {
+        head: Head,
+        shares: Vec<Vec<f32>>,
+        records: Vec<v1::StepRecord>,
+    },
+    /// Nothing else: it follows, and is at the step.
+    Records(Vec<v1::StepRecord>),
 }
 
-/// What a rank gives another one.
-#[derive(Clone)]
+/// What a rank lacks that enters a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Lack {
+    Nothing = 0,
+    Reduced = 1,
+    State = 2,
+}
+
+/// What this rank gives another one.
 enum Gift {
     Reduced(Arc<Last>),
-    State(Arc<Snapshot>, Range<usize>),
+    /// What it lacks; of a state the share of this place of so many.
+    Lacking {
+        place: usize,
+        count: usize,
+    },
 }
 
 /// A world on its way together, as one rank sees it.
@@ -61,15 +84,28 @@ pub(crate) struct Meeting {
     detect: Duration,
     timeout: Duration,
     gifts: Vec<(RankId, Gift)>,
-    /// What goes with a state.
+    last: Option<Arc<Last>>,
+    /// What goes to those who enter.
     records: Vec<v1::StepRecord>,
     need: Option<Heal>,
+    lack: Lack,
     num_elements: usize,
     num_state_values: usize,
 }
 
 /// A meeting that is under way.
-pub(crate) struct Underway(JoinHandle<Result<(Group, Option<Received>), Trouble>>);
+pub(crate) struct Underway {
+    thread: JoinHandle<Result<(Group, Option<Received>), Trouble>>,
+    /// Parts of the state that it wants to give, and what they are.
+    wanted: Receiver<Range<usize>>,
+    given: Sender<(Head, Vec<f32>)>,
+}
+
+/// The thread's side of it.
+struct Window {
+    wanted: Sender<Range<usize>>,
+    given: Receiver<(Head, Vec<f32>)>,
+}
 
 /// The runs of an assignment.
 pub(crate) fn runs(shards: &[v1::Shards]) -> Result<Vec<Run>, Trouble> {
@@ -96,6 +132,15 @@ impl Meeting {
             .map_err(|_| Trouble::Failed("the token of this world is not 16 bytes".to_owned()))?;
         let finish = assignment.finish.clone().map(Finish::try_from);
         let finish = finish.transpose().map_err(|error| failed(&error))?;
+        let step = assignment.first_step;
+        let last = work.last.clone().filter(|last| last.step + 1 == step);
+        let at = work.shared.tell(|machine| machine.state());
+        let lack = match at.and_then(|at| step.checked_sub(at)) {
+            _ if is_shared => Lack::State,
+            Some(0) => Lack::Nothing,
+            Some(1) => Lack::Reduced,
+            _ => Lack::State,
+        };
         let mut meeting = Self {
             world,
             token: Token(token),
@@ -104,8 +149,10 @@ impl Meeting {
             detect: Duration::from_millis(assignment.detect_ms.max(1)),
             timeout: Duration::from_millis(assignment.collective_timeout_ms),
             gifts: Vec::new(),
+            last,
             records: Vec::new(),
             need: None,
+            lack,
             num_elements: work.trainer.num_elements(),
             num_state_values: if is_shared {
                 0
@@ -114,14 +161,11 @@ impl Meeting {
             },
         };
         let parts = finish.map(|finish| finish.parts).unwrap_or_default();
-        let mut snapshot = None;
         for (rank, part) in (0u32..).map(RankId).zip(parts) {
             match &part.heal {
                 heal if rank == world.rank => meeting.need = heal.clone(),
                 Some(Heal::Reduced { from }) if *from == world.rank => {
-                    let step = assignment.first_step;
-                    let last = work.last.clone();
-                    let last = last.filter(|last| last.step + 1 == step).ok_or_else(|| {
+                    let last = meeting.last.clone().ok_or_else(|| {
                         Trouble::Failed(format!(
                             "rank {rank} is to be given the reduced vector of the step before \
                              step {step}, which is not here"
@@ -130,50 +174,53 @@ impl Meeting {
                     meeting.gifts.push((rank, Gift::Reduced(last)));
                 }
                 Some(Heal::State { from }) => {
-                    let Some(place) = from.iter().position(|from| *from == world.rank) else {
-                        continue;
-                    };
-                    let snapshot = snapshot.get_or_insert_with(|| {
-                        Arc::new(if is_shared {
-                            work.trainer.snapshot_of(false, &BTreeSet::new())
-                        } else {
-                            work.trainer.snapshot()
-                        })
-                    });
-                    let share = share(meeting.num_state_values, place, from.len());
-                    let gift = Gift::State(Arc::clone(snapshot), share);
-                    meeting.gifts.push((rank, gift));
+                    let place = from.iter().position(|from| *from == world.rank);
+                    if let Some(place) = place {
+                        let count = from.len();
+                        meeting.gifts.push((rank, Gift::Lacking { place, count }));
+                    }
                 }
                 _ => {}
             }
         }
-        if snapshot.is_some() {
-            let kept = work.shared.tell(|machine| {
-                let kept: Vec<_> = machine.unacked().cloned().collect();
-                kept
-            });
-            meeting.records = kept;
-        }
+        meeting.records = work.shared.tell(|machine| {
+            let kept: Vec<_> = machine.unacked().cloned().collect();
+            kept
+        });
         Ok(meeting)
     }
 
     /// Whether this rank is given something before it can compute.
     pub(crate) fn needs(&self) -> bool {
-        self.need.is_some()
+        match self.need {
+            None => false,
+            Some(Heal::Reduced { .. }) => true,
+            Some(Heal::State { .. }) => self.lack != Lack::Nothing,
+        }
     }
 
     /// Begins, on a thread of its own.
     pub(crate) fn start(self, shared: &Arc<Shared>) -> Result<Underway, Trouble> {
         let shared = Arc::clone(shared);
+        let (of_thread, wanted) = channel();
+        let (given, to_thread) = channel();
+        let window = Window {
+            wanted: of_thread,
+            given: to_thread,
+        };
         let thread = thread::Builder::new()
             .name("meeting".to_owned())
-            .spawn(move || self.meet(&shared));
+            .spawn(move || self.meet(&shared, &window));
         let thread = thread
             .map_err(|error| Trouble::Failed(format!("no thread to meet the peers: {error}")))?;
-        Ok(Underway(thread))
+        Ok(Underway {
+            thread,
+            wanted,
+            given,
+        })
     }
 
-    fn meet(self, shared: &Shared) -> Result<(Group, Option<Received>), Trouble> {
+    fn meet(self, shared: &Shared, window: &Window) -> Result<(Group, Option<Received>), Trouble> {
         let generation = self.world.generation.0;
         halt::at(shared, "meet");
         let addresses = shared.wait_for_peers(generation)?;
@@ -195,7 +242,7 @@ impl Meeting {
         )
         .map_err(|error| closed_by(shared, generation, &error))?;
         halt::at(shared, "met");
-        match self.exchange(&mut group, shared) {
+        match self.exchange(&mut group, shared, window) {
             Ok(received) => {
                 halt::at(shared, "healed");
                 Ok((group, received))
@@ -207,147 +254,59 @@ impl Meeting {
         }
     }
 
-    fn exchange(&self, group: &mut Group, shared: &Shared) -> Result<Option<Received>, Trouble> {
-        let generation = self.world.generation.0;
-        let closed = |error| closed_by(shared, generation, &error);
-        for (to, gift) in &self.gifts {
-            let (head, values) = gift.encode(&self.records);
-            group.send(*to, head, self.timeout).map_err(closed)?;
-            group
-                .send_vector(*to, &values, self.timeout)
-                .map_err(closed)?;
-        }
-        let broken = |reason: String| {
-            let cause = Cause {
-                reason,
-                ..Cause::default()
-            };
-            shared.close(generation, cause);
-            Trouble::Closed
+    fn exchange(
+        &self,
+        group: &mut Group,
+        shared: &Shared,
+        window: &Window,
+    ) -> Result<Option<Received>, Trouble> {
+        let exchange = Exchange {
+            meeting: self,
+            shared,
+            window,
         };
+        for (to, gift) in &self.gifts {
+            match gift {
+                Gift::Reduced(last) => exchange.give_reduced(group, *to, last)?,
+                Gift::Lacking { place, count } => {
+                    exchange.give_what_it_lacks(group, *to, *place, *count)?;
+                }
+            }
+        }
         match &self.need {
             None => Ok(None),
             Some(Heal::Reduced { from }) => {
-                let head = group.recv(*from, self.timeout).map_err(closed)?;
-                let vector = group
-                    .recv_vector(*from, self.num_elements, self.timeout)
-                    .map_err(closed)?;
-                let (step, notes) = decode_reduced(&head)
-                    .ok_or_else(|| broken(format!("rank {from} sent a bad head")))?;
-                Ok(Some(Received::Reduced(Last {
-                    step,
-                    vector: Arc::new(vector),
-                    notes,
-                })))
+                let last = exchange.take_reduced(group, *from)?;
+                let records = Vec::new();
+                Ok(Some(Received::Reduced { last, records }))
             }
-            Some(Heal::State { from }) => {
-                let mut whole = None;
-                let mut records = Vec::new();
-                let mut values = Vec::with_capacity(self.num_state_values);
-                for (place, giver) in from.iter().enumerate() {
-                    let head = group.recv(*giver, self.timeout).map_err(closed)?;
-                    let share = share(self.num_state_values, place, from.len());
-                    let part = group
-                        .recv_vector(*giver, share.len(), self.timeout)
-                        .map_err(closed)?;
-                    let sent = decode_state(&head, &part).filter(|(head, _)| {
-                        // All of them are at the same step of the same samples.
-                        whole.is_none_or(|whole| whole == *head)
-                    });
-                    let (head, kept) = sent.ok_or_else(|| {
-                        broken(format!("the state that rank {giver} sent is not whole"))
-                    })?;
-                    whole = Some(head);
-                    // They have the same but for those that were acknowledged meanwhile.
-                    if kept.len() > records.len() {
-                        records = kept;
-                    }
-                    values.extend_from_slice(&part);
-                }
-                let head = whole.ok_or_else(|| broken("nobody sends a state".to_owned()))?;
-                Ok(Some(Received::State {
-                    head,
-                    values,
-                    records,
-                }))
-            }
+            Some(Heal::State { from }) => exchange.take_what_is_lacking(group, from).map(Some),
         }
+    }
+}
+
+impl Window {
+    /// A part of the state, as the thread that has it gives it.
+    fn look(&self, range: Range<usize>) -> Option<(Head, Vec<f32>)> {
+        self.wanted.send(range).ok()?;
+        self.given.recv().ok()
     }
 }
 
 impl Underway {
-    /// The group, once all are together and this rank has what it needs.
-    pub(crate) fn wait(self) -> Result<(Group, Option<Received>), Trouble> {
-        self.0
-            .join()
-            .unwrap_or_else(|_| Err(Trouble::Failed("the thread that meets panicked".to_owned())))
-    }
-}
-
-/// The share of `len` values that giver `place` of `count` sends.
-fn share(len: usize, place: usize, count: usize) -> Range<usize> {
-    let at = |place: usize| len / count * place + (len % count).min(place);
-    at(place)..at(place + 1)
-}
-
-impl Gift {
-    fn encode(&self, records: &[v1::StepRecord]) -> (Vec<u8>, Cow<'_, [f32]>) {
-        match self {
-            Gift::Reduced(last) => {
-                let mut head = last.step.to_le_bytes().to_vec();
-                for note in &last.notes {
-                    note.encode(&mut head);
-                }
-                (head, last.vector.as_slice().into())
-            }
-            Gift::State(snapshot, share) => {
-                let values = snapshot.values(share.clone());
-                let Head { step, trace } = snapshot.head();
-                let mut head = step.0.to_le_bytes().to_vec();
-                head.extend(trace);
-                head.extend(hash(&values));
-                for record in records {
-                    let bytes = record.encode_to_vec();
-                    let length = u32::try_from(bytes.len()).expect("a record is a few numbers");
-                    head.extend(length.to_le_bytes());
-                    head.extend(bytes);
-                }
-                (head, values.into())
-            }
+    /// Gives what the meeting wants of the state, if it wants anything yet.
+    pub(crate) fn give(&self, trainer: &Trainer) {
+        while let Ok(range) = self.wanted.try_recv() {
+            let _ = self.given.send((trainer.head(), trainer.values(range)));
         }
     }
-}
 
-/// BLAKE3 of values as they lie in memory, which is little-endian on every machine that we run on.
-fn hash(values: &[f32]) -> [u8; 32] {
-    blake3::hash(bytemuck::cast_slice(values)).into()
-}
-
-fn decode_reduced(head: &[u8]) -> Option<(u64, Vec<ShardNote>)> {
-    let (step, mut rest) = head.split_first_chunk()?;
-    let mut notes = Vec::new();
-    while !rest.is_empty() {
-        notes.push(ShardNote::decode(&mut rest).ok()?);
+    /// The group, once all are together and this rank has what it needs.
+    pub(crate) fn wait(self, trainer: &Trainer) -> Result<(Group, Option<Received>), Trouble> {
+        while let Ok(range) = self.wanted.recv() {
+            let _ = self.given.send((trainer.head(), trainer.values(range)));
+        }
+        let done = self.thread.join();
+        done.unwrap_or_else(|_| Err(Trouble::Failed("the thread that meets panicked".to_owned())))
     }
-    Some((u64::from_le_bytes(*step), notes))
-}
-
-/// The head of a state and its records, if its values are those that were sent.
-fn decode_state(head: &[u8], values: &[f32]) -> Option<(Head, Vec<v1::StepRecord>)> {
-    let (step, rest) = head.split_first_chunk()?;
-    let (trace, rest) = rest.split_first_chunk()?;
-    let (sent, mut rest): (&[u8; 32], _) = rest.split_first_chunk()?;
-    let head = Head {
-        step: Step(u64::from_le_bytes(*step)),
-        trace: *trace,
-    };
-    let mut records = Vec::new();
-    while !rest.is_empty() {
-        let (length, bytes) = rest.split_first_chunk()?;
-        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-        let (record, others) = bytes.split_at_checked(length)?;
-        records.push(v1::StepRecord::decode(record).ok()?);
-        rest = others;
-    }
-    (hash(values) == *sent).then_some((head, records))
 }

@@ -10,7 +10,9 @@
 mod audit;
 mod class;
 mod door;
+mod feed;
 mod flaw;
+mod follow;
 mod halt;
 mod heal;
 mod life;

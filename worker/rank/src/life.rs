@@ -1,9 +1,9 @@
-//! A rank's life from its first assignment to its dismissal: one world after another, with one
-//! trainer through all of them.
+//! A rank's life from its first assignment to its dismissal: perhaps a time in which it only follows,
+//! then one world after another, with one trainer through all of them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::History;
@@ -14,7 +14,9 @@ use muster_trainer::shares;
 use muster_worker_core::rank::Rules;
 use v1::rank_report::Report;
 
+use crate::feed::{Badge, Hub};
 use crate::flaw::Flaw;
+use crate::follow::follow;
 use crate::halt;
 use crate::prepare::{Build, prepare};
 use crate::shared::{Shared, Trouble};
@@ -66,12 +68,20 @@ pub(crate) fn live(
             "cannot listen on {host}, the --host of this worker: {error}"
         ))
     })?;
-    let address = listener.addr().to_string();
-    shared.report(Report::Ready(v1::Ready { address }));
     halt::at(shared, "ready");
     let pool = Pool::default();
     let num_shards = prepared.spec.train.logical_shards;
     let num_elements = prepared.trainer.num_elements();
+    let badge = badge(assignment)?;
+    let (feed, fed_from) = Hub::start(host, badge, num_elements)
+        .map_err(|error| Trouble::Failed(format!("cannot listen on {host}: {error}")))?;
+    if let Some(step) = state {
+        feed.restarted(step);
+    }
+    shared.report(Report::Ready(v1::Ready {
+        address: listener.addr().to_string(),
+        feed: fed_from.to_string(),
+    }));
     let mut work = Work {
         shared,
         held: Accumulator::new(num_shards, num_elements, pool.clone()),
@@ -80,20 +90,42 @@ pub(crate) fn live(
         audited: None,
         flaw: Flaw::of(assignment.process),
         last: None,
+        evaluation: None,
         since: Instant::now(),
         spent: Spent::default(),
         listener: Arc::new(listener),
+        feed,
         spec: prepared.spec,
         trainer: prepared.trainer,
         rules,
         writer,
     };
-    while let Some(assignment) = shared.wait_for_world()? {
+    let follows = assignment.generation == 0 && work.spec.standbys_follow();
+    let mut next = if follows {
+        follow(&mut work, badge)?
+    } else {
+        shared.wait_for_world()?
+    };
+    while let Some(assignment) = next {
         match work.run(&assignment) {
             Ok(()) => {}
             Err(Trouble::Closed) => halt::at(shared, "closed"),
             Err(trouble) => return Err(trouble),
         }
+        next = shared.wait_for_world()?;
     }
     Ok(())
+}
+
+/// What this process shows those that follow it, and those that it follows.
+fn badge(assignment: &v1::Assignment) -> Result<Badge, Trouble> {
+    let token = assignment.feed_token[..]
+        .try_into()
+        .map_err(|_| Trouble::Failed("the token of this job is not 16 bytes".to_owned()))?;
+    Ok(Badge {
+        token,
+        history: assignment.history,
+        process: assignment.process,
+        detect: Duration::from_millis(assignment.detect_ms.max(1)),
+    })
 }

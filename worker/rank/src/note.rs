@@ -1,16 +1,20 @@
 //! What a rank tells all others with its part of a step.
 //!
 //! ```text
-//! note = flags: u8 (1 stop, 2 pause, 4 brings what is audited, 8 audits it), acked step: u64,
-//!        acked evaluation: u8, pace, pause's reason (u16 length, UTF-8) if it pauses,
-//!        the 32 bytes of each hash that it has of the audited shard, shard notes
-//! pace = six times u32, in the order of the fields below
+//! note   = flags: u8 (1 stop, 2 pause, 4 brings what is audited, 8 audits it, 16 tickets), acked step: u64,
+//!          acked evaluation: u8, pace, pause's reason (u16 length, UTF-8) if it pauses,
+//!          the 32 bytes of each hash that it has of the audited shard,
+//!          tickets (u16 count) if there are any, shard notes
+//! pace   = six times u32, in the order of the fields below
+//! ticket = process: u64, attempt: u64, part: u8, parts: u8
 //! ```
 //! All numbers are little-endian.
 
+use muster_cluster::ids::ProcessId;
 use muster_proto::v1;
 use muster_trainer::{NoteError, ShardNote};
 use muster_worker_core::audit::Hash;
+use muster_worker_core::feed::Ticket;
 
 /// One rank's note, or what those of all ranks amount to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,6 +29,8 @@ pub(crate) struct Note {
     pub(crate) paces: Vec<Pace>,
     /// The hash of the audited shard, of the rank that brings it and of the one that audits it.
     pub(crate) audit: [Option<Hash>; 2],
+    /// Of those who want a share of its state.
+    pub(crate) tickets: Vec<Ticket>,
     /// Of the shards it brings.
     pub(crate) shards: Vec<ShardNote>,
 }
@@ -57,6 +63,7 @@ pub(crate) enum BadNote {
 const STOP: u8 = 1;
 const PAUSE: u8 = 2;
 const AUDIT: [u8; 2] = [4, 8];
+const TICKETS: u8 = 16;
 
 impl Note {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -64,6 +71,7 @@ impl Note {
         for (hash, flag) in self.audit.iter().zip(AUDIT) {
             flags += u8::from(hash.is_some()) * flag;
         }
+        flags += u8::from(!self.tickets.is_empty()) * TICKETS;
         let mut out = vec![flags];
         out.extend(self.acked.0.to_le_bytes());
         out.push(u8::from(self.acked.1));
@@ -77,6 +85,15 @@ impl Note {
         }
         for hash in self.audit.iter().flatten() {
             out.extend(hash);
+        }
+        if !self.tickets.is_empty() {
+            let count = u16::try_from(self.tickets.len()).unwrap_or(u16::MAX);
+            out.extend(count.to_le_bytes());
+            for ticket in &self.tickets[..usize::from(count)] {
+                out.extend(ticket.process.0.to_le_bytes());
+                out.extend(ticket.attempt.to_le_bytes());
+                out.extend([ticket.part, ticket.parts]);
+            }
         }
         for shard in &self.shards {
             shard.encode(&mut out);
@@ -105,6 +122,19 @@ impl Note {
                 *hash = Some(take(&mut bytes)?);
             }
         }
+        if flags & TICKETS != 0 {
+            for _ in 0..u16::from_le_bytes(take(&mut bytes)?) {
+                let process = ProcessId(u64::from_le_bytes(take(&mut bytes)?));
+                let attempt = u64::from_le_bytes(take(&mut bytes)?);
+                let [part, parts] = take(&mut bytes)?;
+                note.tickets.push(Ticket {
+                    process,
+                    attempt,
+                    part,
+                    parts,
+                });
+            }
+        }
         while !bytes.is_empty() {
             note.shards.push(ShardNote::decode(&mut bytes)?);
         }
@@ -123,6 +153,7 @@ impl Note {
             for (hash, said) in all.audit.iter_mut().zip(note.audit) {
                 *hash = hash.or(said);
             }
+            all.tickets.extend(note.tickets);
             all.shards.extend(note.shards);
         }
         all.shards.sort_by_key(|note| note.shard);
@@ -192,10 +223,17 @@ mod tests {
             awaited_for: 9,
             ..Pace::default()
         };
+        let ticket = |part: u8| Ticket {
+            process: ProcessId(9),
+            attempt: 2,
+            part,
+            parts: 2,
+        };
         let first = Note {
             acked: (7, true),
             paces: vec![pace(1)],
             audit: [Some([3; 32]), None],
+            tickets: vec![ticket(1)],
             shards: vec![shard(2), shard(0)],
             ..Note::default()
         };
@@ -205,6 +243,7 @@ mod tests {
             acked: (7, false),
             paces: vec![pace(2)],
             audit: [None, Some([4; 32])],
+            tickets: vec![ticket(0)],
             shards: vec![shard(1)],
         };
         let merged = Note::merge(&[first.encode(), second.encode()]).expect("two good notes");
@@ -214,6 +253,7 @@ mod tests {
             acked: (7, true),
             paces: vec![pace(1), pace(2)],
             audit: [Some([3; 32]), Some([4; 32])],
+            tickets: vec![ticket(1), ticket(0)],
             shards: vec![shard(0), shard(1), shard(2)],
         };
         assert_eq!(merged, expected);
@@ -221,7 +261,7 @@ mod tests {
         for end in 0..bytes.len() {
             let cut = Note::merge(&[bytes[..end].to_vec()]);
             assert!(
-                cut.is_err() || end == 10 + 24 + 2 + 20 + 32,
+                cut.is_err() || end == 10 + 24 + 2 + 20 + 32 + 2 + 18,
                 "cut at {end}: {cut:?}"
             );
         }

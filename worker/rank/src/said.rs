@@ -81,6 +81,7 @@ mod tests {
         let mut all = Said::default();
         let ready = Report::Ready(v1::Ready {
             address: "127.0.0.1:4000".to_owned(),
+            feed: "127.0.0.1:4001".to_owned(),
         });
         let closed = Report::Closed(v1::Closed::default());
         for report in [ready.clone(), part(5), part(10), closed.clone()] {

@@ -12,6 +12,7 @@ use muster_proto::{frame, v1};
 use muster_worker_core::rank::{Cause, RankMachine, RankPlan};
 use v1::rank_report::Report;
 
+use crate::follow::{Event, Mail, News};
 use crate::records::ToBulk;
 use crate::said::Said;
 
@@ -45,6 +46,9 @@ struct Inner {
     assignment: Option<v1::Assignment>,
     /// Where the ranks of a world listen, and of which world.
     peers: Option<(u64, Vec<String>)>,
+    /// Whom it is to follow while it waits, where it has not heard so yet; and what comes from them.
+    follow: Option<v1::Follow>,
+    mail: Mail,
     /// Ends the collectives of the world that it is part of.
     revoker: Option<Revoker>,
     /// Why the world is to be closed behind the step that runs.
@@ -82,6 +86,8 @@ impl Shared {
             machine: RankMachine::new(assignment.generation),
             assignment: (assignment.generation > 0).then_some(assignment),
             peers: None,
+            follow: None,
+            mail: Mail::default(),
             revoker: None,
             pause: None,
             is_dismissed: false,
@@ -234,6 +240,7 @@ impl Shared {
         let generation = order.key?.generation;
         match order.order? {
             Order::Peers(peers) => self.lock().peers = Some((generation, peers.addresses)),
+            Order::Follow(follow) => self.lock().follow = Some(follow),
             Order::Stop(_) => self.stop.store(true, Ordering::SeqCst),
             Order::Committed(committed) => {
                 self.tell_inner(|inner| {
@@ -317,6 +324,47 @@ impl Shared {
             Some(assignment) => Some(Ok(Some(assignment))),
             None => inner.is_dismissed.then_some(Ok(None)),
         })
+    }
+
+    /// Waits for the next thing that concerns a process that waits to enter a world.
+    pub(crate) fn wait_for_news(&self) -> Result<News, Trouble> {
+        let news = self.wait_until(|inner| {
+            if let Some(assignment) = inner.assignment.take() {
+                return Some(Ok(News::World(assignment)));
+            }
+            if inner.is_dismissed {
+                return Some(Ok(News::Dismissed));
+            }
+            let follow = inner.follow.take().map(News::Follow);
+            let news = follow.or_else(|| inner.mail.take().map(News::Event));
+            news.map(Ok)
+        });
+        // Somebody may wait for room.
+        self.changed.notify_all();
+        news
+    }
+
+    /// Puts an event into the mail of the thread that follows, and waits for room if need be; `false`
+    /// where nobody reads it any more.
+    pub(crate) fn offer(&self, event: Event) -> bool {
+        let is_step = matches!(event, Event::Step { .. });
+        let mut inner = self.lock();
+        while is_step && inner.mail.is_full() && !inner.mail.is_closed() {
+            inner = self.wait(inner);
+        }
+        let is_open = !inner.mail.is_closed();
+        if is_open {
+            inner.mail.put(event);
+        }
+        drop(inner);
+        self.changed.notify_all();
+        is_open
+    }
+
+    /// Nobody follows any more.
+    pub(crate) fn close_mail(&self) {
+        self.lock().mail.close();
+        self.changed.notify_all();
     }
 
     /// Waits for the addresses of the peers.

@@ -1,34 +1,36 @@
 //! What a rank does in one world: steps, evaluations and checkpoints, as the machine says; measured.
 
 mod boundary;
+mod measured;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use muster_cluster::error_chain;
-use muster_cluster::ids::{RankId, ShardId};
+use muster_cluster::ids::ShardId;
 use muster_cluster::job::JobSpec;
 use muster_cluster::tree::{self, Run};
 use muster_collective::{
     Accumulator, Error as CollectiveError, Group, LossReason, Operation, Pool, Revoker, tcp,
 };
 use muster_proto::v1;
-use muster_trainer::{ShardNote, StepReport, Trainer};
+use muster_trainer::{ShardNote, Trainer};
 use muster_worker_core::audit::Hash;
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
-use v1::step_record::Record;
 
 use crate::audit;
+use crate::feed::Hub;
 use crate::flaw::Flaw;
 use crate::halt;
-use crate::heal::{self, Meeting, Received};
-use crate::note::{Note, Pace};
+use crate::heal::{self, Meeting, Received, Underway};
+use crate::note::Note;
 use crate::shared::{Shared, Trouble};
 use crate::shares::Sharing;
 use crate::suspects;
 use crate::writer::Writer;
+pub(crate) use measured::{Spent, Times};
 
 /// The last step's reduced vector, for ranks that were not as fast.
 #[derive(Debug)]
@@ -38,6 +40,19 @@ pub(crate) struct Last {
     pub(crate) vector: Arc<Vec<f32>>,
     /// The notes of all shards, in their order.
     pub(crate) notes: Vec<ShardNote>,
+    /// For those that follow, who keep records as the ranks do.
+    pub(crate) story: Story,
+}
+
+/// What is told of a step beside its result.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Story {
+    /// The world that made the step.
+    pub(crate) generation: u64,
+    /// The newest record that is known to be durable.
+    pub(crate) acked: (u64, bool),
+    /// The record of the evaluation before it, if there was one.
+    pub(crate) evaluation: Option<v1::StepRecord>,
 }
 
 /// A rank at work, through all of its worlds.
@@ -48,6 +63,8 @@ pub(crate) struct Work<'a> {
     pub(crate) rules: Rules,
     pub(crate) writer: Writer,
     pub(crate) listener: Arc<tcp::Listener>,
+    /// Feeds those that follow.
+    pub(crate) feed: Arc<Hub>,
     pub(crate) pool: Pool,
     /// The contributions to the step that comes next, kept until it is applied, and their notes.
     pub(crate) held: Accumulator,
@@ -56,24 +73,12 @@ pub(crate) struct Work<'a> {
     pub(crate) audited: Option<Hash>,
     pub(crate) flaw: Flaw,
     pub(crate) last: Option<Arc<Last>>,
+    /// The record of the evaluation at this step, if there was one.
+    pub(crate) evaluation: Option<v1::StepRecord>,
     /// When the step before ended, or the world began.
     pub(crate) since: Instant,
     /// What was measured since then.
     pub(crate) spent: Spent,
-}
-
-/// What a rank did since the step before, measured.
-#[derive(Debug, Default)]
-pub(crate) struct Spent {
-    contributing: Duration,
-    num_contributed: u32,
-    evaluating: Duration,
-    /// Waiting for the files of the snapshot before.
-    snapshot: Duration,
-    /// The update of the step before.
-    update: Duration,
-    /// Whom the reduction of the step before waited for longest.
-    awaited: Option<(RankId, Duration)>,
 }
 
 /// What one world asks of this rank.
@@ -98,14 +103,6 @@ impl World {
     }
 }
 
-/// Where the time of a step went that its contributions did not take.
-struct Times {
-    contributed: Instant,
-    reduced: Instant,
-    /// What each rank measured of itself, by rank.
-    paces: Vec<Pace>,
-}
-
 impl Work<'_> {
     /// Works in a world until its end, or until it is closed.
     pub(crate) fn run(&mut self, assignment: &v1::Assignment) -> Result<(), Trouble> {
@@ -119,6 +116,7 @@ impl Work<'_> {
         if let Some(suspect) = &assignment.suspect {
             suspects::tell(self.shared, &self.trainer, suspect);
         }
+        self.feed.entered();
         let rank = world.plan.rank as usize;
         let meeting = Meeting::new(self, assignment, revoker)?;
         let needs = meeting.needs();
@@ -127,9 +125,9 @@ impl Work<'_> {
         let lacks = world.sharing.as_ref().is_some_and(|sharing| sharing.gather);
         if !needs && !lacks {
             // The others connect meanwhile, and some of them wait for what is missing.
-            self.contribute(&brings)?;
+            self.contribute(&brings, Some(&meeting))?;
         }
-        let (mut group, received) = meeting.wait()?;
+        let (mut group, received) = meeting.wait(&self.trainer)?;
         group.set_pool(self.pool.clone());
         if let Some(on_sent) = halt::behind_frames(self.shared) {
             group.set_on_sent(on_sent);
@@ -149,7 +147,7 @@ impl Work<'_> {
         match received {
             Some(Received::State {
                 head,
-                values,
+                shares,
                 records,
             }) => {
                 if !self.shared.tell(RankMachine::begin_apply) {
@@ -163,22 +161,21 @@ impl Work<'_> {
                     self.trainer.go_to(head);
                 } else {
                     self.trainer
-                        .take_over(head, &values)
+                        .take_over(head, &shares)
                         .map_err(|error| failed(&error))?;
                 }
+                self.feed.restarted(head.step.0);
                 self.shared.tell(|machine| {
                     machine.inherited(records);
                     machine.received(head.step.0);
                 });
             }
-            Some(Received::Reduced(last)) => {
-                let now = Instant::now();
-                let times = Times {
-                    contributed: now,
-                    reduced: now,
-                    paces: Vec::new(),
-                };
-                self.apply(last, false, None, &times)?;
+            Some(Received::Reduced { last, records }) => {
+                self.shared.tell(|machine| machine.inherited(records));
+                self.apply(last, false, None, &Times::of_nothing())?;
+            }
+            Some(Received::Records(records)) => {
+                self.shared.tell(|machine| machine.inherited(records));
             }
             None => {}
         }
@@ -244,8 +241,9 @@ impl Work<'_> {
         })
     }
 
-    /// Computes what is not there of these shards' contributions to the step that comes next.
-    fn contribute(&mut self, brings: &[Run]) -> Result<(), Trouble> {
+    /// Computes what is not there of these shards' contributions to the step that comes next. Between
+    /// two shards it gives what a rank lacks that it meets meanwhile.
+    fn contribute(&mut self, brings: &[Run], meeting: Option<&Underway>) -> Result<(), Trouble> {
         if self.trainer.step().0 >= self.rules.total_steps {
             return Ok(());
         }
@@ -258,6 +256,9 @@ impl Work<'_> {
         let begun = Instant::now();
         let missing = tree::difference(brings, &self.held.shards());
         for shard in missing.into_iter().flat_map(Run::shards) {
+            if let Some(meeting) = meeting {
+                meeting.give(&self.trainer);
+            }
             if !self.shared.tell(|machine| machine.begin_shard(shard)) {
                 return Err(Trouble::Closed);
             }
@@ -275,22 +276,6 @@ impl Work<'_> {
         }
         self.spent.contributing += begun.elapsed();
         Ok(())
-    }
-
-    /// What this rank measured of itself.
-    fn pace(&mut self) -> Pace {
-        let spent = &self.spent;
-        let awaited = spent.awaited.unwrap_or_default();
-        Pace {
-            shard: micros(spent.contributing)
-                .checked_div(spent.num_contributed)
-                .unwrap_or_default(),
-            data: micros(self.trainer.take_reading_time()),
-            checkpoint: micros(spent.snapshot),
-            update: micros(spent.update),
-            awaited: awaited.0.0,
-            awaited_for: micros(awaited.1),
-        }
     }
 
     /// Computes a shard's contribution to the step that comes next.
@@ -319,7 +304,7 @@ impl Work<'_> {
         }
         let step = self.trainer.step();
         let (brings, rank) = (world.brings(step.0), world.plan.rank);
-        self.contribute(&brings[rank as usize])?;
+        self.contribute(&brings[rank as usize], None)?;
         let audit = self.audit(world);
         let mut hashes = [None; 2];
         if let Some(audit) = audit {
@@ -337,6 +322,7 @@ impl Work<'_> {
             acked: self.shared.tell(|machine| machine.last_acked()),
             paces: vec![self.pace()],
             audit: hashes,
+            tickets: self.feed.tickets(),
             shards: self.notes.clone(),
         };
         let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
@@ -366,9 +352,16 @@ impl Work<'_> {
             step: step.0,
             vector: reduced.vector,
             notes: notes.shards,
+            story: Story {
+                generation: world.plan.generation,
+                acked: notes.acked,
+                evaluation: self.evaluation.take(),
+            },
         };
         self.shared.tell(|machine| machine.acked(notes.acked));
         self.apply(last, notes.stop, notes.pause, &times)?;
+        // The state is that of this step, whether or not the world goes on.
+        self.feed.copy(&notes.tickets, &self.trainer, self.shared);
         match &world.sharing {
             Some(sharing) => self.gather(group, sharing, false, world.timeout),
             None => Ok(()),
@@ -387,72 +380,26 @@ impl Work<'_> {
             return Err(Trouble::Closed);
         }
         halt::at(self.shared, "update");
+        let last = Arc::new(last);
+        // Whoever follows applies it at the same time.
+        self.feed.applied(&last);
         let report = self
             .trainer
             .apply(&last.vector, &last.notes)
             .map_err(|error| failed(&error))?;
         halt::at(self.shared, "updated");
         self.forget();
-        if let Some(old) = self.last.replace(Arc::new(last))
+        if let Some(old) = self.last.replace(last)
             && let Ok(old) = Arc::try_unwrap(old)
         {
             self.pool.give_shared(old.vector);
         }
-        let record = self.record_of(report, times);
+        let record = self.record_of(report, times, self.shared.key());
         self.shared.tell(|machine| {
             machine.record(record);
             machine.applied(stop, pause);
         });
         Ok(())
-    }
-
-    fn record_of(&mut self, report: StepReport, times: &Times) -> v1::StepRecord {
-        let end = Instant::now();
-        let wall = end - std::mem::replace(&mut self.since, end);
-        let next = Spent {
-            update: end - times.reduced,
-            awaited: self.spent.awaited,
-            ..Spent::default()
-        };
-        let spent = std::mem::replace(&mut self.spent, next);
-        let batch = f64::from(self.spec.train.global_batch_size);
-        let mut metrics = report.means;
-        let paces = || times.paces.iter();
-        let data_us: f64 = paces().map(|pace| f64::from(pace.data)).sum();
-        let checkpoint_us = paces().map(|pace| pace.checkpoint).max();
-        self.record(Record::Applied(v1::StepApplied {
-            step: report.step.0,
-            loss: metrics.remove("loss").unwrap_or_default(),
-            metrics,
-            samples_per_s: batch / wall.as_secs_f64().max(f64::MIN_POSITIVE),
-            learning_rate: report.learning_rate,
-            grad_norm: report.grad_norm,
-            wall_ms: millis(wall),
-            contribute_ms: millis(spent.contributing),
-            reduce_ms: millis(times.reduced - times.contributed),
-            update_ms: millis(end - times.reduced),
-            total_steps: self.rules.total_steps,
-            data_ms: data_us / f64::from(size(times.paces.len()).max(1)) / 1000.0,
-            checkpoint_ms: f64::from(checkpoint_us.unwrap_or_default()) / 1000.0,
-            evaluate_ms: millis(spent.evaluating),
-            paces: paces().map(Into::into).collect(),
-            skipped: report
-                .skipped
-                .map(|fault| fault.to_string())
-                .unwrap_or_default(),
-        }))
-    }
-
-    fn record(&self, record: Record) -> v1::StepRecord {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let time = since_epoch
-            .map(|time| time.as_secs_f64())
-            .unwrap_or_default();
-        v1::StepRecord {
-            key: Some(self.shared.key()),
-            time,
-            record: Some(record),
-        }
     }
 
     pub(crate) fn closed_by(&self, generation: u64, error: &CollectiveError) -> Trouble {
@@ -489,16 +436,4 @@ pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveErro
 
 pub(crate) fn failed(error: &dyn std::error::Error) -> Trouble {
     Trouble::Failed(error_chain(error))
-}
-
-fn size(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn micros(time: Duration) -> u32 {
-    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }

@@ -10,6 +10,7 @@
 //! step and the shard's number alone. Not here: the files of a checkpoint ([`crate::checkpoint`]).
 
 mod error;
+mod share;
 mod sharing;
 mod snapshot;
 
@@ -396,37 +397,6 @@ impl Trainer {
     #[must_use]
     pub fn num_state_values(&self) -> usize {
         self.layout.len() + self.optimizer.state().num_values()
-    }
-
-    /// Takes over the state of another rank of the same job, whose [`Snapshot::values`] these are.
-    ///
-    /// # Errors
-    /// [`Error::WrongLength`], where they are not as many as this job has; nothing was changed then.
-    pub fn take_over(&mut self, head: Head, values: &[f32]) -> Result<(), Error> {
-        let (expected, found) = (self.num_state_values(), values.len());
-        if found != expected {
-            return Err(Error::WrongLength {
-                step: head.step,
-                expected,
-                found,
-            });
-        }
-        let (arena, mut rest) = values.split_at(self.layout.len());
-        host_mut(&mut self.arena).copy_from_slice(arena);
-        for share in self
-            .optimizer
-            .state()
-            .shares
-            .keys()
-            .copied()
-            .collect::<Vec<_>>()
-        {
-            let (mine, others) = rest.split_at(self.num_share_values(share));
-            self.optimizer.take(share, mine.to_vec());
-            rest = others;
-        }
-        self.go_to(head);
-        Ok(())
     }
 
     /// Takes over the state that the files of a checkpoint hold, by their logical names, as far as

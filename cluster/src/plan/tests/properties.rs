@@ -3,6 +3,7 @@
 //! nothing that is held, and every job that waits knows why. What ranks report comes from
 //! [`super::ranks`].
 
+mod entering;
 mod finish;
 
 use std::collections::BTreeSet;
@@ -161,8 +162,11 @@ impl Cluster {
             let how = "signal 9".to_owned();
             watch.standby_gone(*process, seat, how, self.now_ms);
         } else {
-            let seen = watch.standbys.entry(*process);
-            seen.or_insert(Standby::Ready);
+            let is_gone = matches!(watch.standbys.get(process), Some(Standby::Gone(_)));
+            if !is_gone {
+                let seen = entering::seen(dice, known);
+                watch.standbys.insert(*process, seen);
+            }
         }
     }
 
@@ -384,8 +388,8 @@ impl Cluster {
         for rank in &world.ranks {
             let report = report_of(known, watch, rank.process);
             if report.is_none() {
-                let seen = watch.standbys.get(&rank.process);
-                prop_assert_eq!(seen, Some(&Standby::Ready));
+                let draining = &self.state.draining;
+                entering::check(draining, known, watch, world, rank)?;
                 let life = self.observed.connected.get(&rank.worker);
                 prop_assert_eq!(life, Some(&rank.incarnation));
             }

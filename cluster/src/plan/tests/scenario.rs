@@ -24,6 +24,7 @@
 //!                                     step=none: it has no state; keeps=0..16: what it has of a
 //!                                     shared optimizer's state; partial: it lacks parameters
 //! ready j1 p5                         a process that waits to enter a world is prepared
+//! follows j1 p5 [reaches=1,2]         it follows, and reaches these processes, or all
 //! standby-gone j1 p5 signal 9         a worker saw it exit
 //! broken j1 the files are damaged     a world says that it cannot go on
 //! progress j1 [step=41]               the world applied a step; so many are applied now
@@ -226,6 +227,19 @@ impl Scene {
             "ready" => {
                 let standbys = &mut self.watch(name).standbys;
                 standbys.insert(line.process(), Standby::Ready);
+            }
+            "follows" => {
+                let reached = match line.find("reaches") {
+                    Some(list) => list
+                        .split(',')
+                        .map(|one| ProcessId(one.parse().unwrap()))
+                        .collect(),
+                    None => (1..=self.state.jobs[&job(name)].newest_process.0)
+                        .map(ProcessId)
+                        .collect(),
+                };
+                let standbys = &mut self.watch(name).standbys;
+                standbys.insert(line.process(), Standby::Follows { reached });
             }
             "standby-gone" => {
                 let process = line.process();

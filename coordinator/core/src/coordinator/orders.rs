@@ -52,16 +52,10 @@ impl Coordinator {
                 let seat = (&seat.worker, seat.incarnation);
                 if let Some((session, link)) = link_to(&mut self.links, seat) {
                     let told = link.told(name, *process);
-                    if told.assigned.replace(Generation(0)).is_none() {
-                        let key = v1::RankKey {
-                            job: name.to_string(),
-                            history: job.history.0,
-                            generation: 0,
-                            rank: 0,
-                            process: process.0,
-                        };
-                        send(session, vec![sight.assignment(&key)], outputs);
-                    }
+                    let follow = watch.and_then(|watch| watch.to_follow(*process, job, world));
+                    let mut messages = Vec::new();
+                    sight.tell_standby(*process, follow, told, &mut messages);
+                    send(session, messages, outputs);
                 }
             }
         }
@@ -185,6 +179,33 @@ impl Sight<'_> {
         }
     }
 
+    /// What a process was not told yet that waits to enter a world.
+    fn tell_standby(
+        &self,
+        process: ProcessId,
+        follow: Option<v1::Follow>,
+        told: &mut Told,
+        messages: &mut Vec<Message>,
+    ) {
+        let key = v1::RankKey {
+            job: self.name.to_string(),
+            history: self.job.history.0,
+            generation: 0,
+            rank: 0,
+            process: process.0,
+        };
+        if told.assigned.replace(Generation(0)).is_none() {
+            messages.push(self.assignment(&key));
+        }
+        let follow = follow.filter(|_| self.job.spec.standbys_follow());
+        if let Some(follow) = follow
+            && told.follow.as_ref() != Some(&follow)
+        {
+            told.follow = Some(follow.clone());
+            messages.push(order(&key, Order::Follow(follow)));
+        }
+    }
+
     fn assignment(&self, key: &v1::RankKey) -> Message {
         let Self {
             job,
@@ -233,7 +254,8 @@ impl Sight<'_> {
             identity: job.identity.digest(),
             class: class.map(Into::into),
             checkpoint_folder: folder,
-            world_token: world_token(cluster_id, key),
+            world_token: token(cluster_id, &key.generation.to_le_bytes(), &key.job),
+            feed_token: token(cluster_id, b"feed", &key.job),
             collective_timeout_ms: self.patience.collective_timeout_ms(),
             detect_ms: self.patience.detect_ms,
             state_shares: if is_rank {
@@ -277,12 +299,12 @@ fn committed_order(job: &Job, manifest: &Manifest) -> v1::CheckpointCommitted {
     }
 }
 
-/// What the ranks of one world show each other: not a secret, but nothing that another world, job
-/// or cluster would say by mistake.
-fn world_token(cluster_id: &[u8; 16], key: &v1::RankKey) -> Vec<u8> {
+/// What processes of one job show each other, for one purpose: not a secret, but nothing that another
+/// world, job or cluster would say by mistake.
+fn token(cluster_id: &[u8; 16], purpose: &[u8], job: &str) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(cluster_id);
-    hasher.update(&key.generation.to_le_bytes());
-    hasher.update(key.job.as_bytes());
+    hasher.update(purpose);
+    hasher.update(job.as_bytes());
     hasher.finalize().as_bytes()[..16].to_vec()
 }

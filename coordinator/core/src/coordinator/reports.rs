@@ -119,7 +119,7 @@ impl Coordinator {
                 let running = v1::RunningRank {
                     key: started.key,
                     pid: started.pid,
-                    address: String::new(),
+                    ..v1::RunningRank::default()
                 };
                 self.process_runs(session, running, now, outputs);
             }
@@ -149,7 +149,11 @@ impl Coordinator {
         let watch = self.watch(&job);
         watch.pids.insert(process, running.pid);
         if !running.address.is_empty() {
-            watch.listens(process, running.address, member == Member::Standby);
+            let ready = v1::Ready {
+                address: running.address,
+                feed: running.feed,
+            };
+            watch.listens(process, ready, member == Member::Standby);
         }
         let Member::Rank(rank) = member else { return };
         let what = What::Rank {
@@ -179,7 +183,8 @@ impl Coordinator {
             Member::Rank(rank) => rank,
             Member::Standby => {
                 match report {
-                    Report::Ready(ready) => watch.listens(process, ready.address, true),
+                    Report::Ready(ready) => watch.listens(process, ready, true),
+                    Report::Following(following) => watch.follows(process, following),
                     Report::Failed(failed) => {
                         self.standby_gone(&job, process, failed.message, now);
                     }
@@ -189,7 +194,7 @@ impl Coordinator {
             }
         };
         match report {
-            Report::Ready(ready) => watch.listens(process, ready.address, false),
+            Report::Ready(ready) => watch.listens(process, ready, false),
             // Files count by their history and step, whatever world their rank was in.
             Report::CheckpointPart(part) => {
                 if let Err(disagreement) = watch.take_part(part) {
@@ -221,6 +226,8 @@ impl Coordinator {
             Report::Done(done) => {
                 watch.done.insert(process, done);
             }
+            // It was said before it was told that it is a rank.
+            Report::Following(_) => self.num_stale_reports += 1,
             Report::Failed(failed) => {
                 watch
                     .failed

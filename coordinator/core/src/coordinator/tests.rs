@@ -2,6 +2,7 @@
 //! side leaves unsaid.
 
 mod bench;
+mod following;
 
 use muster_cluster::apply::Effect;
 use muster_cluster::command::StopWhy;
@@ -12,7 +13,7 @@ use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
 use super::*;
-use bench::{Bench, address_of, closed, key_of, part, pid_of, submit};
+use bench::{Bench, address_of, closed, feed_of, key_of, part, pid_of, submit};
 
 const JOB: &str = "digits-mlp";
 
@@ -142,10 +143,19 @@ fn a_rank_that_dies_is_replaced_in_the_same_history() {
         panic!("the world is to be closed")
     };
     let messages = bench.sent_to(*b);
-    let [To::Assignment(standby)] = &messages[..] else {
+    let [To::Assignment(standby), follow] = &messages[..] else {
         panic!("{messages:?}")
     };
     assert_eq!((standby.generation, standby.process), (0, 3));
+    let feed = |process| v1::Feed {
+        process,
+        address: feed_of(process),
+    };
+    let expected = v1::Follow {
+        ranks: vec![feed(1), feed(2)],
+        others: Vec::new(),
+    };
+    assert_eq!(orders(vec![follow.clone()]), [Order::Follow(expected)]);
     bench.report(*a, rank_a, closed(Some(1), &[], "rank 1 is gone"));
     let why = bench.coordinator.job_view(JOB).unwrap().reason;
     assert!(why.contains("1 of at least 2 are there"), "{why}");
@@ -250,6 +260,7 @@ fn a_restarted_coordinator_goes_on_with_the_world_that_runs() {
             key: Some(key.clone()),
             pid: pid_of(key),
             address: address_of(key),
+            feed: feed_of(key.process),
         };
         let worker = if key.rank == 0 { "a" } else { "b" };
         sessions.push(bench.hello(worker, 1, vec![running]));
@@ -459,6 +470,7 @@ fn a_leader_that_begins_between_close_and_the_next_world_makes_it() {
             key: Some(key.clone()),
             pid: pid_of(key),
             address: address_of(key),
+            feed: feed_of(key.process),
         };
         sessions.push(bench.hello(worker, 1, vec![running]));
     }

@@ -4,7 +4,7 @@
 use muster_proto::{frame, v1};
 
 use super::super::model::{NUM_SHARDS, ShardNote, State, hash};
-use super::work::Last;
+use super::work::{Last, Story};
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     let words = bytes.chunks_exact(8);
@@ -42,6 +42,7 @@ impl Last {
             step: head[0],
             notes: notes.map(note).collect(),
             vector: floats(&heard[1]).into(),
+            story: Story::default(),
         }
     }
 }
@@ -52,26 +53,35 @@ pub(super) fn encode_state(state: &State, records: &[v1::StepRecord]) -> [Vec<u8
     let head = [state.step, state.trace];
     let head: Vec<u8> = head.into_iter().flat_map(u64::to_le_bytes).collect();
     let values = state.values();
-    let mut head = [head, hash(&values).into_bytes()].concat();
-    for record in records {
+    let head = [head, hash(&values).into_bytes(), encode_records(records)].concat();
+    [head, bytes_of(&values)]
+}
+
+pub(super) fn encode_records(records: &[v1::StepRecord]) -> Vec<u8> {
+    let records = records.iter().flat_map(|record| {
         let record = v1::from_rank::Message::Record(record.clone());
         let message = Some(record);
-        head.extend(frame::encode(&v1::FromRank { message }));
+        frame::encode(&v1::FromRank { message })
+    });
+    records.collect()
+}
+
+pub(super) fn decode_records(mut rest: &[u8]) -> Vec<v1::StepRecord> {
+    let mut records = Vec::new();
+    while let Ok(Some(message)) = frame::read::<v1::FromRank>(&mut rest) {
+        if let Some(v1::from_rank::Message::Record(record)) = message.message {
+            records.push(record);
+        }
     }
-    [head, bytes_of(&values)]
+    records
 }
 
 pub(super) fn decode_state(heard: &[Vec<u8>]) -> Option<(State, Vec<v1::StepRecord>)> {
     let mut records = Vec::new();
     let mut states = heard.chunks_exact(2).map(|pair| {
         let (head, sent) = pair[0].split_at(16);
-        let (sent, mut rest) = sent.split_at(16);
-        records.clear();
-        while let Ok(Some(message)) = frame::read::<v1::FromRank>(&mut rest) {
-            if let Some(v1::from_rank::Message::Record(record)) = message.message {
-                records.push(record);
-            }
-        }
+        let (sent, rest) = sent.split_at(16);
+        records = decode_records(rest);
         let head: Vec<u64> = words(head).collect();
         let values = floats(&pair[1]);
         let is_whole = hash(&values).as_bytes() == sent;

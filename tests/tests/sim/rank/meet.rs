@@ -1,7 +1,7 @@
 //! How the ranks of a new world come together; see `worker/rank/src/heal.rs` and
 //! `worker/collective/src/tcp/mesh.rs`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use muster_cluster::ids::{Generation, History, RankId};
 use muster_cluster::state::{Finish, Heal};
@@ -15,7 +15,7 @@ use super::super::model::State;
 use super::super::net::{
     BETWEEN_RANKS, BETWEEN_RANKS_SLOWLY, MS, Message, Node, SECOND, StreamId, Time, Timer,
 };
-use super::gift::{decode_state, encode_state};
+use super::lack::{NOTHING, REDUCED, STATE, Taken};
 use super::work::Last;
 use super::{Joined, Rank, Trouble, parse};
 
@@ -27,8 +27,9 @@ const TICK: Time = 10 * MS;
 
 #[derive(Clone, Debug)]
 pub(super) enum Received {
-    Reduced(Last),
+    Reduced(Last, Vec<v1::StepRecord>),
     State(State, Vec<v1::StepRecord>),
+    Records(Vec<v1::StepRecord>),
 }
 
 #[derive(Debug)]
@@ -54,14 +55,24 @@ enum Phase {
 pub(crate) struct Meeting {
     world: World,
     gifts: Vec<(RankId, [Vec<u8>; 2])>,
-    need: Option<Heal>,
+    /// Those who are to say what they lack, and whether this rank is the first to give it.
+    pub(super) lacking: Vec<(RankId, bool)>,
+    pub(super) records: Vec<v1::StepRecord>,
+    pub(super) first_step: u64,
+    pub(super) need: Option<Heal>,
+    /// What this rank lacks.
+    pub(super) lack: u8,
     is_revoked: bool,
     phase: Phase,
 }
 
 impl Meeting {
     pub(super) fn needs(&self) -> bool {
-        self.need.is_some()
+        match self.need {
+            None => false,
+            Some(Heal::Reduced { .. }) => true,
+            Some(Heal::State { .. }) => self.lack != NOTHING,
+        }
     }
 
     pub(super) fn revoke(&mut self) {
@@ -138,6 +149,7 @@ impl Rank {
         let records = records.unwrap_or_default();
         let mut need = None;
         let mut gifts = Vec::new();
+        let mut lacking = Vec::new();
         let parts = finish.map(|finish| finish.parts).unwrap_or_default();
         for (rank, part) in (0u32..).map(RankId).zip(parts) {
             match part.heal {
@@ -152,15 +164,26 @@ impl Rank {
                     gifts.push((rank, last.encode()));
                 }
                 Some(Heal::State { from }) if from.contains(&world.rank) => {
-                    gifts.push((rank, encode_state(&work.state, &records)));
+                    lacking.push((rank, from.first() == Some(&world.rank)));
                 }
                 _ => {}
             }
         }
+        let at = self.shared.as_ref().and_then(|one| one.machine.state());
+        let first_step = assignment.first_step;
+        let lack = match at.and_then(|at| first_step.checked_sub(at)) {
+            Some(0) => NOTHING,
+            Some(1) => REDUCED,
+            _ => STATE,
+        };
         self.meeting = Some(Meeting {
             world,
             gifts,
+            lacking,
+            records,
+            first_step,
             need,
+            lack,
             is_revoked: false,
             phase: Phase::Waiting,
         });
@@ -262,6 +285,17 @@ impl Rank {
                         group.say(to, message);
                     }
                 }
+                if let Some(Heal::State { from }) = &meeting.need {
+                    env.oracle.enters(meeting.lack);
+                    let asked = if meeting.lack == REDUCED {
+                        1
+                    } else {
+                        from.len()
+                    };
+                    for giver in &from[..asked] {
+                        group.say(*giver, vec![meeting.lack]);
+                    }
+                }
                 for stream in streams.values() {
                     env.net.listen_to(*stream);
                 }
@@ -281,29 +315,21 @@ impl Rank {
                 mut joined,
                 mut heard,
             } => {
-                let givers: VecDeque<RankId> = match &meeting.need {
-                    None => VecDeque::new(),
-                    Some(Heal::Reduced { from }) => VecDeque::from([*from]),
-                    Some(Heal::State { from }) => from.iter().copied().collect(),
-                };
-                while let Some(from) = givers.get(heard.len() / 2) {
-                    match joined.group.hear(*from) {
-                        None => return (Phase::Exchanging { joined, heard }, false),
-                        Some(Ok(message)) => heard.push(message),
-                        Some(Err(error)) => {
-                            let trouble = self.closed_by(generation, &error, env);
-                            self.retire(&joined, env);
-                            return (Phase::Done(Err(trouble)), false);
-                        }
+                let given = self.give_what_they_lack(meeting, &mut joined, env);
+                let received = given.and_then(|()| meeting.take(&mut joined, &mut heard));
+                self.flush(&mut joined, env);
+                let received = match received {
+                    Ok(Taken::NotYet) => return (Phase::Exchanging { joined, heard }, false),
+                    Ok(Taken::All(_)) if !meeting.lacking.is_empty() => {
+                        return (Phase::Exchanging { joined, heard }, false);
                     }
-                }
-                let received = match &meeting.need {
-                    None => Ok(None),
-                    Some(Heal::Reduced { .. }) => Ok(Some(Received::Reduced(Last::decode(&heard)))),
-                    Some(Heal::State { .. }) => match decode_state(&heard) {
-                        Some((state, records)) => Ok(Some(Received::State(state, records))),
-                        None => Err("the state that was sent is not whole"),
-                    },
+                    Ok(Taken::All(received)) => Ok(received),
+                    Ok(Taken::Spoiled) => Err("the state that was sent is not whole"),
+                    Err(error) => {
+                        let trouble = self.closed_by(generation, &error, env);
+                        self.retire(&joined, env);
+                        return (Phase::Done(Err(trouble)), false);
+                    }
                 };
                 match received {
                     Ok(received) => (Phase::Done(Ok((joined, received))), false),

@@ -13,7 +13,7 @@ use super::super::env::{Env, Plant, Point};
 use super::super::model::{NUM_ELEMENTS, NUM_SHARDS, State, TOTAL_STEPS};
 use super::super::net::{MS, Timer};
 use super::super::note::Note;
-use super::work::{FILES, Last, Main, TIMEOUT, Then};
+use super::work::{FILES, Last, Main, Story, TIMEOUT, Then};
 use super::{Rank, Trouble};
 
 impl Rank {
@@ -91,6 +91,7 @@ impl Rank {
                 let acked = shared.machine.last_acked();
                 (shared.stop, shared.pause.clone(), acked)
             });
+        let tickets = self.feed.tickets();
         let work = self.work();
         let world = work.world();
         let is_first = work.state.step == world.plan.first_step;
@@ -100,6 +101,7 @@ impl Rank {
             stop,
             pause,
             acked,
+            tickets,
             shards: work.notes.clone(),
         };
         let operation = Operation {
@@ -133,10 +135,16 @@ impl Rank {
 
     pub(super) fn reduced(&mut self, reduced: Reduced, env: &mut Env) -> Result<(), Trouble> {
         let note = Note::merge(&reduced.notes);
+        let work = self.work();
         let last = Last {
-            step: self.work().state.step,
+            step: work.state.step,
             vector: reduced.vector,
             notes: note.shards.clone(),
+            story: Story {
+                generation: work.world().plan.generation,
+                acked: note.acked,
+                evaluation: work.evaluation.take(),
+            },
         };
         self.tell(env, |shared| shared.machine.acked(note.acked));
         self.busy((1, 2 * MS), Main::Merging(last, note), env);
@@ -161,6 +169,7 @@ impl Rank {
             }
             return Err(Trouble::Closed);
         }
+        self.feed.applied(last.step, &last);
         self.busy((MS, 8 * MS), Main::Applying(last, note), env);
         Ok(())
     }
@@ -180,13 +189,7 @@ impl Rank {
         let history = shared.map_or(0, |shared| shared.key.history);
         env.oracle.applied(self.pid, history, &state);
         env.log(format_args!("p{} applied step {}", self.pid, state.step));
-        let applied = Record::Applied(v1::StepApplied {
-            step: state.step,
-            loss: 1.0,
-            wall_ms: 1.0,
-            total_steps: TOTAL_STEPS,
-            ..v1::StepApplied::default()
-        });
+        let applied = applied_record(state.step);
         let (stop, pause) = (note.stop, note.pause.clone());
         self.tell(env, |shared| {
             let record = record(shared.key.clone(), applied);
@@ -194,6 +197,7 @@ impl Rank {
             shared.machine.applied(stop, pause);
         });
         env.point(Point::Applied, self.node());
+        self.copy_shares(&note.tickets, env);
         // A reduced vector that was given leads to the world's first step, and no further.
         if state.step <= self.work().world().plan.first_step {
             self.arrived_at_the_step(env)
@@ -237,8 +241,10 @@ impl Rank {
             step,
             metrics: metrics.clone().into_iter().collect(),
         });
+        let key = self.shared.as_ref().map(|shared| shared.key.clone());
+        let record = record(key.unwrap_or_default(), evaluated);
+        self.work().evaluation = Some(record.clone());
         self.tell(env, |shared| {
-            let record = record(shared.key.clone(), evaluated);
             shared.machine.record(record);
             shared.machine.evaluated(metrics.into_iter().collect());
         });
@@ -297,7 +303,17 @@ impl Rank {
     }
 }
 
-fn record(key: v1::RankKey, record: Record) -> v1::StepRecord {
+pub(super) fn applied_record(step: u64) -> Record {
+    Record::Applied(v1::StepApplied {
+        step,
+        loss: 1.0,
+        wall_ms: 1.0,
+        total_steps: TOTAL_STEPS,
+        ..v1::StepApplied::default()
+    })
+}
+
+pub(super) fn record(key: v1::RankKey, record: Record) -> v1::StepRecord {
     v1::StepRecord {
         key: Some(key),
         time: 0.0,

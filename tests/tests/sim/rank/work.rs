@@ -5,20 +5,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use muster_cluster::tree::{self, Run};
-use muster_collective::{Accumulator, Error, LossReason, Pool, Reduced};
+use muster_collective::{Accumulator, Error, LossReason, Reduced};
 use muster_proto::{convert, v1};
-use muster_worker_core::rank::{Cause, Next, RankPlan, Rules};
+use muster_worker_core::rank::{Cause, Next, RankPlan};
 use v1::rank_report::Report;
 
 use super::super::env::{Env, Point};
-use super::super::model::{
-    CHECKPOINT_EVERY, EVALUATE_EVERY, NUM_CHUNKS, NUM_ELEMENTS, NUM_SHARDS, ShardNote, State,
-    TOTAL_STEPS,
-};
+use super::super::model::{NUM_CHUNKS, NUM_SHARDS, ShardNote, State};
 use super::super::net::{MS, SECOND, Time, Timer};
 use super::super::note::Note;
 use super::meet::Received;
-use super::{Rank, Trouble, address};
+use super::{Rank, Trouble};
 
 /// How long a collective waits, as the coordinator says.
 pub(super) const TIMEOUT: Time = 60 * SECOND;
@@ -32,6 +29,15 @@ pub(crate) struct Last {
     pub(super) step: u64,
     pub(super) vector: Arc<Vec<f32>>,
     pub(super) notes: Vec<ShardNote>,
+    pub(super) story: Story,
+}
+
+/// What is told of a step beside its result.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Story {
+    pub(super) generation: u64,
+    pub(super) acked: (u64, bool),
+    pub(super) evaluation: Option<v1::StepRecord>,
 }
 
 /// What the main thread does, or waits for.
@@ -49,6 +55,10 @@ pub(crate) enum Main {
     /// It waits for the others of its world.
     Meeting,
     TakingOver(State, Vec<v1::StepRecord>),
+    /// It waits for a world, has the state, and takes it over.
+    FollowingFrom(State, Vec<v1::StepRecord>),
+    /// It waits for a world, and applies a step.
+    Following(Last),
     Reducing,
     /// Between the end of a reduction and the update.
     Merging(Last, Note),
@@ -85,10 +95,13 @@ pub(crate) struct Work {
     pub(crate) state: State,
     /// Whether that is a state of the job, and not one that another rank will give.
     pub(crate) has_state: bool,
+    /// Whether it was at a step together with others: then it goes back behind none.
+    pub(super) was_rank: bool,
     pub(super) held: Accumulator,
     pub(super) notes: Vec<ShardNote>,
     pub(super) last: Option<Last>,
-    world: Option<World>,
+    pub(super) evaluation: Option<v1::StepRecord>,
+    pub(super) world: Option<World>,
     /// The snapshot that is being written, and which of its files are not.
     pub(super) writing: Option<(State, VecDeque<u32>)>,
 }
@@ -127,6 +140,14 @@ impl Rank {
             Main::Preparing(assignment) => self.prepared(&assignment, env),
             Main::Computing { shard, left, then } => self.computed(shard, left, then, env),
             Main::TakingOver(state, records) => self.took_over(state, records, env),
+            Main::FollowingFrom(state, records) => {
+                self.follows_from(state, records, env);
+                Ok(())
+            }
+            Main::Following(last) => {
+                self.followed(last, env);
+                Ok(())
+            }
             Main::Merging(last, note) => self.begin_apply(last, note, env),
             Main::Applying(last, note) => self.applied(last, &note, env),
             Main::Evaluating(left, mine) => self.evaluate(left, mine, env),
@@ -182,10 +203,12 @@ impl Rank {
                 };
                 if let Some(assignment) = shared.assignment.take() {
                     self.begin(&assignment, env)
+                } else if shared.is_dismissed {
+                    self.exit("dismissed", env);
+                    return false;
+                } else if self.follow_on(env) {
+                    Ok(())
                 } else {
-                    if shared.is_dismissed {
-                        self.exit("dismissed", env);
-                    }
                     return false;
                 }
             }
@@ -294,59 +317,9 @@ impl Rank {
         Trouble::Closed
     }
 
-    fn prepared(&mut self, assignment: &v1::Assignment, env: &mut Env) -> Result<(), Trouble> {
-        let mut state = State::initial();
-        if let Some(source) = &assignment.source {
-            let read = |file: &v1::FileRef| env.files.get(&file.name).cloned();
-            let mut files = source.files.iter().map(read);
-            let first = files.next().flatten();
-            let is_whole = files.all(|file| file == first);
-            match first.filter(|_| is_whole && source.files.len() == FILES.len()) {
-                Some(first) => state = first,
-                // Whoever is prepared too late may find a newer one in its place.
-                None => {
-                    let (history, step) = (source.history, source.step);
-                    return Err(Trouble::Damaged { history, step });
-                }
-            }
-        }
-        let has_state = assignment.generation > 0 && assignment.finish.is_none();
-        if has_state {
-            if state.step != assignment.first_step {
-                return Err(Trouble::Failed(
-                    "the checkpoint is of another step".to_owned(),
-                ));
-            }
-            env.oracle.received(self.pid, assignment.history, &state);
-        }
-        let rules = Rules {
-            total_steps: TOTAL_STEPS,
-            checkpoint_every: CHECKPOINT_EVERY,
-            evaluate_every: Some(EVALUATE_EVERY),
-            num_files: 2,
-            is_shared: false,
-        };
-        let step = has_state.then_some(state.step);
-        self.work = Some(Work {
-            state,
-            has_state,
-            held: Accumulator::new(NUM_SHARDS, NUM_ELEMENTS, Pool::default()),
-            notes: Vec::new(),
-            last: None,
-            world: None,
-            writing: None,
-        });
-        self.tell(env, |shared| shared.machine.prepared(rules, step));
-        let ready = Report::Ready(v1::Ready {
-            address: address(self.pid, self.host),
-        });
-        let key = self.shared.as_ref().map(|shared| shared.key.clone());
-        self.report(key.unwrap_or_default(), ready, env);
-        Ok(())
-    }
-
     /// Begins to work in a world.
     fn begin(&mut self, assignment: &v1::Assignment, env: &mut Env) -> Result<(), Trouble> {
+        self.stop_following(env);
         let first = runs(&assignment.shards)?;
         let size = u32::try_from(first.len()).unwrap_or(u32::MAX);
         if !tree::is_division(NUM_SHARDS, &first) || assignment.rank >= size {
@@ -381,6 +354,7 @@ impl Rank {
         if !has_entered {
             return Err(Trouble::Closed);
         }
+        self.feed.entered();
         self.meet(assignment)?;
         self.main = Main::Meeting;
         let waits = self.meeting.as_ref().is_some_and(super::Meeting::needs);
@@ -402,7 +376,14 @@ impl Rank {
                 self.busy((MS, 20 * MS), Main::TakingOver(state, records), env);
                 Ok(())
             }
-            Some(Received::Reduced(last)) => self.begin_apply(last, Note::default(), env),
+            Some(Received::Reduced(last, records)) => {
+                self.tell(env, |shared| shared.machine.inherited(records));
+                self.begin_apply(last, Note::default(), env)
+            }
+            Some(Received::Records(records)) => {
+                self.tell(env, |shared| shared.machine.inherited(records));
+                self.arrived_at_the_step(env)
+            }
             None => self.arrived_at_the_step(env),
         }
     }
@@ -415,7 +396,11 @@ impl Rank {
     ) -> Result<(), Trouble> {
         let step = state.step;
         let history = self.shared.as_ref().map_or(0, |shared| shared.key.history);
+        if !self.work().was_rank {
+            env.oracle.rewound(self.pid, history);
+        }
         env.oracle.received(self.pid, history, &state);
+        self.feed.restarted(step);
         let work = self.work();
         work.forget();
         work.last = None;
@@ -435,6 +420,7 @@ impl Rank {
                 "this world begins at step {first}, and the rank is at step {at}"
             )));
         }
+        self.work().was_rank = true;
         self.boundary(env)
     }
 

@@ -103,6 +103,7 @@ fn reported(key: v1::RankKey, report: Report) -> Output {
 fn ready(address: &str) -> Report {
     Report::Ready(v1::Ready {
         address: address.to_owned(),
+        feed: address.to_owned(),
     })
 }
 
@@ -172,6 +173,7 @@ fn runs(key: v1::RankKey, address: &str) -> v1::RunningRank {
         key: Some(key),
         pid: 77,
         address: address.to_owned(),
+        feed: address.to_owned(),
     }
 }
 

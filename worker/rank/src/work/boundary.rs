@@ -9,6 +9,7 @@ use muster_trainer::Metrics;
 use muster_trainer::checkpoint::Content;
 use v1::step_record::Record;
 
+use super::measured::record;
 use super::{Work, World, failed};
 use crate::memory;
 use crate::shared::Trouble;
@@ -67,10 +68,12 @@ impl Work<'_> {
         let mut sum = Metrics::default();
         chunks.values().for_each(|metrics| sum.add(metrics));
         let means = sum.means();
-        let record = self.record(Record::Evaluated(v1::Evaluated {
+        let evaluated = Record::Evaluated(v1::Evaluated {
             step: self.trainer.step().0,
             metrics: means.clone(),
-        }));
+        });
+        let record = record(evaluated, self.shared.key());
+        self.evaluation = Some(record.clone());
         self.shared.tell(|machine| {
             machine.record(record);
             machine.evaluated(means);

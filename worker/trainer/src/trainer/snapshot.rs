@@ -58,30 +58,17 @@ pub struct Head {
     pub trace: [u8; 32],
 }
 
-impl Snapshot {
-    /// What it is beside its values.
-    #[must_use]
-    pub fn head(&self) -> Head {
-        Head {
-            step: self.step,
-            trace: self.trace,
-        }
+/// The elements `range` of some vectors, one behind the other.
+pub(super) fn slice<'a>(parts: impl Iterator<Item = &'a [f32]>, range: Range<usize>) -> Vec<f32> {
+    let mut values = Vec::with_capacity(range.len());
+    let mut start = 0;
+    for part in parts {
+        let end = start + part.len();
+        let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
+        values.extend_from_slice(&part[from - start..to - start]);
+        start = end;
     }
-
-    /// The elements `range` of its values: the arena, and behind it each share of the optimizer's
-    /// state.
-    #[must_use]
-    pub fn values(&self, range: Range<usize>) -> Vec<f32> {
-        let mut values = Vec::with_capacity(range.len());
-        let mut start = 0;
-        for part in self.arena.iter().chain(self.optimizer.shares.values()) {
-            let end = start + part.len();
-            let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
-            values.extend_from_slice(&part[from - start..to - start]);
-            start = end;
-        }
-        values
-    }
+    values
 }
 
 /// 32 bytes in hex.

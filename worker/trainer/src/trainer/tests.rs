@@ -378,6 +378,29 @@ fn parameters_move_where_their_share_is_kept_and_are_taken_over_elsewhere() {
 }
 
 #[test]
+fn a_state_in_any_shares_becomes_the_same_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let spec = job(folder.path(), ADAMW);
+    let mut giver = trainer(&spec);
+    run(&mut giver, 2);
+    let len = giver.num_state_values();
+    for first in 0..=len {
+        for second in first..=len {
+            let shares = [0..first, first..second, second..len];
+            let shares = shares.map(|range| giver.values(range));
+            let mut taker = trainer(&spec);
+            taker.take_over(giver.head(), &shares).expect("all of it");
+            assert_eq!(state(&taker), state(&giver), "cut at {first} and {second}");
+        }
+    }
+    let mut taker = trainer(&spec);
+    let before = state(&taker);
+    let all = giver.values(0..len);
+    assert!(taker.take_over(giver.head(), &[all[1..].to_vec()]).is_err());
+    assert_eq!(state(&taker), before);
+}
+
+#[test]
 fn seed_decides_the_trace_and_the_arena() {
     let folder = tempfile::tempdir().expect("a folder");
     let of_seed = |seed| {

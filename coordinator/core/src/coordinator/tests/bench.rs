@@ -176,8 +176,7 @@ impl Bench {
                 pid: pid_of(key),
             }),
         );
-        let address = address_of(key);
-        self.report(session, key, Report::Ready(v1::Ready { address }));
+        self.report(session, key, Report::Ready(ready_of(key)));
     }
 
     pub(super) fn step(&mut self, key: &v1::RankKey, step: u64) {
@@ -244,6 +243,17 @@ pub(super) fn pid_of(key: &v1::RankKey) -> u32 {
 
 pub(super) fn address_of(key: &v1::RankKey) -> String {
     format!("127.0.0.1:{}", 4000 + key.process)
+}
+
+fn ready_of(key: &v1::RankKey) -> v1::Ready {
+    v1::Ready {
+        address: address_of(key),
+        feed: feed_of(key.process),
+    }
+}
+
+pub(super) fn feed_of(process: u64) -> String {
+    format!("127.0.0.1:{}", 5000 + process)
 }
 
 pub(super) fn part(step: u64, file: &str, arena: &str) -> v1::CheckpointPart {

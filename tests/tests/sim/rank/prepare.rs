@@ -1,0 +1,81 @@
+//! From an assignment to a rank in its first state; see `worker/rank/src/prepare.rs`.
+
+use muster_collective::{Accumulator, Pool};
+use muster_proto::v1;
+use muster_worker_core::rank::Rules;
+use v1::rank_report::Report;
+
+use super::super::env::Env;
+use super::super::model::{
+    CHECKPOINT_EVERY, EVALUATE_EVERY, NUM_ELEMENTS, NUM_SHARDS, State, TOTAL_STEPS,
+};
+use super::follow::Following;
+use super::work::{FILES, Work};
+use super::{Rank, Trouble, address};
+
+impl Rank {
+    pub(super) fn prepared(
+        &mut self,
+        assignment: &v1::Assignment,
+        env: &mut Env,
+    ) -> Result<(), Trouble> {
+        let mut state = State::initial();
+        if let Some(source) = &assignment.source {
+            let read = |file: &v1::FileRef| env.files.get(&file.name).cloned();
+            let mut files = source.files.iter().map(read);
+            let first = files.next().flatten();
+            let is_whole = files.all(|file| file == first);
+            match first.filter(|_| is_whole && source.files.len() == FILES.len()) {
+                Some(first) => state = first,
+                // Whoever is prepared too late may find a newer one in its place.
+                None => {
+                    let (history, step) = (source.history, source.step);
+                    return Err(Trouble::Damaged { history, step });
+                }
+            }
+        }
+        let has_state = assignment.generation > 0 && assignment.finish.is_none();
+        if has_state {
+            if state.step != assignment.first_step {
+                return Err(Trouble::Failed(
+                    "the checkpoint is of another step".to_owned(),
+                ));
+            }
+            env.oracle.received(self.pid, assignment.history, &state);
+        }
+        let rules = Rules {
+            total_steps: TOTAL_STEPS,
+            checkpoint_every: CHECKPOINT_EVERY,
+            evaluate_every: Some(EVALUATE_EVERY),
+            num_files: 2,
+            is_shared: false,
+        };
+        let step = has_state.then_some(state.step);
+        self.work = Some(Work {
+            state,
+            has_state,
+            was_rank: false,
+            held: Accumulator::new(NUM_SHARDS, NUM_ELEMENTS, Pool::default()),
+            notes: Vec::new(),
+            last: None,
+            evaluation: None,
+            world: None,
+            writing: None,
+        });
+        self.tell(env, |shared| shared.machine.prepared(rules, step));
+        if let Some(step) = step {
+            self.feed.restarted(step);
+        }
+        if assignment.generation == 0 {
+            self.following = Some(Following::new(assignment.process));
+        }
+        let address = address(self.pid, self.host);
+        let ready = Report::Ready(v1::Ready {
+            feed: address.clone(),
+            address,
+        });
+        let key = self.shared.as_ref().map(|shared| shared.key.clone());
+        self.report(key.unwrap_or_default(), ready, env);
+        Ok(())
+    }
+}
