@@ -77,8 +77,9 @@ fn a_job_waits_for_its_last_holder_until_an_operator_gives_it_up() {
     );
 
     // The operator was wrong: what comes back is ended, and its worker serves the job anew.
-    cluster.sandbox.kill(daemon, Signal::CONT);
+    // The rank first: once its daemon goes on, that ends it.
     cluster.sandbox.kill(last, Signal::CONT);
+    cluster.sandbox.kill(daemon, Signal::CONT);
     let job = eventually(DEADLINE, "two ranks", || {
         let job = show(&cluster);
         (job["world_size"] == 2).then_some(job)

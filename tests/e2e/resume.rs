@@ -120,6 +120,23 @@ fn a_run_that_is_asked_twice_to_end_does_so_and_loses_no_committed_step() {
     assert_eq!(last.bits(), undisturbed());
 }
 
+/// The worker that is no more is given up without anybody's word: it ended with its tree.
+#[test]
+fn a_tree_that_was_killed_goes_on_with_fewer_workers() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = job(&sandbox).workers(3).start();
+    train.wait_for(
+        |event| event["event"] == "step" && event["step"].as_u64() >= Some(60),
+        DEADLINE,
+    );
+    sandbox.kill_all();
+    drop(train);
+    let last = job(&sandbox).workers(2).start().finish();
+    assert_eq!(last.status.code(), Some(0), "{}", last.stderr);
+    assert_eq!(last.bits(), undisturbed());
+    assert!(from_step(&last) >= 25, "what was committed counts");
+}
+
 #[test]
 fn another_job_of_the_same_name_is_refused_and_told_what_differs() {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));

@@ -196,6 +196,8 @@ impl Run<'_> {
             &text(self.folder.join("checkpoints")),
             "--gather-ms",
             GATHER_MS,
+            "--fallback-after-ms",
+            FALLBACK_AFTER_MS,
         ];
         Role {
             name: "coordinator".to_owned(),
@@ -230,6 +232,10 @@ impl Run<'_> {
 
 /// All of the job's workers are about to come, unless one of them cannot.
 const GATHER_MS: &str = "30000";
+
+/// A worker of the tree that is not there for so long is of a run that had more of them: all of its
+/// processes ended with that tree, and ranks without a daemon end after 30 s.
+const FALLBACK_AFTER_MS: &str = "40000";
 
 /// What is needed to follow a job.
 struct Follow<'a> {
