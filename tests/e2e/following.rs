@@ -11,7 +11,7 @@ use serde_json::Value;
 const DEADLINE: Duration = Duration::from_secs(60);
 const JOB: &str = "digits-mlp";
 const SET: [&str; 3] = [
-    "train.steps=2500",
+    "train.steps=1500",
     "train.evaluate_every_steps=500",
     "checkpoint.every_steps=500",
 ];

@@ -81,6 +81,8 @@ pub(crate) enum News {
 pub(crate) struct Mail {
     events: VecDeque<Event>,
     num_steps: usize,
+    /// The step that is arriving.
+    arriving: Option<u64>,
     is_open: bool,
 }
 
@@ -89,6 +91,7 @@ impl Default for Mail {
         Self {
             events: VecDeque::new(),
             num_steps: 0,
+            arriving: None,
             is_open: true,
         }
     }
@@ -105,8 +108,22 @@ impl Mail {
         self.num_steps >= MAX_STEPS
     }
 
+    /// Whether a step below `first_step` is here, or will be in a moment: less would be lacking of a
+    /// world that begins there.
+    pub(crate) fn brings(&self, first_step: u64) -> bool {
+        self.num_steps > 0 || self.arriving.is_some_and(|step| step < first_step)
+    }
+
+    /// A step begins to arrive.
+    pub(crate) fn begins(&mut self, step: u64) {
+        self.arriving = Some(step);
+    }
+
     pub(crate) fn put(&mut self, event: Event) {
         self.num_steps += usize::from(matches!(event, Event::Step { .. }));
+        if matches!(event, Event::Step { .. } | Event::Lost(..)) {
+            self.arriving = None;
+        }
         self.events.push_back(event);
     }
 

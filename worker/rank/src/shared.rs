@@ -329,7 +329,11 @@ impl Shared {
     /// Waits for the next thing that concerns a process that waits to enter a world.
     pub(crate) fn wait_for_news(&self) -> Result<News, Trouble> {
         let news = self.wait_until(|inner| {
-            if let Some(assignment) = inner.assignment.take() {
+            let mail = &inner.mail;
+            let enters = inner
+                .assignment
+                .take_if(|assignment| !mail.brings(assignment.first_step));
+            if let Some(assignment) = enters {
                 return Some(Ok(News::World(assignment)));
             }
             if inner.is_dismissed {
@@ -359,6 +363,11 @@ impl Shared {
         drop(inner);
         self.changed.notify_all();
         is_open
+    }
+
+    /// A step begins to arrive for the thread that follows.
+    pub(crate) fn step_begins(&self, step: u64) {
+        self.lock().mail.begins(step);
     }
 
     /// Nobody follows any more.

@@ -48,7 +48,7 @@ pub(crate) const HANDSHAKE_BYTES: usize = 80;
 const PIECE_VALUES: usize = 1 << 20;
 
 /// No frame of ours is longer.
-const MAX_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 64 << 20;
 
 const MAGIC: [u8; 8] = *b"MSTRFEED";
 const VERSION: u32 = 1;

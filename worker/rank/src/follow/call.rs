@@ -233,6 +233,7 @@ impl Call {
                     if usize::try_from(num_values) != Ok(lengths.num_elements) {
                         return Err(BadBytes::Senseless.into());
                     }
+                    shared.step_begins(step);
                     let vector = wire::read_values(stream, lengths.num_elements, |_| {})?;
                     let last = Last {
                         step,
