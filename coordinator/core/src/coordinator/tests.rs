@@ -1,6 +1,7 @@
 //! A leader's life with two workers: what it orders, what it tells, and what a restart of either
 //! side leaves unsaid.
 
+mod audits;
 mod bench;
 mod following;
 
