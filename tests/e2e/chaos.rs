@@ -55,6 +55,7 @@ struct Strike {
 #[derive(Debug)]
 struct Plan {
     num_workers: u32,
+    redundancy: &'static str,
     strikes: Vec<Strike>,
 }
 
@@ -87,16 +88,20 @@ impl Plan {
         });
         let mut strikes: Vec<Strike> = strikes.collect();
         strikes.sort_unstable();
+        let redundancy = ["full", "shadow", "none"][usize::try_from(dice.below(3)).unwrap()];
         Self {
             num_workers,
+            redundancy,
             strikes,
         }
     }
 }
 
-fn job(sandbox: &Sandbox, num_workers: u32) -> TrainCommand<'_> {
+fn job<'a>(sandbox: &'a Sandbox, num_workers: u32, redundancy: &str) -> TrainCommand<'a> {
     let steps = format!("train.steps={STEPS}");
+    let redundancy = format!("workers.redundancy={redundancy}");
     let train = sandbox.train("job.toml").workers(num_workers);
+    let train = train.set(&redundancy);
     let train = train.arg("--threads").arg("1");
     train.set(&steps).set("checkpoint.every_steps=10")
 }
@@ -105,7 +110,7 @@ fn undisturbed() -> &'static [String; 3] {
     static BITS: OnceLock<[String; 3]> = OnceLock::new();
     BITS.get_or_init(|| {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        job(&sandbox, 2).start().finish().bits()
+        job(&sandbox, 2, "full").start().finish().bits()
     })
 }
 
@@ -131,7 +136,7 @@ fn strike(sandbox: &Sandbox, train: &Train<'_>, strike: Strike) -> String {
 fn run(seed: u64) -> (Vec<String>, Finished) {
     let plan = Plan::of(seed);
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let train = job(&sandbox, plan.num_workers).start();
+    let train = job(&sandbox, plan.num_workers, plan.redundancy).start();
     let strikes = plan.strikes.iter();
     let struck: Vec<String> = strikes.map(|one| strike(&sandbox, &train, *one)).collect();
     let finished = train.finish();

@@ -7,6 +7,8 @@
 
 #[path = "phases/heals.rs"]
 mod heals;
+#[path = "phases/shares.rs"]
+mod shares;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -101,10 +103,16 @@ fn check_updates(halts: &Halts, what: &str) {
 
 /// Kills rank 2 of four at a place; before that, `meanwhile` waits for what the others do.
 fn killed_at(place: &'static str, meanwhile: impl Fn(&Halts)) {
+    killed_with("full", place, meanwhile);
+}
+
+fn killed_with(redundancy: &str, place: &'static str, meanwhile: impl Fn(&Halts)) {
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
     let hold = halts.hold(first(2, place));
     let (name, value) = halts.variable();
-    let train = job(&sandbox, 4).env(name, &value).start();
+    let redundancy = format!("workers.redundancy={redundancy}");
+    let train = job(&sandbox, 4).set(&redundancy).env(name, &value);
+    let train = train.start();
     let held = hold.wait(place, DEADLINE);
     meanwhile(&halts);
     kill(&sandbox, held);

@@ -17,6 +17,7 @@ use muster_trainer::checkpoint::Content;
 use muster_trainer::shares;
 use muster_worker_core::rank::RankMachine;
 
+use crate::halt;
 use crate::shared::Trouble;
 use crate::work::{Work, closed_by, failed};
 
@@ -133,6 +134,9 @@ impl Work<'_> {
         self.tell_kept();
         for one in &sharing.moves {
             self.shared.check()?;
+            if [one.from.0, one.to.0].contains(&sharing.rank) {
+                halt::at(self.shared, "move");
+            }
             if one.from.0 == sharing.rank {
                 let state = self.trainer.optimizer_state();
                 let values = state.shares.get(&one.share).ok_or_else(|| {
@@ -177,6 +181,7 @@ impl Work<'_> {
         at_begin: bool,
         timeout: Duration,
     ) -> Result<(), Trouble> {
+        halt::at(self.shared, "gather");
         let rounds = self.rounds(&sharing.tellers(at_begin));
         for round in rounds {
             let mut bytes: Vec<u8> = Vec::new();
