@@ -42,7 +42,7 @@ fn arguments(load: &Load, steps: u64) -> Vec<String> {
     let set = [
         format!("train.steps={steps}"),
         format!("train.global_batch_size={}", load.batch),
-        "train.logical_shards=32".to_owned(),
+        "train.logical_shards=64".to_owned(),
         format!("train.evaluate_every_steps={}", steps.max(1)),
         format!("model.channels={}", load.channels),
         format!("model.hidden={}", load.hidden),
