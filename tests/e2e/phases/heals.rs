@@ -28,6 +28,14 @@ fn start<'a>(sandbox: &'a Sandbox, halts: &Halts, num_workers: u32) -> Train<'a>
     job(sandbox, num_workers).env(name, &value).start()
 }
 
+/// A job that two ranks have to be in: another process enters as soon as it is prepared, and is given
+/// the state in its first world.
+fn start_with_two<'a>(sandbox: &'a Sandbox, halts: &Halts) -> Train<'a> {
+    let (name, value) = halts.variable();
+    let job = job(sandbox, 2).set("workers.min=2");
+    job.env(name, &value).start()
+}
+
 /// The process id of a rank of the first world.
 fn pid_of(halts: &Halts, rank: u64) -> u32 {
     let mut passed = halts.passed().into_iter();
@@ -98,25 +106,14 @@ fn a_rank_that_is_killed_while_it_gives_the_reduced_vector_on_loses_nothing() {
     }
 }
 
-/// Of two ranks one is killed; when another process is prepared to enter, both of its world are
-/// held where they have met, and the state is on its way.
+/// Of two ranks one is killed; when another process enters in its place, both of their world are held
+/// where they have met, and the state is on its way.
 fn killed_while_a_state_is_given(of_newcomer: bool) -> Finished {
     let (sandbox, halts) = sandbox_and_halts();
-    let (one, rest) = (
-        halts.hold(first(1, "compute")),
-        halts.hold(second(0, "reduce")),
-    );
-    let giver =
-        halts.hold(|point| point.generation == 3 && point.rank == 0 && point.place == "met");
-    let taker =
-        halts.hold(|point| point.generation == 3 && point.rank == 1 && point.place == "met");
-    let train = start(&sandbox, &halts, 2);
+    let one = halts.hold(first(1, "compute"));
+    let (giver, taker) = (halts.hold(second(0, "met")), halts.hold(second(1, "met")));
+    let train = start_with_two(&sandbox, &halts);
     kill(&sandbox, one.wait("the first", DEADLINE));
-    let rest = rest.wait("the only rank", DEADLINE);
-    halts.wait_for("a process that is to enter", DEADLINE, |point| {
-        point.place == "told to pause"
-    });
-    drop(rest);
     let (giver, taker) = (
         giver.wait("the giver", DEADLINE),
         taker.wait("the taker", DEADLINE),
@@ -234,12 +231,10 @@ fn a_daemon_that_is_killed_while_it_starts_a_rank_is_followed_by_one_that_does_n
         let process = if replaces { 3 } else { 2 };
         let begin = halts.hold(move |point| point.process == process && point.place == "begin");
         let one = replaces.then(|| halts.hold(first(1, "compute")));
-        let rest = replaces.then(|| halts.hold(second(0, "reduce")));
-        let train = start(&sandbox, &halts, 2);
+        let train = start_with_two(&sandbox, &halts);
         if let Some(one) = one {
             kill(&sandbox, one.wait("the first", DEADLINE));
         }
-        let rest = rest.map(|rest| rest.wait("the only rank", DEADLINE));
         let held = begin.wait("the new rank", DEADLINE);
         let daemon = parent_of(held.point.pid);
         sandbox.kill(daemon, Signal::KILL);
@@ -247,12 +242,6 @@ fn a_daemon_that_is_killed_while_it_starts_a_rank_is_followed_by_one_that_does_n
             (parent_of(held.point.pid) != daemon).then_some(())
         });
         drop(held);
-        if let Some(rest) = rest {
-            halts.wait_for("a process that is to enter", DEADLINE, |point| {
-                point.place == "told to pause"
-            });
-            drop(rest);
-        }
         let finished = train.finish();
         check(&sandbox, &finished, "a daemon");
         let steps = finished.of_kind("step").count() as u64;
