@@ -13,6 +13,9 @@ use crate::ids::{Incarnation, ProcessId, RankId, Step, WorkerName};
 use crate::state::{Phase, Placement, World};
 use crate::tree::Run;
 
+/// A state of this size crosses between machines in some tenths of a second.
+const SMALL_STATE_BYTES: u64 = 256 << 20;
+
 /// A world that is closed: all that can be known of it is known.
 pub(super) struct Closure<'a> {
     pub(super) running: &'a Running<'a>,
@@ -234,8 +237,9 @@ impl<'a> Closure<'a> {
         leaving
     }
 
-    /// The processes that may enter: those that follow; and where these are too few for a world,
-    /// those that have the state to take yet, which the others wait for.
+    /// The processes that may enter: those that follow; and where these are too few for a world, or
+    /// a small state is missed by a death, those that have the state to take yet, which the others
+    /// wait for. Where deaths come faster than a process can begin to follow, a world would wane.
     fn ready(&self, min: usize) -> Vec<ProcessId> {
         if !matches!(self.running.job.phase, Phase::Running) {
             return Vec::new();
@@ -248,7 +252,24 @@ impl<'a> Closure<'a> {
         let mut others = self.running.prepared();
         others.retain(|process| !ready.contains(process));
         ready.extend(others.into_iter().take(num_missing));
+        if self.is_death() && self.has_small_state() {
+            let mut others = self.running.beginning();
+            others.retain(|process| !ready.contains(process));
+            ready.extend(others);
+        }
         ready
+    }
+
+    /// Whether the world ends for another reason than that somebody is to enter or to leave.
+    fn is_death(&self) -> bool {
+        !self.is_planned() && self.survivors.len() < self.world.ranks.len()
+    }
+
+    /// Whether a state is taken in less time than a death costs anyway. Before there is a checkpoint
+    /// nobody knows, and little can be lost by it.
+    fn has_small_state(&self) -> bool {
+        let newest = self.running.job.latest_manifest();
+        newest.is_none_or(|manifest| manifest.bytes() <= SMALL_STATE_BYTES)
     }
 
     /// Lets those go whose workers an operator wants free, where at least `min` stay; and says how

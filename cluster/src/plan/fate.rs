@@ -136,6 +136,13 @@ impl<'a> Running<'a> {
         waiting.map(|(process, _)| process).collect()
     }
 
+    /// Those that do not follow yet, so that nothing is known of whom they reach.
+    pub(super) fn beginning(&self) -> Vec<ProcessId> {
+        let waiting = self.waiting();
+        let beginning = waiting.filter(|(_, seen)| **seen == Standby::Ready);
+        beginning.map(|(process, _)| process).collect()
+    }
+
     /// The processes that may enter a world beside those that stay, without being waited for: they
     /// follow, and all of them reach each other. Oldest first.
     pub(super) fn entering(&self, staying: &BTreeSet<ProcessId>) -> Vec<ProcessId> {

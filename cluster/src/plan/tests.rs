@@ -51,6 +51,7 @@ scenarios! {
     spares
     following
     following_below_min
+    deaths_faster_than_following
     failing_start
     drain
     drain_of_the_only_rank

@@ -20,7 +20,7 @@ pub(super) fn seen(dice: u32, known: &Job) -> Standby {
     }
 }
 
-/// `rank` enters `world`: it follows and reaches all others, or there are too few without it.
+/// `rank` enters `world`: it follows and reaches all others, or it is missed.
 pub(super) fn check(
     draining: &BTreeSet<WorkerName>,
     known: &Job,
@@ -42,9 +42,15 @@ pub(super) fn check(
         draining.contains(&one.worker) || known.distrusted.contains_key(&one.worker)
     };
     let mut staying = world.ranks.iter().filter(|one| !drains(one));
-    let follows = staying
-        .clone()
-        .all(|other| other == rank || reaches(rank, other) || reaches(other, rank));
+    // Where somebody died, those are taken too of whose links nothing is known yet.
+    let mut old = known.world.iter().flat_map(|old| &old.ranks);
+    let died = old.any(|one| !world.has(one.process));
+    let begins =
+        |one: &Placement| died && watch.standbys.get(&one.process) == Some(&Standby::Ready);
+    let follows = staying.clone().all(|other| {
+        let reach = || reaches(rank, other) || reaches(other, rank);
+        other == rank || begins(rank) || begins(other) || reach()
+    });
     // Who would hold the others up is taken only where they are too few.
     let is_needed = staying.by_ref().count() <= known.spec.workers.min as usize;
     prop_assert!(follows || is_needed);
