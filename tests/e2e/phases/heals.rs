@@ -119,6 +119,9 @@ fn killed_while_a_state_is_given(of_newcomer: bool) -> Finished {
         taker.wait("the taker", DEADLINE),
     );
     assert_eq!((giver.point.process, taker.point.process), (1, 3));
+    let is_committed =
+        |event: &serde_json::Value| event["event"] == "checkpoint" && event["step"] == EVERY;
+    train.wait_for(is_committed, DEADLINE);
     let what = if of_newcomer {
         kill(&sandbox, taker);
         drop(giver);
