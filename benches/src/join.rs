@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
@@ -99,31 +100,52 @@ impl Cluster {
         }
     }
 
-    fn events(&self) -> Result<Vec<Value>, String> {
-        let events = self.ask(&["logs", JOB, "--events"])?;
-        events
-            .lines()
-            .map(|line| serde_json::from_str(line).map_err(|error| error.to_string()))
-            .collect()
+    /// The events of the job, as they come, until the cluster ends.
+    fn follow(&mut self) -> Result<Followed, String> {
+        let mut child = Command::new(&self.muster)
+            .args(["logs", JOB, "--events", "--follow", "--to", &self.address])
+            .env("MUSTER_STATE", &self.state)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let lines = child.stdout.take().ok_or("the events have no output")?;
+        self.children.push(child);
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(lines).lines().map_while(Result::ok);
+            let mut events = lines.filter_map(|line| serde_json::from_str(&line).ok());
+            events.try_for_each(|event| sender.send(event).ok())
+        });
+        Ok(Followed {
+            events,
+            known: Vec::new(),
+        })
     }
+}
 
-    /// Waits until the job's steps in worlds of this size are so many; all events.
-    fn wait_for(&self, world_size: u64, num_steps: usize) -> Result<Vec<Value>, String> {
+/// What a job told so far, and where more comes from.
+struct Followed {
+    events: Receiver<Value>,
+    known: Vec<Value>,
+}
+
+impl Followed {
+    /// Waits until the steps of the newest world are so many, and it has this size.
+    fn wait_for(&mut self, world_size: u64, num_steps: usize) -> Result<(), String> {
         let until = Instant::now() + DEADLINE;
         loop {
-            let events = self.events()?;
-            let last = events.iter().rfind(|event| event["event"] == "generation");
-            let generation = last.filter(|last| last["world_size"] == world_size);
-            if let Some(generation) = generation {
-                let steps = steps_of(&events, &generation["generation"])?;
-                if steps.len() >= num_steps {
-                    return Ok(events);
-                }
+            let mut worlds = self.known.iter();
+            let last = worlds.rfind(|event| event["event"] == "generation");
+            if let Some(last) = last.filter(|last| last["world_size"] == world_size)
+                && steps_of(&self.known, &last["generation"])?.len() >= num_steps
+            {
+                return Ok(());
             }
-            if Instant::now() > until {
-                return Err(format!("no {num_steps} steps with {world_size} ranks"));
-            }
-            std::thread::sleep(Duration::from_millis(300));
+            let left = until.saturating_duration_since(Instant::now());
+            let event = self.events.recv_timeout(left);
+            let event = event.map_err(|_| format!("no {num_steps} steps with {world_size} ranks"));
+            self.known.push(event?);
         }
     }
 }
@@ -174,9 +196,11 @@ pub(crate) fn run(muster: &Path, megabytes: u64) -> Result<String, String> {
         arguments.extend(["--set", set]);
     }
     cluster.ask(&arguments)?;
-    cluster.wait_for(2, STEPS_AROUND)?;
+    let mut told = cluster.follow()?;
+    told.wait_for(2, STEPS_AROUND)?;
     let joined = cluster.join("c")?;
-    let events = cluster.wait_for(3, STEPS_AROUND)?;
+    told.wait_for(3, STEPS_AROUND)?;
+    let events = told.known;
     let world = |size: u64| {
         let mut worlds = events.iter().filter(|event| event["event"] == "generation");
         let last = worlds.rfind(|world| world["world_size"] == size);

@@ -96,9 +96,6 @@ const DEFAULT_BOUND: Duration = Duration::from_secs(60);
 /// The longest pause of a process, and the longest cut.
 const MAX_PAUSE: Duration = Duration::from_secs(3);
 
-/// Between two looks whether the job has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
 /// Between two looks for connections that are new while others are cut.
 const CUT_EVERY: Duration = Duration::from_millis(10);
 
@@ -215,7 +212,7 @@ impl Chaos {
         };
         tokio::select! {
             end = acts => end,
-            end = job_ends(client, &self.job) => end,
+            end = client.end_of(&self.job) => Ok(End::JobEnded(end?.state)),
             () = time_is_over(bound) => Ok(End::TimeIsOver),
             _ = interrupt.recv() => Ok(End::Interrupted),
             _ = terminate.recv() => Ok(End::Interrupted),
@@ -315,17 +312,6 @@ struct Whom<'a> {
     what: What,
     name: &'a str,
     pid: u32,
-}
-
-/// Resolves when the job has ended.
-async fn job_ends(client: &Client, job: &str) -> Result<End, Failure> {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let job = client.job(job).await?;
-        if job.outcome.is_some() {
-            return Ok(End::JobEnded(job.state));
-        }
-    }
 }
 
 async fn time_is_over(bound: Option<Duration>) {

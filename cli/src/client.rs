@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use muster_proto::event::{Event, What};
 use muster_proto::v1::clients_client::ClientsClient;
 use muster_proto::{address, v1};
 use tonic::transport::Channel;
@@ -232,6 +233,35 @@ impl Client {
         }
     }
 
+    /// Waits for the end of a job.
+    pub(crate) async fn end_of(&self, job: &str) -> Result<End, Failure> {
+        let mut last = None;
+        let mut known = self.events(job, 0, false);
+        let mut next = 0;
+        while let Some(record) = known.next().await? {
+            next = record.seq + 1;
+            last = Some(record);
+        }
+        let mut live = self.events(job, next, true);
+        loop {
+            if let Some(v1::EventRecord { json, .. }) = &last
+                && let Ok(event) = serde_json::from_str::<Event>(json)
+                && let What::Finished { state, reason, .. } = event.what
+            {
+                let json = json.clone();
+                return Ok(End {
+                    state,
+                    reason,
+                    json,
+                });
+            }
+            last = live.next().await?;
+            if last.is_none() {
+                return Err(Failure::failed("the events ended before the job did"));
+            }
+        }
+    }
+
     /// A job's events from a position on. A follower's stream is opened again when it breaks.
     pub(crate) fn events(&self, job: &str, from: u64, follow: bool) -> Events {
         Events {
@@ -242,6 +272,15 @@ impl Client {
             stream: None,
         }
     }
+}
+
+/// The end of a job's newest submission.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) state: String,
+    pub(crate) reason: String,
+    /// The event that tells it.
+    pub(crate) json: String,
 }
 
 /// A job's events, one by one.

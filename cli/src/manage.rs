@@ -3,11 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use muster_proto::event::{Event, What};
 use muster_proto::v1;
 
 use crate::client::{Client, To};
-use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::failure::{INTERRUPTED, Outcome};
 use crate::jobfile::{JobArguments, prepare};
 use crate::output::print_lines;
 
@@ -101,37 +100,15 @@ pub(crate) struct Wait {
 
 impl Wait {
     pub(crate) async fn run(self) -> Outcome {
-        let client = Client::new(&self.to)?;
-        let mut last = None;
-        let mut known = client.events(&self.job, 0, false);
-        let mut next = 0;
-        while let Some(record) = known.next().await? {
-            next = record.seq + 1;
-            last = Some(record);
-        }
-        let mut live = client.events(&self.job, next, true);
-        loop {
-            if let Some(record) = &last
-                && let Ok(event) = serde_json::from_str::<Event>(&record.json)
-                && let What::Finished { state, reason, .. } = &event.what
-            {
-                if self.json {
-                    print_lines([record.json.clone()]);
-                } else {
-                    let reason = if reason.is_empty() {
-                        String::new()
-                    } else {
-                        format!(": {reason}")
-                    };
-                    print_lines([format!("job {}: {state}{reason}", self.job)]);
-                }
-                return Ok(exit_code_of(state));
-            }
-            last = live.next().await?;
-            if last.is_none() {
-                return Err(Failure::failed("the events ended before the job did"));
-            }
-        }
+        let end = Client::new(&self.to)?.end_of(&self.job).await?;
+        print_lines([if self.json {
+            end.json
+        } else if end.reason.is_empty() {
+            format!("job {}: {}", self.job, end.state)
+        } else {
+            format!("job {}: {}: {}", self.job, end.state, end.reason)
+        }]);
+        Ok(exit_code_of(&end.state))
     }
 }
 

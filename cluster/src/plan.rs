@@ -203,6 +203,19 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
 }
 
 impl Plan {
+    /// Notes in the watch on a job since when what is decided for it holds.
+    pub fn note_in(&self, watch: &mut Watch, job: &JobName, now_ms: u64) {
+        if let Some(Closing::Now(_)) = self.closing.get(job) {
+            watch.closing_since_ms.get_or_insert(now_ms);
+        }
+        let keep = |holds: bool, since: &mut Option<u64>| {
+            *since = holds.then(|| since.unwrap_or(now_ms));
+        };
+        let gathers = self.waits.get(job).is_some_and(|wait| wait.gathers);
+        keep(gathers, &mut watch.wanting_since_ms);
+        keep(self.uneven.contains(job), &mut watch.speed.uneven_since_ms);
+    }
+
     /// What comes of a world whose ranks go on, or may.
     fn keep_running(&mut self, running: &Running<'_>, verdict: Verdict, free: &mut Devices) {
         let is_quiet = matches!(

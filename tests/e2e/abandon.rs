@@ -32,11 +32,7 @@ fn a_job_waits_for_its_last_holder_until_an_operator_gives_it_up() {
         "train.epochs=100000",
         "checkpoint.every_steps=20",
     ];
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("mlp.toml", &set);
     let job = eventually(DEADLINE, "a checkpoint of two ranks", || {
         let job = show(&cluster);
         let is_committed = !job["checkpoints"].as_array().unwrap().is_empty();

@@ -52,11 +52,7 @@ fn a_slow_rank_is_named_gets_fewer_shards_and_changes_no_bit() {
     cluster.start_worker("a", 1);
     cluster.start_worker("b", 1);
     let set = ["workers.min=2", "workers.max=2", STEPS];
-    let mut arguments = vec!["submit", "job.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("job.toml", &set);
     let job = eventually(DEADLINE, "steps of two ranks", || {
         let job = show(&cluster);
         (job["step"].as_u64() > Some(30)).then_some(job)

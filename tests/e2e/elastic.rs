@@ -28,11 +28,7 @@ fn running() -> Cluster {
     cluster.start_worker("a", 1);
     cluster.start_worker("b", 1);
     let set = ["workers.min=1", "workers.max=2", "train.epochs=100000"];
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("mlp.toml", &set);
     eventually(DEADLINE, "steps of two ranks", || {
         let job = show(&cluster);
         (job["step"].as_u64() > Some(5) && job["world_size"] == 2).then_some(())
@@ -100,11 +96,7 @@ fn a_drain_that_waits_says_what_for() {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     cluster.start_worker("a", 1);
     let set = ["workers.min=1", "workers.max=1", "train.epochs=100000"];
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("mlp.toml", &set);
     eventually(DEADLINE, "steps", || {
         (show(&cluster)["step"].as_u64() > Some(5)).then_some(())
     });

@@ -30,11 +30,8 @@ fn running(workers: &[&str], max: u32, spares: u32) -> Cluster {
         format!("workers.max={max}"),
         format!("workers.spares={spares}"),
     );
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in SET.iter().copied().chain(["workers.min=1", &max, &spares]) {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    let set = [&SET[..], &["workers.min=1", &max, &spares]].concat();
+    cluster.submit("mlp.toml", &set);
     cluster
 }
 

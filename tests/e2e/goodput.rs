@@ -58,11 +58,7 @@ fn every_second_of_every_rank_is_told_also_behind_a_death() {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     cluster.start_worker("a", 2);
     let set = ["workers.min=1", "workers.max=2", "train.epochs=60"];
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("mlp.toml", &set);
     let pid = eventually(DEADLINE, "steps", || {
         let job = show(&cluster);
         let pid = job["ranks"][1]["pid"].as_u64();

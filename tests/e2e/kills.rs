@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, Signal, Train, TrainCommand, processes_of};
+use muster_tests::{Finished, Sandbox, Signal, TrainCommand, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 180;
@@ -48,25 +48,6 @@ fn moments(seed: u64) -> impl Iterator<Item = u64> {
         .take(10)
 }
 
-fn wait_for_step(train: &Train<'_>, step: u64) {
-    train.wait_for(
-        |event| event["event"] == "step" && event["step"].as_u64() >= Some(step),
-        DEADLINE,
-    );
-}
-
-/// The newest process of a rank.
-fn pid_of_rank(train: &Train<'_>, rank: u64) -> u32 {
-    let events = train.events();
-    let of_rank = |event: &&Value| event["event"] == "rank" && event["rank"] == rank;
-    let pid = events
-        .iter()
-        .rev()
-        .find(of_rank)
-        .and_then(|event| event["pid"].as_u64());
-    u32::try_from(pid.expect("its rank event comes before its steps")).unwrap()
-}
-
 /// The process whose command line holds this text.
 fn pid_of(sandbox: &Sandbox, text: &str) -> u32 {
     let processes = processes_of(sandbox);
@@ -86,19 +67,12 @@ fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
     );
     assert_eq!(&finished.bits(), undisturbed(), "{what}");
     assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
-    let steps = finished
-        .of_kind("step")
-        .filter_map(|event| event["step"].as_u64());
-    assert_eq!(steps.max(), Some(STEPS), "{what}");
+    assert_eq!(finished.steps().into_iter().max(), Some(STEPS), "{what}");
 }
 
 /// Every step was applied, and told, once.
 fn check_no_step_is_lost(finished: &Finished, what: &str) {
-    let steps: Vec<_> = finished
-        .of_kind("step")
-        .filter_map(|event| event["step"].as_u64())
-        .collect();
-    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "{what}");
+    assert_eq!(finished.steps(), (1..=STEPS).collect::<Vec<_>>(), "{what}");
     assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
 }
 
@@ -115,10 +89,10 @@ fn a_rank_that_is_killed_at_ten_moments_loses_no_step_and_changes_no_bit() {
     for (number, step) in (0..).zip(moments(1)) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox).start();
-        wait_for_step(&train, step);
+        train.wait_for_step(step, DEADLINE);
         let rank = number % 2;
         let what = format!("rank {rank} at step {step}");
-        train.kill(pid_of_rank(&train, rank), Signal::KILL);
+        train.kill(train.pid_of_rank(rank), Signal::KILL);
         let finished = train.finish();
         check(&sandbox, &finished, &what);
         check_no_step_is_lost(&finished, &what);
@@ -139,10 +113,10 @@ fn two_of_four_ranks_killed_at_once_lose_no_step_and_change_no_bit() {
     for (number, step) in (0..).zip(moments(5).take(5)) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job_on(&sandbox, 4).start();
-        wait_for_step(&train, step);
+        train.wait_for_step(step, DEADLINE);
         let (one, other) = (number % 4, (number + 1 + number / 4) % 4);
         let what = format!("ranks {one} and {other} at step {step}");
-        let pids = [one, other].map(|rank| pid_of_rank(&train, rank));
+        let pids = [one, other].map(|rank| train.pid_of_rank(rank));
         for pid in pids {
             train.kill(pid, Signal::KILL);
         }
@@ -158,7 +132,7 @@ fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
     for (number, step) in (0..).zip(moments(2)) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox).start();
-        wait_for_step(&train, step);
+        train.wait_for_step(step, DEADLINE);
         let worker = format!("--name worker-{}", number % 2);
         sandbox.kill(pid_of(&sandbox, &worker), Signal::KILL);
         let finished = train.finish();
@@ -178,7 +152,7 @@ fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
     for step in moments(3) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox).start();
-        wait_for_step(&train, step);
+        train.wait_for_step(step, DEADLINE);
         sandbox.kill_all();
         drop(train);
         let finished = job(&sandbox).start().finish();
@@ -200,7 +174,7 @@ fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
 fn a_root_that_is_killed_takes_its_tree_with_it() {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
     let train = job(&sandbox).start();
-    wait_for_step(&train, 20);
+    train.wait_for_step(20, DEADLINE);
     assert!(
         processes_of(&sandbox).len() >= 6,
         "a root, a coordinator, two workers, two ranks"
@@ -216,7 +190,7 @@ fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
     for step in moments(4) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox).start();
-        wait_for_step(&train, step);
+        train.wait_for_step(step, DEADLINE);
         sandbox.kill(pid_of(&sandbox, "muster coordinator"), Signal::KILL);
         let finished = train.finish();
         check(
@@ -229,12 +203,8 @@ fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
             1,
             "the ranks went on meanwhile"
         );
-        let steps: Vec<_> = finished
-            .of_kind("step")
-            .filter_map(|event| event["step"].as_u64())
-            .collect();
         assert_eq!(
-            steps,
+            finished.steps(),
             (1..=STEPS).collect::<Vec<_>>(),
             "each step is told once"
         );

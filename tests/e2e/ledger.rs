@@ -21,11 +21,7 @@ fn submitted(epochs: &str) -> Cluster {
         "checkpoint.every_steps=100",
         epochs,
     ];
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("mlp.toml", &set);
     cluster
 }
 

@@ -52,11 +52,6 @@ fn kill(sandbox: &Sandbox, held: Held) {
     drop(held);
 }
 
-fn steps_of(finished: &Finished) -> Vec<u64> {
-    let steps = finished.of_kind("step");
-    steps.filter_map(|event| event["step"].as_u64()).collect()
-}
-
 fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
     let said = || format!("{what}\n{:#?}\n{}", finished.events, finished.stderr);
     assert_eq!(finished.status.code(), Some(0), "{}", said());
@@ -66,11 +61,7 @@ fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
 
 /// No step was lost, and none told twice; all worlds are of one history.
 fn check_no_step_is_lost(finished: &Finished, num_lost: usize, what: &str) {
-    assert_eq!(
-        steps_of(finished),
-        (1..=STEPS).collect::<Vec<_>>(),
-        "{what}"
-    );
+    assert_eq!(finished.steps(), (1..=STEPS).collect::<Vec<_>>(), "{what}");
     assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
     let histories = finished
         .of_kind("generation")

@@ -6,9 +6,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{
-    Cluster, Finished, Sandbox, Signal, Train, TrainCommand, eventually, processes_of,
-};
+use muster_tests::{Cluster, Finished, Sandbox, Signal, TrainCommand, eventually, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 120;
@@ -44,31 +42,6 @@ fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
     assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
 }
 
-fn wait_for_step(train: &Train<'_>, step: u64) {
-    train.wait_for(
-        |event| event["event"] == "step" && event["step"].as_u64() >= Some(step),
-        DEADLINE,
-    );
-}
-
-/// The newest process of a rank.
-fn pid_of_rank(train: &Train<'_>, rank: u64) -> u32 {
-    let events = train.events();
-    let of_rank = |event: &&Value| event["event"] == "rank" && event["rank"] == rank;
-    let newest = events.iter().rev().find(of_rank);
-    let pid = newest.and_then(|event| event["pid"].as_u64());
-    u32::try_from(pid.expect("its rank event comes before its steps")).unwrap()
-}
-
-fn histories(finished: &Finished) -> Vec<u64> {
-    let worlds = finished.of_kind("generation");
-    let mut histories: Vec<u64> = worlds
-        .filter_map(|world| world["history"].as_u64())
-        .collect();
-    histories.dedup();
-    histories
-}
-
 #[test]
 fn any_number_of_ranks_ends_in_the_same_bits_whoever_keeps_the_state() {
     for redundancy in ["full", "shadow", "none"] {
@@ -89,20 +62,18 @@ fn with_shadows_a_rank_that_is_killed_costs_no_step() {
     for (rank, step) in [(0, 30), (1, 44), (2, 71), (1, 98)] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox, "shadow", 3).start();
-        wait_for_step(&train, step);
-        train.kill(pid_of_rank(&train, rank), Signal::KILL);
+        train.wait_for_step(step, DEADLINE);
+        train.kill(train.pid_of_rank(rank), Signal::KILL);
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
         assert_eq!(
-            histories(&finished).len(),
+            finished.histories().len(),
             1,
             "{what}: {:#?}",
             finished.events
         );
-        let steps = finished.of_kind("step");
-        let steps: Vec<_> = steps.filter_map(|event| event["step"].as_u64()).collect();
-        assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "{what}");
+        assert_eq!(finished.steps(), (1..=STEPS).collect::<Vec<_>>(), "{what}");
         assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
     }
 }
@@ -113,7 +84,7 @@ fn with_shadows_the_last_rank_has_everything() {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
     let train = job(&sandbox, "shadow", 3).start();
     for step in [20, 40] {
-        wait_for_step(&train, step);
+        train.wait_for_step(step, DEADLINE);
         let worlds = train.events();
         let newest = worlds
             .iter()
@@ -122,11 +93,11 @@ fn with_shadows_the_last_rank_has_everything() {
         let size = newest
             .and_then(|event| event["world_size"].as_u64())
             .unwrap();
-        train.kill(pid_of_rank(&train, size - 1), Signal::KILL);
+        train.kill(train.pid_of_rank(size - 1), Signal::KILL);
     }
     let finished = train.finish();
     check(&sandbox, &finished, "a rank after another");
-    assert_eq!(histories(&finished).len(), 1, "{:#?}", finished.events);
+    assert_eq!(finished.histories().len(), 1, "{:#?}", finished.events);
 }
 
 #[test]
@@ -134,13 +105,13 @@ fn without_redundancy_a_death_falls_back_and_changes_no_bit() {
     for (rank, step) in [(0, 40), (1, 77)] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox, "none", 2).start();
-        wait_for_step(&train, step);
-        train.kill(pid_of_rank(&train, rank), Signal::KILL);
+        train.wait_for_step(step, DEADLINE);
+        train.kill(train.pid_of_rank(rank), Signal::KILL);
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
         assert_eq!(
-            histories(&finished).len(),
+            finished.histories().len(),
             2,
             "{what}: {:#?}",
             finished.events
@@ -160,7 +131,7 @@ fn redundancy_may_change_where_a_job_resumes() {
     for (first, second) in [("none", "full"), ("full", "shadow")] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox, first, 2).start();
-        wait_for_step(&train, 60);
+        train.wait_for_step(60, DEADLINE);
         sandbox.kill_all();
         drop(train);
         let finished = job(&sandbox, second, 2).start().finish();
@@ -183,11 +154,7 @@ fn without_redundancy_ranks_hand_over_what_they_keep_before_they_leave() {
         "train.epochs=100000",
         "workers.redundancy='none'",
     ];
-    let mut arguments = vec!["submit", "mlp.toml", "--json"];
-    for one in &set {
-        arguments.extend(["--set", one]);
-    }
-    assert_eq!(cluster.json(&arguments)["status"], "queued");
+    cluster.submit("mlp.toml", &set);
     let show = || cluster.json(&["show", JOB, "--json"]);
     let wait_for_size = |size: u64| {
         eventually(DEADLINE, "a world of another size", || {

@@ -228,6 +228,20 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Submits a job with these settings.
+    ///
+    /// # Panics
+    /// When it is not taken as a new one.
+    #[track_caller]
+    pub fn submit(&self, job: &str, settings: &[&str]) {
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+        let arguments: Vec<&str> = ["submit", job, "--json"]
+            .into_iter()
+            .chain(settings)
+            .collect();
+        assert_eq!(self.json(&arguments)["status"], "queued");
+    }
+
     /// The events of a job so far.
     #[must_use]
     #[track_caller]

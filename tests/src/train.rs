@@ -204,6 +204,24 @@ impl Finished {
         })
     }
 
+    /// The steps that were told, in that order.
+    #[must_use]
+    pub fn steps(&self) -> Vec<u64> {
+        let steps = self.of_kind("step");
+        steps.filter_map(|event| event["step"].as_u64()).collect()
+    }
+
+    /// The histories of the worlds that were made, each once, in that order.
+    #[must_use]
+    pub fn histories(&self) -> Vec<u64> {
+        let worlds = self.of_kind("generation");
+        let mut histories: Vec<u64> = worlds
+            .filter_map(|world| world["history"].as_u64())
+            .collect();
+        histories.dedup();
+        histories
+    }
+
     /// The events of one kind.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
         self.events
@@ -254,6 +272,33 @@ impl Train<'_> {
             let waited = self.said.changed.wait_timeout(said, left);
             said = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits until this step is told, or one behind it.
+    ///
+    /// # Panics
+    /// As for [`wait_for`](Self::wait_for).
+    #[track_caller]
+    pub fn wait_for_step(&self, step: u64, deadline: Duration) {
+        self.wait_for(
+            |event| event["event"] == "step" && event["step"].as_u64() >= Some(step),
+            deadline,
+        );
+    }
+
+    /// The newest process of a rank.
+    ///
+    /// # Panics
+    /// When none was told of yet; it is before its world's first step.
+    #[must_use]
+    #[track_caller]
+    pub fn pid_of_rank(&self, rank: u64) -> u32 {
+        let events = self.events();
+        let of_rank = |event: &&Value| event["event"] == "rank" && event["rank"] == rank;
+        let newest = events.iter().rev().find(of_rank);
+        let pid = newest.and_then(|event| event["pid"].as_u64());
+        let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+        pid.unwrap_or_else(|| panic!("no process of rank {rank}: {events:#?}"))
     }
 
     /// Sends a signal to a process of the sandbox.

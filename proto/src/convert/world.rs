@@ -154,6 +154,20 @@ impl From<v1::ShareHolders> for Holders {
     }
 }
 
+impl v1::Assignment {
+    /// What a process is that takes this assignment.
+    #[must_use]
+    pub fn key(&self) -> v1::RankKey {
+        v1::RankKey {
+            job: self.job.clone(),
+            history: self.history,
+            generation: self.generation,
+            rank: self.rank,
+            process: self.process,
+        }
+    }
+}
+
 /// The ranks of a world, by rank, for the wire.
 #[must_use]
 pub fn placements(ranks: &[Placement]) -> Vec<v1::Placement> {

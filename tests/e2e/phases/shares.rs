@@ -5,7 +5,7 @@ use muster_tests::{Halts, Point, Sandbox};
 
 use super::{
     AT, DEADLINE, STEPS, check, check_no_step_is_lost, check_updates, first, job, kill,
-    killed_with, steps_of, updates_of,
+    killed_with, updates_of,
 };
 
 #[test]
@@ -83,7 +83,7 @@ fn with_shadows_a_second_death_while_shares_move_changes_no_bit() {
                     .map_or(0.into(), |event| event["step"].clone());
                 assert_eq!(fallen["from_step"], from, "{worlds:#?}");
                 assert!(reason.contains("with it went share"), "{reason}");
-                assert_eq!(steps_of(&finished).last(), Some(&STEPS));
+                assert_eq!(finished.steps().last(), Some(&STEPS));
             }
         }
     }

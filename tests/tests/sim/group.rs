@@ -211,14 +211,7 @@ impl Group {
                 Ok(None)
             }
             Body::Goodbye(cause) => {
-                let own = self.world.rank;
-                let (rank, reason) = match cause {
-                    Cause::Done => (from, LossReason::Left),
-                    Cause::Failed => (from, LossReason::GaveUp),
-                    Cause::Revoked => (from, LossReason::Revoked),
-                    Cause::Lost(rank) if [from, own].contains(rank) => (from, LossReason::GaveUp),
-                    Cause::Lost(rank) => (*rank, LossReason::Reported { by: from }),
-                };
+                let (rank, reason) = cause.loss(from, &self.world);
                 let input = self.lose(rank, reason);
                 if rank != from {
                     self.lose(from, LossReason::GaveUp);

@@ -310,7 +310,7 @@ impl Rank {
                     let generation = assignment.generation;
                     let enters = (generation > 0).then(|| assignment.clone());
                     self.shared = Some(Shared {
-                        key: key_of(&assignment),
+                        key: assignment.key(),
                         machine: RankMachine::new(generation),
                         assignment: enters,
                         peers: None,
@@ -323,7 +323,7 @@ impl Rank {
                     self.busy((5 * MS, 150 * MS), Main::Preparing(assignment), env);
                 } else {
                     self.tell(env, |shared| {
-                        shared.key = key_of(&assignment);
+                        shared.key = assignment.key();
                         shared.machine.assigned(assignment.generation);
                         shared.assignment = Some(assignment);
                     });
@@ -443,16 +443,6 @@ impl Rank {
                 self.following.as_ref().map(Following::view)
             ),
         )
-    }
-}
-
-fn key_of(assignment: &v1::Assignment) -> v1::RankKey {
-    v1::RankKey {
-        job: assignment.job.clone(),
-        history: assignment.history,
-        generation: assignment.generation,
-        rank: assignment.rank,
-        process: assignment.process,
     }
 }
 

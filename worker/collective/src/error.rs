@@ -52,6 +52,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// The ranks that are missed with it. Only a connection that ended without a goodbye, or that is
+    /// silent, speaks against a peer.
+    #[must_use]
+    pub fn missed(&self) -> &[RankId] {
+        match self {
+            Error::PeerLost {
+                rank,
+                reason: LossReason::Closed(_) | LossReason::Silent,
+            } => std::slice::from_ref(rank),
+            Error::TimedOut { waiting_for } => waiting_for,
+            _ => &[],
+        }
+    }
+
     pub(crate) fn system(doing: &'static str) -> impl Fn(io::Error) -> Error {
         move |error| Error::System {
             doing,

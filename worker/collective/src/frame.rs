@@ -27,6 +27,7 @@ use std::io::{self, ErrorKind, Read};
 use muster_cluster::tree::Run;
 use muster_cluster::{Generation, History, RankId, Step};
 
+use crate::error::LossReason;
 use crate::values::{Values, le_bytes};
 use crate::world::World;
 
@@ -100,6 +101,23 @@ pub enum Cause {
     Lost(RankId),
     /// It failed in another way.
     Failed,
+}
+
+impl Cause {
+    /// Who is lost with it to `world`'s rank, when `from` leaves for it, and how that was seen.
+    #[must_use]
+    pub fn loss(self, from: RankId, world: &World) -> (RankId, LossReason) {
+        match self {
+            Cause::Done => (from, LossReason::Left),
+            Cause::Failed => (from, LossReason::GaveUp),
+            Cause::Revoked => (from, LossReason::Revoked),
+            // A rank that lost us is lost to us.
+            Cause::Lost(rank) if [from, world.rank].contains(&rank) || rank.0 >= world.size => {
+                (from, LossReason::GaveUp)
+            }
+            Cause::Lost(rank) => (rank, LossReason::Reported { by: from }),
+        }
+    }
 }
 
 /// Why something that arrived was not used.

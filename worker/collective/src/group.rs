@@ -347,18 +347,7 @@ impl Group {
         match &frame.body {
             Body::Message(part) => self.keep_message(from, part).map(|()| None),
             Body::Goodbye(cause) => {
-                let (rank, reason) = match cause {
-                    Cause::Done => (from, LossReason::Left),
-                    Cause::Failed => (from, LossReason::GaveUp),
-                    Cause::Revoked => (from, LossReason::Revoked),
-                    // A rank that lost us is lost to us.
-                    Cause::Lost(rank)
-                        if [from, self.world.rank].contains(rank) || rank.0 >= self.world.size =>
-                    {
-                        (from, LossReason::GaveUp)
-                    }
-                    Cause::Lost(rank) => (*rank, LossReason::Reported { by: from }),
-                };
+                let (rank, reason) = cause.loss(from, &self.world);
                 let input = self.lose(rank, reason);
                 if rank != from {
                     // After the rank that it blames, so that operations blame that one too.

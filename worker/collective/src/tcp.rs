@@ -9,6 +9,7 @@
 pub mod handshake;
 mod link;
 mod mesh;
+pub mod seal;
 mod silence;
 
 use std::fmt;

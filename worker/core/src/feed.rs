@@ -19,7 +19,7 @@ pub const MAX_PARTS: u8 = 4;
 pub struct Ticket {
     /// Who asks.
     pub process: ProcessId,
-    /// For the how manieth time.
+    /// Which of its attempts it is.
     pub attempt: u64,
     /// Which share, from 0.
     pub part: u8,

@@ -12,6 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use muster_cluster::ids::ProcessId;
+use muster_collective::tcp::Token;
+use muster_collective::tcp::seal::HANDSHAKE_BYTES;
 use muster_proto::v1;
 use muster_trainer::{Head, Trainer};
 use muster_worker_core::feed::{Feed, Item, Ticket};
@@ -41,7 +43,7 @@ const MAX_WAITING_BYTES: usize = 512 << 20;
 /// What the handshakes of one process compare.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Badge {
-    pub(crate) token: [u8; 16],
+    pub(crate) token: Token,
     pub(crate) history: u64,
     pub(crate) process: u64,
     /// A follower hears something four times in so long.
@@ -263,7 +265,7 @@ fn admit(mut stream: &TcpStream, badge: Badge) -> io::Result<ProcessId> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let mut first = stream.take(wire::HANDSHAKE_BYTES as u64);
+    let mut first = stream.take(HANDSHAKE_BYTES as u64);
     let hello = Handshake::read(&mut first, badge.token)?;
     let expected = Handshake {
         kind: Kind::Hello,

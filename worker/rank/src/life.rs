@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::History;
+use muster_collective::tcp::Token;
 use muster_collective::{Accumulator, Pool, tcp};
 use muster_proto::v1;
 use muster_trainer::checkpoint::{Content, Meta};
@@ -119,11 +120,11 @@ pub(crate) fn live(
 
 /// What this process shows those that follow it, and those that it follows.
 fn badge(assignment: &v1::Assignment) -> Result<Badge, Trouble> {
-    let token = assignment.feed_token[..]
+    let token: [u8; 16] = assignment.feed_token[..]
         .try_into()
         .map_err(|_| Trouble::Failed("the token of this job is not 16 bytes".to_owned()))?;
     Ok(Badge {
-        token,
+        token: Token(token),
         history: assignment.history,
         process: assignment.process,
         detect: Duration::from_millis(assignment.detect_ms.max(1)),

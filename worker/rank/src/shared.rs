@@ -81,7 +81,7 @@ impl Shared {
         on_lost: fn(),
     ) -> Self {
         let inner = Inner {
-            key: key_of(&assignment),
+            key: assignment.key(),
             said: Said::default(),
             machine: RankMachine::new(assignment.generation),
             assignment: (assignment.generation > 0).then_some(assignment),
@@ -220,7 +220,7 @@ impl Shared {
         match message {
             Message::Assignment(assignment) => {
                 self.tell_inner(|inner| {
-                    inner.key = key_of(&assignment);
+                    inner.key = assignment.key();
                     // Orders for this world follow it, and may come before it is entered.
                     inner.pause = None;
                     inner.said.enters(&inner.key);
@@ -412,14 +412,4 @@ fn send(control: &mut TcpStream, report: v1::RankReport) {
         message: Some(v1::from_rank::Message::Report(report)),
     };
     let _ = control.write_all(&frame::encode(&message));
-}
-
-fn key_of(assignment: &v1::Assignment) -> v1::RankKey {
-    v1::RankKey {
-        job: assignment.job.clone(),
-        history: assignment.history,
-        generation: assignment.generation,
-        rank: assignment.rank,
-        process: assignment.process,
-    }
 }

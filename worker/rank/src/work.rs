@@ -13,7 +13,7 @@ use muster_cluster::ids::ShardId;
 use muster_cluster::job::JobSpec;
 use muster_cluster::tree::{self, Run};
 use muster_collective::{
-    Accumulator, Error as CollectiveError, Group, LossReason, Operation, Pool, Revoker, tcp,
+    Accumulator, Error as CollectiveError, Group, Operation, Pool, Revoker, tcp,
 };
 use muster_proto::v1;
 use muster_trainer::{ShardNote, Trainer};
@@ -407,26 +407,17 @@ impl Work<'_> {
     }
 }
 
-/// What a failed exchange means: mostly that this world is over, and who is missed in it. Only a
-/// connection that ended without a goodbye, or that is silent, speaks against a peer.
+/// What a failed exchange means: mostly that this world is over, and who is missed in it.
 pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveError) -> Trouble {
     // What revoked the group is the true reason.
     if let Err(trouble) = shared.check() {
         return trouble;
     }
-    let lost = match error {
-        CollectiveError::PeerLost {
-            rank,
-            reason: LossReason::Closed(_) | LossReason::Silent,
-        } => vec![rank.0],
-        CollectiveError::TimedOut { waiting_for } => {
-            waiting_for.iter().map(|rank| rank.0).collect()
-        }
-        CollectiveError::Invalid { .. } => return Trouble::Failed(error.to_string()),
-        _ => Vec::new(),
-    };
+    if let CollectiveError::Invalid { .. } = error {
+        return Trouble::Failed(error.to_string());
+    }
     let cause = Cause {
-        lost,
+        lost: error.missed().iter().map(|rank| rank.0).collect(),
         reason: error.to_string(),
         ..Cause::default()
     };

@@ -222,11 +222,11 @@ impl Cluster {
         let patience = Patience::default();
         let decided = plan(&self.state, &self.observed, patience, self.now_ms);
         let num_decisions = decided.commands.len();
-        for command in decided.commands {
-            self.check(&command)?;
-            self.note(&command);
+        for command in &decided.commands {
+            self.check(command)?;
+            self.note(command);
             prop_assert!(self.apply(command.clone()), "refused: {command:?}");
-            self.check_devices(&command)?;
+            self.check_devices(command)?;
         }
         for (name, known) in &self.state.jobs {
             if known.phase == Phase::Queued {
@@ -241,20 +241,9 @@ impl Cluster {
                 self.check_purpose(name, why)?;
             }
         }
-        for (name, closing) in decided.closing {
-            let watch = self.observed.worlds.entry(name).or_default();
-            if matches!(closing, Closing::Now(_)) {
-                watch.closing_since_ms.get_or_insert(self.now_ms);
-            }
-        }
         for name in self.state.jobs.keys() {
-            let gathers = decided.waits.get(name).is_some_and(|wait| wait.gathers);
             let watch = self.observed.worlds.entry(name.clone()).or_default();
-            let since = watch.speed.uneven_since_ms.unwrap_or(self.now_ms);
-            let is_uneven = decided.uneven.contains(name);
-            watch.speed.uneven_since_ms = is_uneven.then_some(since);
-            let since = watch.wanting_since_ms.unwrap_or(self.now_ms);
-            watch.wanting_since_ms = gathers.then_some(since);
+            decided.note_in(watch, name, self.now_ms);
         }
         Ok(num_decisions)
     }

@@ -436,24 +436,14 @@ impl Scene {
             // Why a closed world waits begins with why it was closed.
             let why = decided.waits.get(name).map_or(why, |wait| &wait.why);
             writeln!(out, "{name} closes {how}    ({why})").unwrap();
-            if matches!(closing, Closing::Now(_)) {
-                let now_ms = self.now_ms;
-                let since = &mut self.watch(name.as_str()).closing_since_ms;
-                since.get_or_insert(now_ms);
-            }
         }
         let waits = decided.waits.iter();
         for (name, wait) in waits.filter(|(name, _)| !decided.closing.contains_key(name)) {
             writeln!(out, "{name} {wait}").unwrap();
         }
         for name in self.state.jobs.keys() {
-            let gathers = decided.waits.get(name).is_some_and(|wait| wait.gathers);
             let watch = self.observed.worlds.entry(name.clone()).or_default();
-            let since = watch.speed.uneven_since_ms.unwrap_or(self.now_ms);
-            let is_uneven = decided.uneven.contains(name);
-            watch.speed.uneven_since_ms = is_uneven.then_some(since);
-            let since = watch.wanting_since_ms.unwrap_or(self.now_ms);
-            watch.wanting_since_ms = gathers.then_some(since);
+            decided.note_in(watch, name, self.now_ms);
         }
     }
 

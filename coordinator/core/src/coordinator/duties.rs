@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use muster_cluster::apply::{Answer, Refusal};
 use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
 use muster_cluster::ids::{Incarnation, JobName, WorkerName};
-use muster_cluster::plan::{self, Closing};
+use muster_cluster::plan;
 use muster_cluster::state::{Job, Phase, World};
 use muster_proto::v1;
 
@@ -43,33 +43,20 @@ impl Coordinator {
             return;
         }
         let plan = plan::plan(&self.state, &self.observed, self.patience, now.monotonic_ms);
-        for (name, world) in &mut self.worlds {
-            let since = &mut world.watch.speed.uneven_since_ms;
-            let is_uneven = plan.uneven.contains(name);
-            *since = is_uneven.then(|| since.unwrap_or(now.monotonic_ms));
-        }
         for name in self.state.jobs.keys() {
+            // Only a job that gathers is watched before its first world.
             let gathers = plan.waits.get(name).is_some_and(|wait| wait.gathers);
-            if let Some(world) = self.worlds.get_mut(name) {
-                let since = &mut world.watch.wanting_since_ms;
-                *since = gathers.then(|| since.unwrap_or(now.monotonic_ms));
-            } else if gathers {
-                let mut world = WorldWatch::default();
-                world.watch.wanting_since_ms = Some(now.monotonic_ms);
-                self.worlds.insert(name.clone(), world);
+            if gathers || self.worlds.contains_key(name) {
+                let world = self.worlds.entry(name.clone()).or_default();
+                plan.note_in(&mut world.watch, name, now.monotonic_ms);
             }
         }
         self.waits = plan.waits;
         self.closing.clear();
         for (name, closing) in plan.closing {
-            let Some(world) = self.worlds.get_mut(&name) else {
-                continue;
-            };
-            if matches!(closing, Closing::Now(_)) {
-                let since = &mut world.watch.closing_since_ms;
-                since.get_or_insert(now.monotonic_ms);
+            if let Some(world) = self.worlds.get(&name) {
+                self.closing.insert(name, (world.watch.generation, closing));
             }
-            self.closing.insert(name, (world.watch.generation, closing));
         }
         for command in plan.commands {
             if let Command::StartWorld { job, .. }

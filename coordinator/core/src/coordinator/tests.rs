@@ -14,7 +14,7 @@ use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
 use super::*;
-use bench::{Bench, address_of, closed, feed_of, key_of, part, pid_of, submit};
+use bench::{Bench, address_of, closed, feed_of, part, pid_of, submit};
 
 const JOB: &str = "digits-mlp";
 
@@ -33,7 +33,7 @@ fn running() -> (Bench, [(Session, v1::RankKey); 2]) {
 }
 
 fn world_on(bench: &mut Bench, sessions: [Session; 2]) -> [(Session, v1::RankKey); 2] {
-    let ranks = sessions.map(|session| (session, key_of(&bench.assigned(session).unwrap())));
+    let ranks = sessions.map(|session| (session, bench.assigned(session).unwrap().key()));
     for (session, key) in &ranks {
         bench.ready(*session, key);
     }
@@ -160,7 +160,7 @@ fn a_rank_that_dies_is_replaced_in_the_same_history() {
     bench.report(*a, rank_a, closed(Some(1), &[], "rank 1 is gone"));
     let why = bench.coordinator.job_view(JOB).unwrap().reason;
     assert!(why.contains("1 of at least 2 are there"), "{why}");
-    bench.ready(*b, &key_of(standby));
+    bench.ready(*b, &standby.key());
     let next = [bench.assigned(*a).unwrap(), bench.assigned(*b).unwrap()];
     for (rank, (assignment, process)) in (0u32..).zip(next.iter().zip([1, 3])) {
         let got = (
@@ -206,8 +206,8 @@ fn records_of_the_world_before_still_count_and_are_told_once() {
     bench.say(*b, exited(rank_b, "signal 9"));
     bench.report(*a, rank_a, closed(Some(2), &[], "rank 1 is gone"));
     let standby = bench.assigned(*b).unwrap();
-    bench.ready(*b, &key_of(&standby));
-    let next = key_of(&bench.assigned(*a).unwrap());
+    bench.ready(*b, &standby.key());
+    let next = bench.assigned(*a).unwrap().key();
     let story = bench.story();
     // Rank 0 sent the record of step 2 before the world was closed, and sends it again.
     bench.step(rank_a, 2);
@@ -303,7 +303,7 @@ fn a_damaged_checkpoint_is_rejected_and_the_one_before_it_is_used() {
         };
         bench.report(
             *session,
-            &key_of(assignment),
+            &assignment.key(),
             Report::CheckpointDamaged(damaged),
         );
     }
@@ -436,7 +436,7 @@ fn a_silent_worker_is_left_out_only_when_a_peer_closed_the_world() {
     bench.pass(3_000, &[a, b]);
     let standby = bench.assigned(b).unwrap();
     assert_eq!(standby.generation, 0);
-    bench.ready(b, &key_of(&standby));
+    bench.ready(b, &standby.key());
     let assigned = bench.assigned(b).unwrap();
     assert_eq!((assigned.generation, assigned.first_step), (2, 4));
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use muster_cluster::tree::{self, Run};
-use muster_collective::{Accumulator, Error, LossReason, Reduced};
+use muster_collective::{Accumulator, Error, Reduced};
 use muster_proto::{convert, v1};
 use muster_worker_core::rank::{Cause, Next, RankPlan};
 use v1::rank_report::Report;
@@ -299,17 +299,11 @@ impl Rank {
             env.oracle
                 .blame(format!("process {} says: {error}", self.pid));
         }
-        let lost = match error {
-            Error::PeerLost {
-                rank,
-                reason: LossReason::Closed(_) | LossReason::Silent,
-            } => vec![rank.0],
-            Error::TimedOut { waiting_for } => waiting_for.iter().map(|rank| rank.0).collect(),
-            Error::Invalid { .. } => return Trouble::Failed(error.to_string()),
-            _ => Vec::new(),
-        };
+        if let Error::Invalid { .. } = error {
+            return Trouble::Failed(error.to_string());
+        }
         let cause = Cause {
-            lost,
+            lost: error.missed().iter().map(|rank| rank.0).collect(),
             reason: error.to_string(),
             ..Cause::default()
         };

@@ -8,6 +8,18 @@ pub(super) fn assert_closed(seen: LossReason) {
     assert!(is_closed, "{seen:?}");
 }
 
+/// How rank 1 was lost, which is why an operation failed.
+#[track_caller]
+fn loss_of_rank_1(error: &Error) -> LossReason {
+    match error {
+        Error::PeerLost {
+            rank: RankId(1),
+            reason,
+        } => *reason,
+        other => panic!("{other:?}"),
+    }
+}
+
 pub(super) fn a_rank_that_left_is_named_by_all_survivors(driver: Driver) {
     on_ranks(driver(3, Generation(1)), |mut group| {
         if group.world().rank == RankId(1) {
@@ -16,13 +28,7 @@ pub(super) fn a_rank_that_left_is_named_by_all_survivors(driver: Driver) {
         let begun = Instant::now();
         let error = group.barrier(PATIENT).expect_err("a rank is missing");
         assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
-        let Error::PeerLost {
-            rank: RankId(1),
-            reason,
-        } = error
-        else {
-            panic!("{error:?}")
-        };
+        let reason = loss_of_rank_1(&error);
         let is_known = matches!(reason, LossReason::Left | LossReason::Reported { .. });
         assert!(is_known, "{reason:?}");
         assert_eq!(group.barrier(PATIENT), Err(error), "it stays so");
@@ -72,13 +78,7 @@ pub(super) fn dies_after(driver: Driver, num_frames: Option<usize>) {
             .all_reduce(operation, PATIENT)
             .expect_err("a rank is missing");
         assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
-        let Error::PeerLost {
-            rank: RankId(1),
-            reason,
-        } = error
-        else {
-            panic!("{error:?}")
-        };
+        let reason = loss_of_rank_1(&error);
         assert_closed(reason);
     });
 }
@@ -108,13 +108,7 @@ pub(super) fn a_loss_is_blamed_on_the_rank_that_was_lost_first(driver: Driver) {
         // Rank 0 fails and leaves; rank 2 begins only after that, and names rank 1 all the same.
         if group.world().rank == RankId(2) {
             let error = group.recv(RankId(0), PATIENT).expect_err("rank 0 leaves");
-            let Error::PeerLost {
-                rank: RankId(1),
-                reason,
-            } = error
-            else {
-                panic!("{error:?}")
-            };
+            let reason = loss_of_rank_1(&error);
             return assert_closed(reason);
         }
         let error = group.barrier(PATIENT).expect_err("rank 1 is gone");

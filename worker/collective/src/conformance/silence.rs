@@ -10,7 +10,7 @@ use super::tcp::{DETECT, TOKEN, hello_of, listen, listening_world, say, with_raw
 use super::*;
 use crate::frame::Part;
 use crate::tcp::connect;
-use crate::tcp::handshake::HANDSHAKE_BYTES;
+use crate::tcp::seal::HANDSHAKE_BYTES;
 
 /// What a scripted peer hears before it is told to go.
 fn goodbye(raw: &mut impl Read) -> Cause {

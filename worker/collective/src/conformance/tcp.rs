@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use super::*;
 use crate::error::Error;
 use crate::frame::MAX_PAYLOAD_BYTES;
-use crate::tcp::handshake::{HANDSHAKE_BYTES, Handshake, Kind};
+use crate::tcp::handshake::{Handshake, Kind};
+use crate::tcp::seal::HANDSHAKE_BYTES;
 use crate::tcp::{Listener, Token, connect};
 use crate::values::Values;
 

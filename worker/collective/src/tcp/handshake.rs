@@ -1,31 +1,28 @@
 //! The handshake that opens a connection between two ranks: its bytes, and who is refused.
 //!
 //! The dialling rank says `Hello`; the other answers `Welcome`, or `Refused` to a rank of the
-//! same job, or closes without a word to a stranger. Each is 80 bytes, numbers little-endian:
+//! same job, or closes without a word to a stranger. Each is 80 bytes ([`super::seal`]), with the
+//! letters `MSTRHAND`, sealed with the world's token. The body, numbers little-endian:
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 0..8 | the letters `MSTRHAND` |
-//! | 8..12 | format version |
-//! | 12..16 | length of the whole |
-//! | 16 | kind: 1 hello, 2 welcome, 3 refused |
-//! | 17..20 | 0 |
-//! | 20..28, 28..36 | history, generation |
-//! | 36..40, 40..44, 44..48 | sender, receiver, world size |
-//! | 48..80 | BLAKE3 of bytes 0..48, keyed with the world's token |
+//! | 0 | kind: 1 hello, 2 welcome, 3 refused |
+//! | 1..4 | 0 |
+//! | 4..12, 12..20 | history, generation |
+//! | 20..24, 24..28, 28..32 | sender, receiver, world size |
 
 use muster_cluster::{Generation, History, RankId};
 
 use super::Token;
+use super::seal::{BODY_BYTES, HANDSHAKE_BYTES, Seal};
 use crate::frame::Refusal;
 use crate::world::World;
 
-/// The length of a handshake.
-pub const HANDSHAKE_BYTES: usize = 80;
-
-const MAGIC: [u8; 8] = *b"MSTRHAND";
-const VERSION: u32 = 1;
-const SIGNED_BYTES: usize = 48;
+const SEAL: Seal = Seal {
+    magic: *b"MSTRHAND",
+    version: 1,
+    context: "muster collective handshake v1",
+};
 
 /// What a handshake says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,52 +63,31 @@ impl Handshake {
     }
 
     pub(crate) fn encode(&self, token: Token) -> [u8; HANDSHAKE_BYTES] {
-        let mut bytes = [0; HANDSHAKE_BYTES];
-        bytes[0..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..16].copy_from_slice(&(HANDSHAKE_BYTES as u32).to_le_bytes());
-        bytes[16] = match self.kind {
+        let mut body = [0; BODY_BYTES];
+        body[0] = match self.kind {
             Kind::Hello => 1,
             Kind::Welcome => 2,
             Kind::Refused => 3,
         };
-        bytes[20..28].copy_from_slice(&self.history.0.to_le_bytes());
-        bytes[28..36].copy_from_slice(&self.generation.0.to_le_bytes());
-        for (at, number) in [(36, self.from.0), (40, self.to.0), (44, self.size)] {
-            bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        body[4..12].copy_from_slice(&self.history.0.to_le_bytes());
+        body[12..20].copy_from_slice(&self.generation.0.to_le_bytes());
+        for (at, number) in [(20, self.from.0), (24, self.to.0), (28, self.size)] {
+            body[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }
-        let signature = signature(&bytes, token);
-        bytes[SIGNED_BYTES..].copy_from_slice(signature.as_bytes());
-        bytes
+        SEAL.close(body, token)
     }
 
     /// Reads a handshake, of which perhaps only the beginning is there: `None` while it may
     /// still become one. Garbage is refused as early as it shows.
     pub(crate) fn decode(bytes: &[u8], token: Token) -> Result<Option<Self>, Refusal> {
-        let seen = bytes.len().min(MAGIC.len());
-        if bytes[..seen] != MAGIC[..seen] {
-            return Err(Refusal::Magic);
-        }
-        if bytes.len() >= 12 && bytes[8..12] != VERSION.to_le_bytes() {
-            return Err(Refusal::Version);
-        }
-        if bytes.len() >= 16 && bytes[12..16] != (HANDSHAKE_BYTES as u32).to_le_bytes() {
-            return Err(Refusal::Length);
-        }
-        let Some(bytes) = bytes.first_chunk::<HANDSHAKE_BYTES>() else {
+        let Some(body) = SEAL.open(bytes, token)? else {
             return Ok(None);
         };
-        // Comparing two BLAKE3 hashes takes the same time wherever they differ.
-        if signature(bytes, token)
-            != blake3::Hash::from_slice(&bytes[SIGNED_BYTES..]).map_err(|_| Refusal::Field)?
-        {
-            return Err(Refusal::Token);
-        }
         let u32_at =
-            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("a range of four"));
+            |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("a range of four"));
         let u64_at =
-            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("a range of eight"));
-        let kind = match bytes[16..20] {
+            |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().expect("a range of eight"));
+        let kind = match body[0..4] {
             [1, 0, 0, 0] => Kind::Hello,
             [2, 0, 0, 0] => Kind::Welcome,
             [3, 0, 0, 0] => Kind::Refused,
@@ -119,11 +95,11 @@ impl Handshake {
         };
         Ok(Some(Self {
             kind,
-            history: History(u64_at(20)),
-            generation: Generation(u64_at(28)),
-            from: RankId(u32_at(36)),
-            to: RankId(u32_at(40)),
-            size: u32_at(44),
+            history: History(u64_at(4)),
+            generation: Generation(u64_at(12)),
+            from: RankId(u32_at(20)),
+            to: RankId(u32_at(24)),
+            size: u32_at(28),
         }))
     }
 
@@ -144,11 +120,6 @@ impl Handshake {
             Err(Refusal::Sender)
         }
     }
-}
-
-fn signature(bytes: &[u8; HANDSHAKE_BYTES], token: Token) -> blake3::Hash {
-    let key = blake3::derive_key("muster collective handshake v1", &token.0);
-    blake3::keyed_hash(&key, &bytes[..SIGNED_BYTES])
 }
 
 #[cfg(test)]

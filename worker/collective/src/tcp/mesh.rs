@@ -11,7 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 
 use super::Token;
-use super::handshake::{HANDSHAKE_BYTES, Handshake, Kind};
+use super::handshake::{Handshake, Kind};
+use super::seal::HANDSHAKE_BYTES;
 use super::silence::beat;
 use crate::error::Error;
 use crate::frame::{Body, Frame, Refusal};

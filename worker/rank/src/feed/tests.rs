@@ -8,7 +8,7 @@ use muster_trainer::{Metrics, ShardId, ShardNote};
 use muster_worker_core::feed::Ask;
 
 const BADGE: Badge = Badge {
-    token: *b"sixteen letters.",
+    token: Token(*b"sixteen letters."),
     history: 3,
     process: 4,
     detect: Duration::from_millis(400),
@@ -33,7 +33,7 @@ fn last(step: u64) -> Arc<Last> {
     })
 }
 
-fn hello(badge: Badge, to: u64) -> [u8; wire::HANDSHAKE_BYTES] {
+fn hello(badge: Badge, to: u64) -> [u8; HANDSHAKE_BYTES] {
     let hello = Handshake {
         kind: Kind::Hello,
         history: badge.history,
@@ -113,7 +113,7 @@ fn a_follower_is_fed_what_it_asks_for_and_told_what_is_not_there() {
 fn strangers_are_refused_and_counted() {
     let (hub, address) = Hub::start(Ipv4Addr::LOCALHOST.into(), BADGE, 2).unwrap();
     let foreign = Badge {
-        token: [0; 16],
+        token: Token([0; 16]),
         ..BADGE
     };
     let older = Badge {

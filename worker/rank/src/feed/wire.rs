@@ -1,18 +1,9 @@
 //! What crosses a connection between a rank and a process that follows it.
 //!
 //! The follower dials and says hello; the rank answers welcome, or closes without a word. Each of the
-//! two is 80 bytes, numbers little-endian:
-//!
-//! | bytes | what |
-//! |---|---|
-//! | 0..8 | the letters `MSTRFEED` |
-//! | 8..12 | format version |
-//! | 12..16 | length of the whole |
-//! | 16 | kind: 1 hello, 2 welcome |
-//! | 17..24 | 0 |
-//! | 24..32 | history |
-//! | 32..40, 40..48 | sender's and receiver's number among the processes of the job |
-//! | 48..80 | BLAKE3 of bytes 0..48, keyed with the job's token |
+//! two is 80 bytes ([`seal`](muster_collective::tcp::seal)), with the letters `MSTRFEED`, sealed with
+//! the job's token. The body is four u64, little-endian: the kind (1 hello, 2 welcome), the history,
+//! the sender's and the receiver's number among the processes of the job.
 //!
 //! Behind it both send frames: kind (u8), three zeros, the payload's length (u32), BLAKE3 of the kind and
 //! the payload (32 bytes), and the payload.
@@ -34,6 +25,8 @@
 use std::io::{self, Read, Write};
 
 use muster_cluster::ids::{ProcessId, Step};
+use muster_collective::tcp::Token;
+use muster_collective::tcp::seal::{BODY_BYTES, HANDSHAKE_BYTES, Seal};
 use muster_proto::v1;
 use muster_trainer::{Head, ShardNote};
 use muster_worker_core::feed::{Ask, MAX_PARTS, Ticket};
@@ -41,18 +34,21 @@ use muster_worker_core::feed::{Ask, MAX_PARTS, Ticket};
 use crate::heal::{decode_records, encode_records};
 use crate::work::Story;
 
-/// The length of a handshake.
-pub(crate) const HANDSHAKE_BYTES: usize = 80;
-
 /// The values of one piece, at most.
 const PIECE_VALUES: usize = 1 << 20;
 
 /// No frame of ours is longer.
 const MAX_BYTES: usize = 64 << 20;
 
-const MAGIC: [u8; 8] = *b"MSTRFEED";
-const VERSION: u32 = 1;
-const SIGNED_BYTES: usize = 48;
+const SEAL: Seal = Seal {
+    magic: *b"MSTRFEED",
+    version: 1,
+    context: "muster feed handshake v1",
+};
+
+/// What tells whether a handshake is one of ours.
+const FIRST_BYTES: usize = 16;
+
 const HEAD_BYTES: usize = 40;
 const PIECE: u8 = 5;
 
@@ -92,65 +88,47 @@ impl From<BadBytes> for io::Error {
 }
 
 impl Handshake {
-    pub(crate) fn encode(&self, token: [u8; 16]) -> [u8; HANDSHAKE_BYTES] {
-        let mut bytes = [0; HANDSHAKE_BYTES];
-        bytes[0..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..16].copy_from_slice(&(HANDSHAKE_BYTES as u32).to_le_bytes());
-        bytes[16] = match self.kind {
+    pub(crate) fn encode(&self, token: Token) -> [u8; HANDSHAKE_BYTES] {
+        let mut body = [0; BODY_BYTES];
+        body[0] = match self.kind {
             Kind::Hello => 1,
             Kind::Welcome => 2,
         };
-        for (at, number) in [(24, self.history), (32, self.from), (40, self.to)] {
-            bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        for (at, number) in [(8, self.history), (16, self.from), (24, self.to)] {
+            body[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
-        let signature = signature(&bytes, token);
-        bytes[SIGNED_BYTES..].copy_from_slice(signature.as_bytes());
-        bytes
+        SEAL.close(body, token)
     }
 
     /// Reads a handshake. Garbage is refused when its first bytes are here.
-    pub(crate) fn read(stream: &mut impl Read, token: [u8; 16]) -> io::Result<Self> {
+    pub(crate) fn read(stream: &mut impl Read, token: Token) -> io::Result<Self> {
         let mut bytes = [0; HANDSHAKE_BYTES];
-        stream.read_exact(&mut bytes[..16])?;
-        let mut expected = [0; 16];
-        expected[0..8].copy_from_slice(&MAGIC);
-        expected[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        expected[12..16].copy_from_slice(&(HANDSHAKE_BYTES as u32).to_le_bytes());
-        if bytes[..16] != expected {
-            return Err(BadBytes::Foreign.into());
-        }
-        stream.read_exact(&mut bytes[16..])?;
-        // Comparing two BLAKE3 hashes takes the same time wherever they differ.
-        let shown = blake3::Hash::from_slice(&bytes[SIGNED_BYTES..]);
-        if shown.ok() != Some(signature(&bytes, token)) {
-            return Err(BadBytes::Stranger.into());
-        }
-        let kind = match bytes[16..24] {
-            [1, 0, 0, 0, 0, 0, 0, 0] => Kind::Hello,
-            [2, 0, 0, 0, 0, 0, 0, 0] => Kind::Welcome,
+        let (first, rest) = bytes.split_at_mut(FIRST_BYTES);
+        stream.read_exact(first)?;
+        SEAL.open(first, token).map_err(|_| BadBytes::Foreign)?;
+        stream.read_exact(rest)?;
+        let body = SEAL.open(&bytes, token).map_err(|_| BadBytes::Stranger)?;
+        let body = body.ok_or(BadBytes::Senseless)?;
+        let mut rest = &body[..];
+        let kind = match number(&mut rest) {
+            Some(1) => Kind::Hello,
+            Some(2) => Kind::Welcome,
             _ => return Err(BadBytes::Senseless.into()),
         };
-        let number =
-            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("a range of eight"));
+        let mut next = || number(&mut rest).ok_or(BadBytes::Senseless);
         Ok(Self {
             kind,
-            history: number(24),
-            from: number(32),
-            to: number(40),
+            history: next()?,
+            from: next()?,
+            to: next()?,
         })
     }
-}
-
-fn signature(bytes: &[u8; HANDSHAKE_BYTES], token: [u8; 16]) -> blake3::Hash {
-    let key = blake3::derive_key("muster feed handshake v1", &token);
-    blake3::keyed_hash(&key, &bytes[..SIGNED_BYTES])
 }
 
 /// One frame, a piece excepted.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Frame {
-    /// The ticket's process is whoever sends it.
+    /// The ticket's process is whoever asks.
     Ask(Ask),
     Refused(Ask),
     Share {
@@ -235,8 +213,8 @@ impl Frame {
         (kind, payload)
     }
 
-    /// Reads the next frame, which is sent by process `from`.
-    pub(crate) fn read(stream: &mut impl Read, from: ProcessId) -> io::Result<Self> {
+    /// Reads the next frame of a connection on which process `asker` follows.
+    pub(crate) fn read(stream: &mut impl Read, asker: ProcessId) -> io::Result<Self> {
         let (kind, length, hash) = read_head(stream)?;
         if length > MAX_BYTES {
             return Err(BadBytes::Senseless.into());
@@ -246,16 +224,16 @@ impl Frame {
         if hash_of(kind, &payload) != hash {
             return Err(BadBytes::Damaged.into());
         }
-        Self::decode(kind, &payload, from).ok_or_else(|| BadBytes::Senseless.into())
+        Self::decode(kind, &payload, asker).ok_or_else(|| BadBytes::Senseless.into())
     }
 
-    fn decode(kind: u8, payload: &[u8], from: ProcessId) -> Option<Self> {
+    fn decode(kind: u8, payload: &[u8], asker: ProcessId) -> Option<Self> {
         let mut rest = payload;
         let frame = match kind {
-            1 | 2 => Frame::Ask(decode_ask(kind, &mut rest, from)?),
+            1 | 2 => Frame::Ask(decode_ask(kind, &mut rest, asker)?),
             3 => {
                 let [kind] = take(&mut rest)?;
-                Frame::Refused(decode_ask(kind, &mut rest, from)?)
+                Frame::Refused(decode_ask(kind, &mut rest, asker)?)
             }
             4 => Frame::Share {
                 attempt: number(&mut rest)?,

@@ -96,7 +96,8 @@ impl Call {
             let mut is_level = false;
             let ended = self.connect(address, badge).and_then(|mut stream| {
                 if shared.offer(Event::Reached(self.process)) {
-                    self.hear(&mut stream, lengths, shared, &mut is_level)
+                    let me = ProcessId(badge.process);
+                    self.hear(&mut stream, me, lengths, shared, &mut is_level)
                 } else {
                     Ok(())
                 }
@@ -171,6 +172,7 @@ impl Call {
     fn hear(
         &self,
         stream: &mut TcpStream,
+        me: ProcessId,
         lengths: Lengths,
         shared: &Shared,
         is_level: &mut bool,
@@ -178,7 +180,7 @@ impl Call {
         let from = self.process;
         let mut wanted = true;
         while wanted {
-            let event = match Frame::read(stream, from)? {
+            let event = match Frame::read(stream, me)? {
                 Frame::Alive => continue,
                 Frame::Level { step } => {
                     *is_level = true;

@@ -272,16 +272,6 @@ pub(super) fn part(step: u64, file: &str, arena: &str) -> v1::CheckpointPart {
     }
 }
 
-pub(super) fn key_of(assignment: &v1::Assignment) -> v1::RankKey {
-    v1::RankKey {
-        job: assignment.job.clone(),
-        history: assignment.history,
-        generation: assignment.generation,
-        rank: assignment.rank,
-        process: assignment.process,
-    }
-}
-
 /// A rank closed its world at this step, and holds nothing of it.
 pub(super) fn closed(step: Option<u64>, lost: &[u32], reason: &str) -> Report {
     Report::Closed(v1::Closed {

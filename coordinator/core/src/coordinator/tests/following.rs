@@ -36,7 +36,7 @@ fn a_process_enters_when_it_follows_and_reaches_every_rank_and_people_see_why_no
     bench.pass(50, &[a, b, c]);
     let messages = bench.sent_to(c);
     let standby = messages.iter().find_map(|message| match message {
-        To::Assignment(assignment) => Some(key_of(assignment)),
+        To::Assignment(assignment) => Some(assignment.key()),
         _ => None,
     });
     let standby = standby.unwrap();
@@ -83,7 +83,7 @@ fn a_new_leader_tells_whom_to_follow_and_hears_again_who_does() {
     bench.step(&rank_a, 1);
     let c = bench.hello("c", 1, Vec::new());
     bench.pass(50, &[a, b, c]);
-    let standby = key_of(&bench.assigned(c).unwrap());
+    let standby = bench.assigned(c).unwrap().key();
     bench.ready(c, &standby);
     bench = bench.restart();
     let runs = |key: &v1::RankKey| v1::RunningRank {

@@ -3,7 +3,7 @@
 use super::*;
 use muster_trainer::{Metrics, ShardId};
 
-const TOKEN: [u8; 16] = *b"sixteen letters.";
+const TOKEN: Token = Token(*b"sixteen letters.");
 
 const HELLO: Handshake = Handshake {
     kind: Kind::Hello,
@@ -98,7 +98,7 @@ fn the_recorded_feed_of_version_1_is_read_and_written_as_ever() {
 fn strangers_garbage_and_damage_are_refused() {
     let bytes = HELLO.encode(TOKEN);
     let read = |bytes: &[u8], token| Handshake::read(&mut &bytes[..], token);
-    assert!(read(&bytes, [0; 16]).is_err());
+    assert!(read(&bytes, Token([0; 16])).is_err());
     assert!(read(b"GET / HTTP/1.1\r\n", TOKEN).is_err());
     assert!(read(&bytes[..79], TOKEN).is_err());
     for at in 0..HANDSHAKE_BYTES {
