@@ -458,6 +458,9 @@ impl Coordinator {
         let answer = self.state.apply(stamped);
         match (&answer, &command) {
             (Ok(_), Command::StartWorld { job, world, .. }) => {
+                if let Some(last) = &last_world {
+                    self.tell_missed(job, last, world, outputs);
+                }
                 self.follow(job, last_world.as_ref(), world);
             }
             (Ok(_), Command::EndStandby { job, process, .. }) => {

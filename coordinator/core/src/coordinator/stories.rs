@@ -2,7 +2,7 @@
 
 use muster_cluster::apply::{Answer, Effect};
 use muster_cluster::command::{Command, Outcome};
-use muster_cluster::ids::JobName;
+use muster_cluster::ids::{JobName, RankId};
 use muster_cluster::state::{Job, Phase, World};
 use muster_proto::event::{Event, What};
 
@@ -75,6 +75,43 @@ impl Coordinator {
             what,
         };
         self.publish(Some(index), event, outputs);
+    }
+
+    /// Tells of the ranks that a world is made without because they say nothing. What becomes of their
+    /// processes is nobody's news any more.
+    pub(super) fn tell_missed(
+        &mut self,
+        job: &JobName,
+        last: &World,
+        next: &World,
+        outputs: &mut Vec<Output>,
+    ) {
+        let seen = self.worlds.get(job).map(|world| &world.watch);
+        let Some(seen) = seen.filter(|watch| watch.generation == last.generation) else {
+            return;
+        };
+        let ranks = (0u32..).map(RankId).zip(&last.ranks);
+        let missed = ranks.filter(|(rank, placement)| {
+            !next.has(placement.process)
+                && !seen.gone.contains_key(rank)
+                && !seen.closed.contains_key(rank)
+        });
+        let missed: Vec<What> = missed
+            .map(|(rank, placement)| What::Lost {
+                rank: rank.0,
+                worker: placement.worker.to_string(),
+                reason: "nothing is heard of it any more".to_owned(),
+            })
+            .collect();
+        for what in missed {
+            let event = Event {
+                time: self.time_s(),
+                job: job.to_string(),
+                history: last.history.0,
+                what,
+            };
+            self.publish(None, event, outputs);
+        }
     }
 
     /// Tells which processes are the ranks of a world that heals another one: they run already.

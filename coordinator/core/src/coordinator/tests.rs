@@ -439,6 +439,16 @@ fn a_silent_worker_is_left_out_only_when_a_peer_closed_the_world() {
     bench.ready(b, &standby.key());
     let assigned = bench.assigned(b).unwrap();
     assert_eq!((assigned.generation, assigned.first_step), (2, 4));
+    // No exit was seen, and yet people are told that it is lost.
+    let lost: Vec<_> = bench
+        .events
+        .iter()
+        .filter_map(|(_, event)| match &event.what {
+            What::Lost { rank, worker, .. } => Some((*rank, worker.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(lost, [(1, "b")]);
 }
 
 #[test]
