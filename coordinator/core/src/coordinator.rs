@@ -458,7 +458,8 @@ impl Coordinator {
         let answer = self.state.apply(stamped);
         match (&answer, &command) {
             (Ok(_), Command::StartWorld { job, world, .. }) => {
-                if let Some(last) = &last_world {
+                // Of an entry that another process proposed, this one has not seen why.
+                if let Some(last) = last_world.as_ref().filter(|_| request.is_some()) {
                     self.tell_missed(job, last, world, outputs);
                 }
                 self.follow(job, last_world.as_ref(), world);
