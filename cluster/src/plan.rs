@@ -63,10 +63,20 @@ impl Patience {
     }
 
     /// How long a rank waits for a peer that is there and sends nothing of the step, as one that
-    /// computes does. A peer that is silent or gone is noticed otherwise.
+    /// computes does, where a step takes `step_us` microseconds. A peer that is silent or gone is
+    /// noticed otherwise.
     #[must_use]
-    pub fn collective_timeout_ms(self) -> u64 {
-        self.detect_ms.saturating_mul(600)
+    pub fn collective_timeout_ms(self, step_us: u32) -> u64 {
+        let steps_ms = u64::from(step_us) / 1000 * 20;
+        self.detect_ms.saturating_mul(600).max(steps_ms)
+    }
+
+    /// How long a rank that is there may take to say what it holds of a world that is closed: it
+    /// ends an update first, which takes it `updating_us` microseconds.
+    #[must_use]
+    pub fn answer_ms(self, updating_us: u32) -> u64 {
+        let updates_ms = u64::from(updating_us) / 1000 * 4;
+        self.detect_ms.saturating_mul(2).saturating_add(updates_ms)
     }
 }
 

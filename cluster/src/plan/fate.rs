@@ -80,17 +80,19 @@ impl<'a> Running<'a> {
             }
             (_, Some(closed)) => Fate::Closed(closed),
             (Presence::SilentForMs(_), None) => Fate::Silent,
-            (Presence::There, None) => self.unanswered(anyone_closed),
+            (Presence::There, None) => self.unanswered(placement.process, anyone_closed),
         }
     }
 
     /// The fate of a rank whose worker is there, and that does not say what it holds.
-    fn unanswered(&self, anyone_closed: bool) -> Fate<'a> {
+    fn unanswered(&self, process: ProcessId, anyone_closed: bool) -> Fate<'a> {
         let since = self.watch.and_then(|watch| watch.closing_since_ms);
         let waited_ms = since.map_or(0, |since| self.now_ms.saturating_sub(since));
+        let pace = self.watch.and_then(|watch| watch.speed.paces.get(&process));
+        let pace = pace.copied().unwrap_or_default();
         if waited_ms > self.patience.fallback_after_ms {
             Fate::Gone(format!("it does not answer for {} s", waited_ms / 1000))
-        } else if anyone_closed && waited_ms > 2 * self.patience.detect_ms {
+        } else if anyone_closed && waited_ms > self.patience.answer_ms(pace.updating_us) {
             Fate::Missed("it does not answer".to_owned())
         } else {
             Fate::Alive

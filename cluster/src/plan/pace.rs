@@ -23,7 +23,8 @@ pub struct Pace {
 pub struct Speed {
     /// How fast each process is; what was measured in earlier worlds counts.
     pub paces: BTreeMap<ProcessId, Pace>,
-    /// How long a step takes; the median over the last ones.
+    /// How long a step takes; the median over the last ones. Of the world before, until one of this
+    /// world is known.
     pub step_us: u32,
     /// How many steps of this world are known.
     pub num_steps: u32,

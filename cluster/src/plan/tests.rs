@@ -39,6 +39,7 @@ scenarios! {
     late_leader
     new_leader
     hanging_rank
+    slow_update
     bad_link
     fruitless_heals
     all_ranks_gone

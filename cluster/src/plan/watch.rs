@@ -126,6 +126,7 @@ impl Watch {
         }
         let paces = self.speed.paces.iter().filter(|(one, _)| new.has(**one));
         next.speed.paces = paces.map(|(one, pace)| (*one, *pace)).collect();
+        next.speed.step_us = self.speed.step_us;
         let Some(old) = old else { return next };
         next.gone = self.gone_in(old, new);
         if self.progressed || new.first_step > old.first_step {

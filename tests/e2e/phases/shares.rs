@@ -89,3 +89,26 @@ fn with_shadows_a_second_death_while_shares_move_changes_no_bit() {
     }
     println!("{num_kept} of 3 kept every share");
 }
+
+/// Two ranks have everything when a third one enters, which is given its shares. One of the two is
+/// killed while it gives: what the other one does not have to keep any more is still there.
+#[test]
+fn with_shadows_a_death_while_a_newcomer_is_given_shares_loses_nothing() {
+    for rank in 0..2 {
+        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+        let one = halts.hold(first(2, "compute"));
+        let giving = halts.hold(move |point: &Point| {
+            (point.generation, point.rank) == (3, rank) && point.place == "move"
+        });
+        let (name, value) = halts.variable();
+        let train = job(&sandbox, 3).set("workers.redundancy=shadow");
+        let train = train.env(name, &value).start();
+        kill(&sandbox, one.wait("the first", DEADLINE));
+        kill(&sandbox, giving.wait("a move", DEADLINE));
+        let finished = train.finish();
+        let what = format!("rank {rank} while a newcomer is given shares");
+        check(&sandbox, &finished, &what);
+        check_no_step_is_lost(&finished, 2, &what);
+        check_updates(&halts, &what);
+    }
+}

@@ -196,6 +196,16 @@ impl RankMachine {
         self.holdings.kept = shares;
     }
 
+    /// It is to keep only these shares of those that it keeps: `false` where the world is closed, and
+    /// what was reported has to stay.
+    pub fn gives_up_all_but(&mut self, shares: Vec<Run>) -> bool {
+        let is_open = self.phase == Phase::Open;
+        if is_open {
+            self.holdings.kept = shares;
+        }
+        is_open
+    }
+
     /// It has all parameters of its step.
     pub fn gathered(&mut self) {
         self.holdings.partial = false;

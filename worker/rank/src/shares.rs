@@ -122,16 +122,10 @@ impl Work<'_> {
         sharing: &Sharing,
         timeout: Duration,
     ) -> Result<(), Trouble> {
-        // Nothing is given up before the log says that others have it: this world was made of
-        // reports that said so.
-        let given = sharing
-            .moves
-            .iter()
-            .filter(|one| one.from.0 == sharing.rank);
+        // What moves is kept by all who have it until whoever takes it has it, too.
         let mut kept = sharing.kept();
-        kept.extend(given.map(|one| one.share));
-        self.trainer.keep(&kept);
-        self.tell_kept();
+        kept.extend(sharing.moves.iter().map(|one| one.share));
+        self.give_up_all_but(&kept)?;
         for one in &sharing.moves {
             self.shared.check()?;
             if [one.from.0, one.to.0].contains(&sharing.rank) {
@@ -163,6 +157,31 @@ impl Work<'_> {
         if sharing.gather {
             self.gather(group, sharing, true, timeout)?;
         }
+        Ok(())
+    }
+
+    /// Behind the first step that all ranks have made: what moved is where it is to be.
+    pub(crate) fn give_up_what_moved(&mut self, sharing: &Sharing) -> Result<(), Trouble> {
+        if sharing.moves.is_empty() {
+            return Ok(());
+        }
+        self.give_up_all_but(&sharing.kept())
+    }
+
+    fn give_up_all_but(&mut self, kept: &BTreeSet<u32>) -> Result<(), Trouble> {
+        let here = self.trainer.optimizer_state().shares.keys().copied();
+        let (left, given_up): (Vec<u32>, Vec<u32>) = here.partition(|one| kept.contains(one));
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        // Said first: a world that is closed before has been told that they are here, and may be
+        // healed by them.
+        let left = shares::runs(left);
+        if !self.shared.tell(|machine| machine.gives_up_all_but(left)) {
+            self.shared.check()?;
+            return Err(Trouble::Closed);
+        }
+        self.trainer.keep(kept);
         Ok(())
     }
 

@@ -363,7 +363,10 @@ impl Work<'_> {
         // The state is that of this step, whether or not the world goes on.
         self.feed.copy(&notes.tickets, &self.trainer, self.shared);
         match &world.sharing {
-            Some(sharing) => self.gather(group, sharing, false, world.timeout),
+            Some(sharing) => {
+                self.gather(group, sharing, false, world.timeout)?;
+                self.give_up_what_moved(sharing)
+            }
             None => Ok(()),
         }
     }

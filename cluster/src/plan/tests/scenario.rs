@@ -28,7 +28,9 @@
 //! standby-gone j1 p5 signal 9         a worker saw it exit
 //! broken j1 the files are damaged     a world says that it cannot go on
 //! progress j1 [step=41]               the world applied a step; so many are applied now
-//! pace j1 us=100,300 [steps=16]       what a shard takes each rank, known of so many steps
+//! pace j1 us=100,300 [updates=50,50] [steps=16]
+//!                                     what a shard and an update take each rank, known of so many
+//!                                     steps
 //! commit j1 step=100 [history=1]      a checkpoint is durable
 //! damaged j1 step=100 [history=1]     a checkpoint turned out not to be whole
 //! end j1 step=1000                    the world ran to the job's end
@@ -354,8 +356,11 @@ impl Scene {
     fn pace(&mut self, name: &str, line: &Line<'_>) {
         let world = self.state.jobs[&job(name)].world.clone().unwrap();
         let speed = &mut self.watch(name).speed;
-        let us = line.find("us").unwrap().split(',').map(|us| Pace {
+        let numbers = |key| line.find(key).into_iter().flat_map(|all| all.split(','));
+        let updates = numbers("updates").chain(std::iter::repeat("0"));
+        let us = numbers("us").zip(updates).map(|(us, update)| Pace {
             computing_us: us.parse().unwrap(),
+            updating_us: update.parse().unwrap(),
             ..Pace::default()
         });
         let processes = world.ranks.iter().map(|rank| rank.process);

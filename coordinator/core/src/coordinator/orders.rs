@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use muster_cluster::ids::{Generation, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
-use muster_cluster::plan::{Closing, Patience};
+use muster_cluster::plan::Closing;
 use muster_cluster::state::{Job, Manifest, Phase, Placement, World};
 use muster_proto::{convert, v1};
 use v1::rank_order::Order;
@@ -37,7 +37,10 @@ impl Coordinator {
                     .unwrap_or_default(),
                 cluster_id: &self.cluster_id,
                 checkpoints: &self.checkpoints,
-                patience: self.patience,
+                collective_timeout_ms: self
+                    .patience
+                    .collective_timeout_ms(watch.map_or(0, |watch| watch.watch.speed.step_us)),
+                detect_ms: self.patience.detect_ms,
             };
             for (rank, placement) in (0u32..).zip(&world.ranks) {
                 let seat = (&placement.worker, placement.incarnation);
@@ -130,7 +133,8 @@ struct Sight<'a> {
     gone: Vec<RankId>,
     cluster_id: &'a [u8; 16],
     checkpoints: &'a str,
-    patience: Patience,
+    collective_timeout_ms: u64,
+    detect_ms: u64,
 }
 
 impl Sight<'_> {
@@ -256,8 +260,8 @@ impl Sight<'_> {
             checkpoint_folder: folder,
             world_token: token(cluster_id, &key.generation.to_le_bytes(), &key.job),
             feed_token: token(cluster_id, b"feed", &key.job),
-            collective_timeout_ms: self.patience.collective_timeout_ms(),
-            detect_ms: self.patience.detect_ms,
+            collective_timeout_ms: self.collective_timeout_ms,
+            detect_ms: self.detect_ms,
             state_shares: if is_rank {
                 world.shares.iter().map(Into::into).collect()
             } else {

@@ -431,3 +431,16 @@ fn a_rank_of_a_shared_state_lacks_parameters_until_it_has_gathered_them() {
         (Some(5), true, kept)
     );
 }
+
+#[test]
+fn a_rank_gives_up_no_share_that_it_has_reported() {
+    let mut machine = RankMachine::new(1);
+    machine.prepared(RULES, Some(0));
+    machine.keeps(vec![Run::new(0, 32)]);
+    assert!(machine.enter(PLAN));
+    assert!(machine.gives_up_all_but(vec![Run::new(0, 16)]));
+    machine.close(1, Cause::default());
+    assert!(!machine.gives_up_all_but(vec![Run::new(0, 8)]));
+    let kept = vec![v1::Shards { start: 0, end: 16 }];
+    assert_eq!(closed(&mut machine).kept, kept);
+}
