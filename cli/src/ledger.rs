@@ -25,9 +25,9 @@ use crate::show;
                   --verify reads the data and the checkpoints, which must be reachable from here. It \
                   computes the trace of the samples again and compares it with every committed \
                   checkpoint, counts that each epoch had each sample exactly once, checks the BLAKE3 \
-                  of the data and of every checkpoint file, and that the worlds follow each other. \
-                  Steps above the newest checkpoint are not proved yet. Exit code: 0 all is so, \
-                  1 something differs, and is named.\n\n\
+                  of the data and of every checkpoint file, that the worlds follow each other, and \
+                  that each is as its event told when it began. Steps above the newest checkpoint \
+                  are not proved yet. Exit code: 0 all is so, 1 something differs, and is named.\n\n\
                   Examples: muster ledger digits; muster ledger digits --verify"
 )]
 pub(crate) struct Ledger {
@@ -135,6 +135,7 @@ fn world_as_json(world: &v1::WorldRecord, span: Span) -> Value {
         "ranks": world.ranks.iter().map(rank).collect::<Vec<_>>(),
         "reason": world.reason,
         "stamp_ms": world.stamp_ms,
+        "hash": world.told_hash,
     })
 }
 

@@ -280,7 +280,7 @@ impl ClusterState {
         if job.phase == Phase::Queued {
             job.phase = Phase::Running;
         }
-        job.ledger.push(LedgerEntry {
+        let mut entry = LedgerEntry {
             history: world.history,
             generation: world.generation,
             first_step: world.first_step,
@@ -288,7 +288,11 @@ impl ClusterState {
             class,
             reason,
             stamp_ms,
-        });
+            hash: String::new(),
+        };
+        let before = job.ledger.last().map_or("", |before| &before.hash);
+        entry.hash = entry.hash_behind(before);
+        job.ledger.push(entry);
         job.world = Some(world);
         Ok(Effect::WorldStarted { job: name.clone() })
     }

@@ -223,28 +223,21 @@ impl Manifest {
     /// BLAKE3 over the manifest, in hex: names a checkpoint whole.
     #[must_use]
     pub fn hash(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        let numbers = [
+        let mut hasher = Fields::default();
+        hasher.numbers(&[
             self.history.0,
             self.step.0,
             u64::from(self.part),
             self.files.len() as u64,
-        ];
-        for number in numbers {
-            hasher.update(&number.to_le_bytes());
-        }
-        let mut text = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        };
+        ]);
         for file in &self.files {
-            text(&file.name);
-            text(&file.hash);
+            hasher.text(&file.name);
+            hasher.text(&file.hash);
         }
-        text(&self.arena_hash);
-        text(&self.optimizer_hash);
-        text(&self.trace);
-        hasher.finalize().to_hex().to_string()
+        hasher.text(&self.arena_hash);
+        hasher.text(&self.optimizer_hash);
+        hasher.text(&self.trace);
+        hasher.hex()
     }
 
     /// The sizes of its files together.
@@ -282,6 +275,57 @@ pub struct LedgerEntry {
     pub reason: String,
     /// When.
     pub stamp_ms: u64,
+    /// [`LedgerEntry::hash_behind`] the entry before it.
+    pub hash: String,
+}
+
+impl LedgerEntry {
+    /// BLAKE3 over the entry and the hash of the one before it, in hex: names a ledger up to here.
+    #[must_use]
+    pub fn hash_behind(&self, before: &str) -> String {
+        let mut hasher = Fields::default();
+        hasher.text(before);
+        let numbers = [
+            self.history.0,
+            self.generation.0,
+            self.first_step.0,
+            self.stamp_ms,
+            self.ranks.len() as u64,
+        ];
+        hasher.numbers(&numbers);
+        for rank in &self.ranks {
+            let run = rank.shards;
+            hasher.text(rank.worker.as_str());
+            let (process, life) = (rank.process.0, rank.incarnation.0);
+            hasher.numbers(&[process, life, run.start.into(), run.end.into()]);
+        }
+        let class = self.class.as_ref();
+        let parts = class.map(|class| [&class.build, &class.canary, &class.libc, &class.cpu]);
+        parts.iter().flatten().for_each(|part| hasher.text(part));
+        hasher.text(&self.reason);
+        hasher.hex()
+    }
+}
+
+/// Hashes fields one behind the other, so that none can be taken for a part of another.
+#[derive(Default)]
+struct Fields(blake3::Hasher);
+
+impl Fields {
+    fn numbers(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            self.0.update(&number.to_le_bytes());
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.numbers(&[text.len() as u64]);
+        self.0.update(text.as_bytes());
+    }
+
+    fn hex(&self) -> String {
+        self.0.finalize().to_hex().to_string()
+    }
 }
 
 impl Job {

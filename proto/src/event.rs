@@ -43,6 +43,9 @@ pub enum What {
         from_step: u64,
         /// Why it was made.
         reason: String,
+        /// BLAKE3 of the job's ledger up to this world, in hex.
+        #[serde(default)]
+        ledger_hash: String,
     },
     /// A rank's process runs.
     Rank {

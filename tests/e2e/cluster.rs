@@ -89,9 +89,7 @@ fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
     assert_eq!(before["state"], "cancelled");
     let events = cluster.text(&["logs", "digits-mlp", "--events"]);
 
-    let coordinator = cluster.children[0].id();
-    cluster.sandbox.kill(coordinator, Signal::KILL);
-    cluster.children[0].wait().unwrap();
+    cluster.kill_coordinator();
     cluster.start_coordinator();
     let after = cluster.json(&["show", "digits-mlp", "--json"]);
     for key in [
@@ -259,9 +257,7 @@ fn a_follower_of_logs_outlives_a_coordinator_and_gets_each_line_once() {
     };
     print("line one");
     wait_for("line one");
-    let coordinator = cluster.children[0].id();
-    cluster.sandbox.kill(coordinator, Signal::KILL);
-    cluster.children[0].wait().unwrap();
+    cluster.kill_coordinator();
     cluster.start_coordinator();
     print("line two");
     wait_for("line two");

@@ -101,9 +101,7 @@ fn every_second_of_every_rank_is_told_also_behind_a_death() {
 
     let before = show(&cluster);
     assert_same(&before["rank_time"], time);
-    let coordinator = cluster.children[0].id();
-    cluster.sandbox.kill(coordinator, Signal::KILL);
-    cluster.children[0].wait().unwrap();
+    cluster.kill_coordinator();
     cluster.start_coordinator();
     assert_same(&show(&cluster)["rank_time"], time);
     let shown = cluster.text(&["show", JOB]);

@@ -107,6 +107,26 @@ fn a_disturbed_run_is_proved_and_what_is_tampered_with_is_named() {
     fails_with(&cluster, "digits.csv.gz has BLAKE3");
 }
 
+/// The ledger is in the log, and each of its worlds in an event: one of them is changed.
+#[test]
+fn a_world_that_is_not_as_its_event_told_is_named() {
+    let mut cluster = disturbed();
+    let _ = cluster.text(&["ledger", JOB, "--verify"]);
+    cluster.kill_coordinator();
+    let path = cluster.data().join("events").join(format!("{JOB}.jsonl"));
+    let events = std::fs::read_to_string(&path).unwrap();
+    let tampered = events.lines().map(|line| {
+        let mut event: Value = serde_json::from_str(line).unwrap();
+        if event["generation"] == 2 && event["event"] == "generation" {
+            event["ledger_hash"] = "0".repeat(64).into();
+        }
+        event.to_string() + "\n"
+    });
+    std::fs::write(&path, tampered.collect::<String>()).unwrap();
+    cluster.start_coordinator();
+    fails_with(&cluster, "generation 2, or what was before it, is not what");
+}
+
 #[test]
 fn chaos_strikes_as_often_as_it_was_told_and_the_run_is_proved() {
     let cluster = submitted("train.epochs=100000");

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::network::{Machine, Network};
@@ -23,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 const COORDINATOR: &str = "coordinator";
 
-/// A cluster in a sandbox, which ends its processes. Its coordinator is the first of its children.
+/// A cluster in a sandbox, which ends its processes.
 #[derive(Debug)]
 pub struct Cluster {
     /// Where its processes live.
@@ -32,6 +33,8 @@ pub struct Cluster {
     pub address: String,
     /// The processes that were started, in that order.
     pub children: Vec<Child>,
+    /// Which of them is its coordinator.
+    coordinator: usize,
     /// What the coordinator is told beside what it must be.
     settings: Vec<String>,
     /// Environment variables of its workers.
@@ -72,6 +75,7 @@ impl Cluster {
             sandbox: Sandbox::new(binary),
             address: "127.0.0.1:0".to_owned(),
             children: Vec::new(),
+            coordinator: 0,
             settings: Vec::new(),
             environment: Vec::new(),
             machines: None,
@@ -158,7 +162,8 @@ impl Cluster {
     /// # Panics
     /// When it does not serve.
     pub fn start_coordinator_with(&mut self, arguments: &[&str]) -> u32 {
-        let data = self.sandbox.path().join("data");
+        let data = self.data();
+        self.coordinator = self.children.len();
         let mut command = self.sandbox.muster();
         command
             .args([
@@ -180,6 +185,27 @@ impl Cluster {
         let ready: Value = serde_json::from_str(&line).unwrap();
         self.address = ready["addr"].as_str().unwrap().to_owned();
         pid
+    }
+
+    /// The coordinator's folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.sandbox.path().join("data")
+    }
+
+    /// The process id of the coordinator.
+    #[must_use]
+    pub fn coordinator(&self) -> u32 {
+        self.children[self.coordinator].id()
+    }
+
+    /// Kills the coordinator, and waits for its end.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn kill_coordinator(&mut self) {
+        self.sandbox.kill(self.coordinator(), Signal::KILL);
+        self.children[self.coordinator].wait().unwrap();
     }
 
     /// Starts a worker; returns its process id.

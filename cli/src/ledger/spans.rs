@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_cluster::state::Manifest;
+use muster_cluster::state::{LedgerEntry, Manifest};
 use muster_proto::v1;
 
 /// The steps of one world, by the number of updates before them.
@@ -61,6 +61,7 @@ fn committed(ledger: &v1::LedgerReply) -> u64 {
 pub(super) fn faults(ledger: &v1::LedgerReply) -> Vec<String> {
     let mut faults = Vec::new();
     faults.extend(ledger.worlds.iter().filter_map(cut));
+    faults.extend(changed(&ledger.worlds));
     let hashes: BTreeMap<(u64, u64), &str> = ledger
         .committed
         .iter()
@@ -115,6 +116,34 @@ pub(super) fn faults(ledger: &v1::LedgerReply) -> Vec<String> {
             pair[1].step, pair[0].step
         )
     }));
+    faults
+}
+
+/// The worlds that are not as their events told of them when they began.
+fn changed(worlds: &[v1::WorldRecord]) -> Vec<String> {
+    let mut before = String::new();
+    let mut faults = Vec::new();
+    for world in worlds {
+        let told = std::mem::replace(&mut before, world.told_hash.clone());
+        let generation = world.generation;
+        let entry = match LedgerEntry::try_from(world.clone()) {
+            Ok(entry) => entry,
+            Err(error) => {
+                faults.push(format!("generation {generation}: {error}"));
+                continue;
+            }
+        };
+        if entry.hash.is_empty() {
+            faults.push(format!("generation {generation}: no event tells of it"));
+        } else if entry.hash != entry.hash_behind(&told) {
+            faults.push(format!(
+                "generation {generation}, or what was before it, is not what its event told when it \
+                 began: the ledger has the hash {}, and the event told {}",
+                entry.hash_behind(&told),
+                entry.hash
+            ));
+        }
+    }
     faults
 }
 
@@ -181,6 +210,7 @@ mod tests {
             rank,
             shards_start,
             shards_end,
+            worker: "a".to_owned(),
             ..Default::default()
         });
         v1::WorldRecord {
@@ -202,9 +232,9 @@ mod tests {
         }
     }
 
-    /// A ledger with the events of its manifests.
+    /// A ledger with the events of its worlds and manifests.
     fn ledger(
-        worlds: Vec<v1::WorldRecord>,
+        mut worlds: Vec<v1::WorldRecord>,
         manifests: Vec<v1::Manifest>,
         step: u64,
     ) -> v1::LedgerReply {
@@ -216,6 +246,12 @@ mod tests {
                 manifest_hash: Manifest::from(manifest.clone()).hash(),
             })
             .collect();
+        let mut before = String::new();
+        for world in &mut worlds {
+            let entry = LedgerEntry::try_from(world.clone()).unwrap();
+            world.told_hash = entry.hash_behind(&before);
+            before.clone_from(&world.told_hash);
+        }
         v1::LedgerReply {
             history: worlds.last().map_or(1, |world| world.history),
             worlds,
@@ -312,7 +348,7 @@ mod tests {
         };
         assert_eq!(faults(&sound()), [""; 0]);
         type Tamper = fn(&mut v1::LedgerReply);
-        let cases: [(Tamper, &str); 8] = [
+        let cases: [(Tamper, &str); 13] = [
             (
                 |ledger| drop(ledger.worlds.remove(0)),
                 "generation 2 is where generation 1 must be",
@@ -324,6 +360,26 @@ mod tests {
             (
                 |ledger| ledger.worlds[1].history = 0,
                 "generation 2 goes back to history 0",
+            ),
+            (
+                |ledger| ledger.worlds[1].first_step = 26,
+                "generation 2, or what was before it, is not what its event told",
+            ),
+            (
+                |ledger| ledger.worlds[0].ranks[1].worker = "b".to_owned(),
+                "generation 1, or what was before it, is not what its event told",
+            ),
+            (
+                |ledger| ledger.worlds[0].reason = "another".to_owned(),
+                "generation 1, or what was before it, is not what its event told",
+            ),
+            (
+                |ledger| ledger.worlds[1].told_hash.clear(),
+                "generation 2: no event tells of it",
+            ),
+            (
+                |ledger| ledger.worlds[1].told_hash.replace_range(..4, "0000"),
+                "generation 2, or what was before it, is not what its event told",
             ),
             (
                 |ledger| ledger.worlds[0].ranks[1].shards_start = 5,

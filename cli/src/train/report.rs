@@ -109,6 +109,7 @@ fn remark(what: &What) -> Option<String> {
             world_size,
             from_step,
             reason,
+            ..
         } => {
             let ranks = if *world_size == 1 { "rank" } else { "ranks" };
             Some(format!(

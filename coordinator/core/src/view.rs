@@ -52,6 +52,11 @@ impl Coordinator {
             ranks: convert::placements(&entry.ranks),
             reason: entry.reason.clone(),
             stamp_ms: entry.stamp_ms,
+            class: entry.class.as_ref().map(Into::into),
+            told_hash: account
+                .and_then(|account| account.worlds.get(&entry.generation.0))
+                .cloned()
+                .unwrap_or_default(),
         };
         let committed = account.into_iter().flat_map(|account| &account.committed);
         let committed = committed.map(|((history, step), hash)| v1::CommittedCheckpoint {

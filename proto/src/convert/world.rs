@@ -2,7 +2,7 @@
 
 use muster_cluster::ids::{Generation, History, Incarnation, ProcessId, RankId, Step};
 use muster_cluster::shares::{Holders, Move};
-use muster_cluster::state::{Finish, Heal, Part, Placement, Poison, World};
+use muster_cluster::state::{Finish, Heal, LedgerEntry, Part, Placement, Poison, World};
 use muster_cluster::tree::Run;
 
 use super::{BadMessage, worker_name};
@@ -182,6 +182,46 @@ pub fn placements(ranks: &[Placement]) -> Vec<v1::Placement> {
     (0..).zip(ranks).map(placement).collect()
 }
 
+/// The ranks of a world, by rank, from the wire.
+fn ranks(ranks: Vec<v1::Placement>) -> Result<Vec<Placement>, BadMessage> {
+    let placement = |(rank, placement): (u32, v1::Placement)| {
+        if placement.rank != rank || placement.shards_start >= placement.shards_end {
+            return Err(BadMessage::Senseless {
+                what: "world",
+                why: format!("rank {rank} is out of place"),
+            });
+        }
+        Ok(Placement {
+            process: ProcessId(placement.process),
+            worker: worker_name(&placement.worker)?,
+            incarnation: Incarnation(placement.incarnation),
+            shards: Run {
+                start: placement.shards_start,
+                end: placement.shards_end,
+            },
+        })
+    };
+    (0..).zip(ranks).map(placement).collect()
+}
+
+impl TryFrom<v1::WorldRecord> for LedgerEntry {
+    type Error = BadMessage;
+
+    /// The entry as it is recorded; its hash is the one that was told when it was made.
+    fn try_from(message: v1::WorldRecord) -> Result<Self, BadMessage> {
+        Ok(Self {
+            history: History(message.history),
+            generation: Generation(message.generation),
+            first_step: Step(message.first_step),
+            ranks: ranks(message.ranks)?,
+            class: message.class.map(Into::into),
+            reason: message.reason,
+            stamp_ms: message.stamp_ms,
+            hash: message.told_hash,
+        })
+    }
+}
+
 impl From<&World> for v1::World {
     fn from(world: &World) -> Self {
         Self {
@@ -199,31 +239,11 @@ impl TryFrom<v1::World> for World {
     type Error = BadMessage;
 
     fn try_from(message: v1::World) -> Result<Self, BadMessage> {
-        let placement = |(rank, placement): (u32, v1::Placement)| {
-            if placement.rank != rank || placement.shards_start >= placement.shards_end {
-                return Err(BadMessage::Senseless {
-                    what: "world",
-                    why: format!("rank {rank} is out of place"),
-                });
-            }
-            Ok(Placement {
-                process: ProcessId(placement.process),
-                worker: worker_name(&placement.worker)?,
-                incarnation: Incarnation(placement.incarnation),
-                shards: Run {
-                    start: placement.shards_start,
-                    end: placement.shards_end,
-                },
-            })
-        };
         Ok(Self {
             history: History(message.history),
             generation: Generation(message.generation),
             first_step: Step(message.first_step),
-            ranks: (0..)
-                .zip(message.ranks)
-                .map(placement)
-                .collect::<Result<_, _>>()?,
+            ranks: ranks(message.ranks)?,
             finish: message.finish.map(TryInto::try_into).transpose()?,
             shares: message.shares.into_iter().map(Into::into).collect(),
         })

@@ -28,6 +28,8 @@ pub(crate) struct Account {
     lost: BTreeSet<u32>,
     /// How many steps the records of each generation say were applied.
     pub(crate) reached: BTreeMap<u64, u64>,
+    /// The hash of the ledger up to each generation, as its event tells.
+    pub(crate) worlds: BTreeMap<u64, String>,
     /// The hash of every manifest that was committed, by history and step.
     pub(crate) committed: BTreeMap<(u64, u64), String>,
     /// The newest entry of the log that an event tells of.
@@ -68,8 +70,14 @@ impl Account {
     fn take(&mut self, event: &Event) {
         self.num_events += 1;
         self.goodput.take(event);
-        if let What::Generation { .. } = &event.what {
+        if let What::Generation {
+            generation,
+            ledger_hash,
+            ..
+        } = &event.what
+        {
             self.lost.clear();
+            self.worlds.insert(*generation, ledger_hash.clone());
         }
         match &event.what {
             What::Submitted { .. } => {

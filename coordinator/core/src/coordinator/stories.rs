@@ -38,6 +38,10 @@ impl Coordinator {
                     world_size: u32::try_from(world.ranks.len()).unwrap_or(u32::MAX),
                     from_step: world.first_step.0,
                     reason: reason.clone(),
+                    ledger_hash: job
+                        .ledger
+                        .last()
+                        .map_or_else(String::new, |last| last.hash.clone()),
                 }
             }
             (Effect::Distrusted { .. }, Command::Distrust { worker, reason, .. }) => {

@@ -25,6 +25,7 @@ fn world(generation: u64, world_size: u32, from_step: u64) -> What {
         world_size,
         from_step,
         reason: String::new(),
+        ledger_hash: String::new(),
     }
 }
 
