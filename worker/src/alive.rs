@@ -51,14 +51,24 @@ impl Identity {
     }
 
     /// Takes hold of the process; `None` when it has ended.
-    pub(crate) fn take(self) -> Option<Handle> {
-        let pid = Pid::from_raw(self.pid.cast_signed())?;
-        let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    ///
+    /// # Errors
+    /// When the system does not say, which proves nothing.
+    pub(crate) fn take(self) -> io::Result<Option<Handle>> {
+        let Some(pid) = Pid::from_raw(self.pid.cast_signed()) else {
+            return Ok(None);
+        };
+        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         // It was opened by its id: only now is it sure to stay the process that is meant.
-        (Self::of(self.pid) == Some(self)).then_some(Handle {
+        let is_same = Self::of(self.pid) == Some(self);
+        Ok(is_same.then_some(Handle {
             identity: self,
             handle,
-        })
+        }))
     }
 }
 
@@ -149,7 +159,10 @@ mod tests {
             started: identity.started + 1,
             ..identity
         };
-        assert!(later.take().is_none(), "another process of that id");
+        assert!(
+            later.take().unwrap().is_none(),
+            "another process of that id"
+        );
         let found = loop {
             // Between fork and exec it has the environment of this process.
             if let Some(found) = Identity::with_variable("MUSTER_TEST_ALIVE", &value) {
@@ -157,10 +170,10 @@ mod tests {
             }
         };
         assert_eq!(found, identity);
-        let handle = identity.take().unwrap();
+        let handle = identity.take().unwrap().unwrap();
         assert!(handle.end().await);
         assert_eq!(Identity::of(child.id()), None, "it is a zombie");
         child.wait().unwrap();
-        assert!(identity.take().is_none());
+        assert!(identity.take().unwrap().is_none());
     }
 }

@@ -38,15 +38,21 @@ pub(crate) struct Exit {
 
 impl Entry {
     /// Takes hold of the process; `None` when it has ended, or was never started.
-    pub(crate) fn take(&self) -> Option<Handle> {
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub(crate) fn take(&self) -> io::Result<Option<Handle>> {
         if self.exited.is_some() {
-            return None;
+            return Ok(None);
         }
         let process = self.process;
-        let process = process.or_else(|| Identity::with_variable(TOKEN, &self.token))?;
-        let handle = process.take()?;
+        let process = process.or_else(|| Identity::with_variable(TOKEN, &self.token));
+        let Some(process) = process else {
+            return Ok(None);
+        };
         // After a boot of the machine its id and its start time may mean another process.
-        process.has_variable(TOKEN, &self.token).then_some(handle)
+        let handle = process.take()?;
+        Ok(handle.filter(|_| process.has_variable(TOKEN, &self.token)))
     }
 
     fn encode(&self) -> Vec<u8> {

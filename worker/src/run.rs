@@ -170,10 +170,10 @@ async fn succeed(
 ) -> io::Result<(Arc<Roster>, u64, Adopted)> {
     let roster = Arc::new(Roster::load(&home.ranks())?);
     let entries = roster.entries().into_iter().map(|entry| {
-        let handle = entry.take();
-        (entry, handle)
+        let handle = entry.take()?;
+        Ok((entry, handle))
     });
-    let adopted: Adopted = entries.collect();
+    let adopted: Adopted = entries.collect::<io::Result<_>>()?;
     let running = || adopted.iter().filter_map(|(_, handle)| handle.as_ref());
     let life = home.life();
     let found = Found {

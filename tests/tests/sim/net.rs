@@ -8,7 +8,6 @@ use muster_proto::v1;
 use muster_worker_core::feed::Ask;
 
 use super::model::State;
-use super::rank::Story;
 use super::rng::Rng;
 
 /// Microseconds since the beginning.
@@ -86,10 +85,7 @@ pub(crate) enum Message {
         state: State,
         records: Vec<v1::StepRecord>,
     },
-    FeedStep {
-        bytes: [Vec<u8>; 2],
-        story: Story,
-    },
+    FeedStep([Vec<u8>; 2]),
     FeedLevel {
         step: u64,
     },
@@ -114,6 +110,7 @@ pub(crate) enum Timer {
     Deadline(u64),
     Dial { generation: u64, rank: u32 },
     Call(u64),
+    Arrived,
     Silence(StreamId),
     // From outside.
     Disturb,

@@ -26,7 +26,6 @@ use super::group::{Arrived, Group};
 use super::net::{DETECT, Event, MS, Message, Node, ON_A_HOST, StreamId, Timer};
 use follow::{Following, Share};
 use meet::Meeting;
-pub(crate) use work::Story;
 use work::{Last, Main, Work};
 
 /// How a rank's work ends before its end.
@@ -194,6 +193,7 @@ impl Rank {
             Timer::Deadline(token) if *token == self.token => self.timed_out(env),
             Timer::Dial { generation, rank } => self.dial(*generation, RankId(*rank), env),
             Timer::Call(process) => self.call(ProcessId(*process), env),
+            Timer::Arrived => self.step_arrived(env),
             Timer::Silence(stream) => self.listened(*stream, env),
             _ => {}
         }

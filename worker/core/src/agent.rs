@@ -12,6 +12,8 @@ use v1::rank_report::Report;
 use v1::to_rank::Message as ToRank;
 use v1::to_worker::Message as FromCoordinator;
 
+use crate::last::LastWords;
+
 pub mod records;
 
 /// What can happen to a worker.
@@ -83,8 +85,7 @@ struct Process {
     waiting: Option<Vec<ToRank>>,
     /// Where it listens, for its peers of this world and of later ones, and for those that follow it.
     ready: v1::Ready,
-    /// How its work in its present world ended; of a process that waits, how far it is.
-    last: Option<Report>,
+    last: LastWords,
     /// Files of its history that no committed checkpoint has yet, as far as is known here.
     parts: Vec<v1::CheckpointPart>,
     exited: Option<v1::RankExited>,
@@ -101,7 +102,7 @@ impl Process {
             pid: None,
             waiting: Some(Vec::new()),
             ready: v1::Ready::default(),
-            last: None,
+            last: LastWords::default(),
             parts: Vec::new(),
             exited: None,
             is_unwanted: false,
@@ -129,11 +130,13 @@ impl Process {
     /// Makes it a rank of another world: what belonged to the old one is forgotten. The files that
     /// it wrote still count, unless the world falls back.
     fn enter(&mut self, key: v1::RankKey) {
-        if self.key.history != key.history {
+        if self.key.history == key.history {
+            self.last.enters();
+        } else {
             self.parts.clear();
+            self.last = LastWords::default();
         }
         self.key = key;
-        self.last = None;
         if let Some(waiting) = &mut self.waiting {
             waiting.clear();
         }
@@ -161,8 +164,10 @@ impl Process {
             self.ready = ready.clone();
         } else if matches!(report, Report::SuspectSamples(_)) {
             // The next world's rank 0 says it again.
-        } else if key.generation == self.key.generation {
-            self.last = Some(report.clone());
+        } else if key.generation == self.key.generation
+            || key.history == self.key.history && matches!(report, Report::Failed(_))
+        {
+            self.last.keep(report.clone());
         }
     }
 }
@@ -330,7 +335,7 @@ impl Agent {
             .filter(|process| !process.is_unwanted);
         for process in wanted {
             let parts = process.parts.iter().cloned().map(Report::CheckpointPart);
-            for report in parts.chain(process.last.clone()) {
+            for report in parts.chain(process.last.reports().cloned()) {
                 let report = v1::RankReport {
                     key: Some(process.key.clone()),
                     report: Some(report),
@@ -467,10 +472,7 @@ impl Agent {
             ..exited
         };
         process.exited = Some(exited.clone());
-        // What it held it holds no more: a coordinator that heard it again would count on it.
-        process
-            .last
-            .take_if(|last| matches!(last, Report::Closed(_) | Report::Following(_)));
+        process.last.exited();
         self.tell(ToCoordinator::Exited(exited), outputs);
     }
 }

@@ -4,4 +4,5 @@ pub mod agent;
 pub mod audit;
 pub mod feed;
 pub mod follower;
+pub mod last;
 pub mod rank;

@@ -10,10 +10,15 @@
 //!    +---- Closed <-----+------------------------+
 //! ```
 //!
+//! While a process waits it may follow the steps of its job, each by [`RankMachine::begin_follow`] and
+//! [`RankMachine::followed`]: a close that comes between the two is done behind the step, as one that
+//! comes while a rank applies.
+//!
 //! A rank that has closed a generation applies nothing of it afterwards, whatever completes: what it
 //! reported then stays true until it enters a newer one.
 
 mod holdings;
+mod plan;
 mod records;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,55 +28,9 @@ use muster_proto::v1;
 use v1::rank_report::Report;
 
 use holdings::Holdings;
+pub use plan::{RankPlan, Rules};
 pub use records::Place;
 use records::Records;
-
-/// What holds for a job whatever its world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// How many steps the job has.
-    pub total_steps: u64,
-    /// A checkpoint after every so many steps; at least 1.
-    pub checkpoint_every: u64,
-    /// An evaluation after every so many steps; always one at the end.
-    pub evaluate_every: Option<u64>,
-    /// How many files a checkpoint has.
-    pub num_files: u32,
-    /// Whether ranks keep shares of the optimizer's state, and not all of it.
-    pub is_shared: bool,
-}
-
-/// A rank's place in one world, as finished numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RankPlan {
-    /// The number of the world.
-    pub generation: u64,
-    /// Its number.
-    pub rank: u32,
-    /// How many ranks the world has; at least 1.
-    pub size: u32,
-    /// The step that the world begins with.
-    pub first_step: u64,
-    /// Whether the world goes on where another one was, and the evaluation that follows the steps
-    /// so far is done; `None` for a world that starts from a checkpoint or from initial values.
-    pub healed: Option<bool>,
-    /// The step of the newest committed checkpoint.
-    pub committed: u64,
-}
-
-impl RankPlan {
-    /// The files of a checkpoint that this rank writes.
-    pub fn files(&self, num_files: u32) -> impl Iterator<Item = u32> + use<> {
-        let (rank, size) = (self.rank, self.size.max(1));
-        (0..num_files).filter(move |file| file % size == rank)
-    }
-
-    /// The chunks of an evaluation that a rank of this world computes.
-    pub fn chunks(&self, rank: u32, num_chunks: u32) -> impl Iterator<Item = u32> + use<> {
-        let size = self.size.max(1);
-        (0..num_chunks).filter(move |chunk| chunk % size == rank)
-    }
-}
 
 /// What a rank does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +65,11 @@ pub struct Cause {
 enum Phase {
     /// It is in no world; the number of the one it is to enter, if it is known.
     Waiting { generation: u64 },
+    /// The same, and it moves one step on, or takes a state over; the cause to close behind it.
+    Following {
+        generation: u64,
+        close: Option<Cause>,
+    },
     /// It works.
     Open,
     /// It moves from one step to the next; the cause to close behind it, if one came.
@@ -177,17 +141,32 @@ impl RankMachine {
         }
     }
 
-    /// It has taken the state of another rank over, but for what ranks share. Where [`Self::begin_apply`] was asked before, a
-    /// close that came meanwhile is reported now, with the state that is there.
+    /// It has taken the state of another rank over, but for what ranks share. A close that came since
+    /// [`Self::begin_apply`] or [`Self::begin_follow`] is reported now, with the state that is there.
     pub fn received(&mut self, step: u64) {
         self.holdings.restart(step);
         self.holdings.partial = self.rules.is_shared;
-        if let Phase::Applying { close } = &mut self.phase {
-            let close = close.take();
-            self.phase = Phase::Open;
-            if let Some(cause) = close {
-                self.shut(cause);
+        self.settle();
+    }
+
+    /// A close that had to wait is done.
+    fn settle(&mut self) {
+        let close = match std::mem::replace(&mut self.phase, Phase::Open) {
+            Phase::Applying { close } => close,
+            Phase::Following { generation, close } => {
+                self.phase = Phase::Waiting { generation };
+                if close.is_some() {
+                    self.plan.generation = generation;
+                }
+                close
             }
+            other => {
+                self.phase = other;
+                None
+            }
+        };
+        if let Some(cause) = close {
+            self.shut(cause);
         }
     }
 
@@ -211,11 +190,22 @@ impl RankMachine {
         self.holdings.partial = false;
     }
 
-    /// While it waits to enter a world it has applied the step that comes next.
+    /// Whether a process that waits may move one step on, or take a state over. Where it may,
+    /// [`Self::followed`] or [`Self::received`] comes next. It may not once it has closed the world
+    /// that it was to enter: what it holds is reported.
+    pub fn begin_follow(&mut self) -> bool {
+        let Phase::Waiting { generation } = self.phase else {
+            return false;
+        };
+        let close = None;
+        self.phase = Phase::Following { generation, close };
+        true
+    }
+
+    /// It has applied the step that comes next.
     pub fn followed(&mut self) {
-        if matches!(self.phase, Phase::Waiting { .. }) {
-            self.holdings.advance(false);
-        }
+        self.holdings.advance(false);
+        self.settle();
     }
 
     /// How many steps its state has seen, if it has one.
@@ -245,6 +235,10 @@ impl RankMachine {
             Phase::Applying { close } => {
                 close.get_or_insert_with(cause);
             }
+            Phase::Following { .. } => {
+                let close = None;
+                self.phase = Phase::Following { generation, close };
+            }
             Phase::Open | Phase::Closed | Phase::Waiting { .. } => {
                 self.closed = None;
                 self.done = None;
@@ -258,7 +252,7 @@ impl RankMachine {
         let is_newer = match self.phase {
             Phase::Waiting { generation } => plan.generation >= generation,
             Phase::Closed => plan.generation > self.plan.generation,
-            Phase::Open | Phase::Applying { .. } => false,
+            Phase::Open | Phase::Applying { .. } | Phase::Following { .. } => false,
         };
         if !is_newer {
             return false;
@@ -292,7 +286,7 @@ impl RankMachine {
     #[must_use]
     pub fn generation(&self) -> u64 {
         match self.phase {
-            Phase::Waiting { generation } => generation,
+            Phase::Waiting { generation } | Phase::Following { generation, .. } => generation,
             _ => self.plan.generation,
         }
     }
@@ -317,7 +311,7 @@ impl RankMachine {
         }
         match &mut self.phase {
             Phase::Closed => {}
-            Phase::Applying { close } => {
+            Phase::Applying { close } | Phase::Following { close, .. } => {
                 close.get_or_insert(cause);
             }
             Phase::Waiting { .. } => {
@@ -405,19 +399,14 @@ impl RankMachine {
     pub fn applied(&mut self, stop: bool, pause: Option<String>) {
         self.holdings.advance(self.rules.is_shared);
         self.stopping |= stop;
-        let phase = std::mem::replace(&mut self.phase, Phase::Open);
-        let close = match phase {
-            Phase::Applying { close } => close,
-            _ => None,
-        };
-        let pause = pause.map(|reason| Cause {
-            reason,
-            paused: true,
-            ..Cause::default()
-        });
-        if let Some(cause) = close.or(pause) {
-            self.shut(cause);
+        if let (Phase::Applying { close }, Some(reason)) = (&mut self.phase, pause) {
+            close.get_or_insert(Cause {
+                reason,
+                paused: true,
+                ..Cause::default()
+            });
         }
+        self.settle();
     }
 
     /// The evaluation of this step is done.

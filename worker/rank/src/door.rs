@@ -13,6 +13,10 @@ use muster_proto::{frame, v1};
 /// How often a rank looks for another daemon.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// A connection that lasts so long was not one that a daemon ends at once, since it does not know the
+/// rank.
+const ADMITTED: Duration = Duration::from_secs(1);
+
 /// What a rank needs to come in.
 #[derive(Clone, Debug)]
 pub(crate) struct Door {
@@ -33,18 +37,13 @@ pub(crate) enum Side {
 }
 
 impl Door {
-    /// Comes in as what the rank is at present; `None` when no daemon was there for too long.
-    pub(crate) fn enter(&self, key: &v1::RankKey, side: Side) -> Option<TcpStream> {
-        let since = Instant::now();
-        loop {
-            match self.knock(key, side) {
-                Ok(stream) => return Some(stream),
-                Err(error) if since.elapsed() >= self.orphan => {
-                    tracing::error!(%error, "no worker for {} ms; this rank ends", self.orphan.as_millis());
-                    return None;
-                }
-                Err(_) => thread::sleep(LOOK_EVERY.min(self.orphan)),
-            }
+    /// The visits of one side, to one daemon after another.
+    pub(crate) fn visits(&self, side: Side) -> Visits<'_> {
+        Visits {
+            door: self,
+            side,
+            since: Instant::now(),
+            last: None,
         }
     }
 
@@ -75,6 +74,48 @@ impl Door {
             return Err(io::Error::other(format!("process {pid} is another one")));
         }
         Ok(address)
+    }
+}
+
+/// One side of a rank, which comes in again whenever its connection has ended.
+#[derive(Debug)]
+pub(crate) struct Visits<'a> {
+    door: &'a Door,
+    side: Side,
+    /// Since when no daemon has let it in.
+    since: Instant,
+    /// When the last connection began.
+    last: Option<Instant>,
+}
+
+impl Visits<'_> {
+    /// Comes in as what the rank is at present; `None` when no daemon let it in for too long.
+    pub(crate) fn next(&mut self, key: &v1::RankKey) -> Option<TcpStream> {
+        let (door, now) = (self.door, Instant::now());
+        match self.last {
+            // It was shown out again: a daemon that does not know it would be asked for ever.
+            Some(last) if now.duration_since(last) < ADMITTED => self.pause(),
+            _ => self.since = now,
+        }
+        loop {
+            let knocked = door.knock(key, self.side);
+            if self.since.elapsed() >= door.orphan {
+                let (error, orphan_ms) = (knocked.err(), door.orphan.as_millis());
+                tracing::error!(?error, "no worker for {orphan_ms} ms; this rank ends");
+                return None;
+            }
+            match knocked {
+                Ok(stream) => {
+                    self.last = Some(Instant::now());
+                    return Some(stream);
+                }
+                Err(_) => self.pause(),
+            }
+        }
+    }
+
+    fn pause(&self) {
+        thread::sleep(LOOK_EVERY.min(self.door.orphan));
     }
 }
 
@@ -129,7 +170,7 @@ mod tests {
             ..Default::default()
         };
         let own = key.clone();
-        let rank = thread::spawn(move || of_rank.enter(&own, Side::Control { is_new: true }));
+        let rank = thread::spawn(move || of_rank.visits(Side::Control { is_new: true }).next(&own));
         thread::sleep(2 * LOOK_EVERY);
         let text = format!("{address} {} {}\n", std::process::id(), own_start());
         fs::write(&file, text).unwrap();
@@ -156,6 +197,36 @@ mod tests {
     #[test]
     fn a_rank_without_a_daemon_gives_up_in_time() {
         let nowhere = door(Path::new("/nonexistent/door"), Duration::from_millis(1));
-        assert!(nowhere.enter(&v1::RankKey::default(), Side::Bulk).is_none());
+        let mut visits = nowhere.visits(Side::Bulk);
+        assert!(visits.next(&v1::RankKey::default()).is_none());
+    }
+
+    #[test]
+    fn a_rank_that_every_daemon_shows_out_gives_up_in_time() {
+        let file = std::env::temp_dir().join(format!("muster-out-{}", std::process::id()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let text = format!("{address} {} {}\n", std::process::id(), own_start());
+        fs::write(&file, text).unwrap();
+        let of_rank = door(&file, Duration::from_millis(300));
+        let rank = thread::spawn(move || {
+            let mut visits = of_rank.visits(Side::Bulk);
+            let key = v1::RankKey::default();
+            std::iter::from_fn(|| visits.next(&key)).count()
+        });
+        let mut num_knocks = 0;
+        while !rank.is_finished() {
+            listener.set_nonblocking(true).unwrap();
+            match listener.accept() {
+                Ok(_) => num_knocks += 1,
+                Err(_) => thread::yield_now(),
+            }
+        }
+        let num_visits = rank.join().unwrap();
+        assert!(
+            num_visits <= 4 && num_knocks >= num_visits,
+            "{num_visits}, {num_knocks}"
+        );
+        fs::remove_file(&file).unwrap();
     }
 }

@@ -18,8 +18,8 @@ use muster_proto::v1;
 use muster_trainer::{Head, Trainer};
 use muster_worker_core::feed::{Feed, Item, Ticket};
 
+use crate::last::Last;
 use crate::shared::Shared;
-use crate::work::Last;
 use wire::{BadBytes, Frame, Handshake, Kind};
 
 /// A follower speaks at once; who is silent for longer is a stranger.

@@ -12,11 +12,13 @@ use muster_proto::v1;
 use muster_trainer::Head;
 use muster_worker_core::feed::Ask;
 use muster_worker_core::follower::{Follower, Input, Output};
+use muster_worker_core::rank::RankMachine;
 use v1::rank_report::Report;
 
 use crate::feed::Badge;
+use crate::last::{Last, Story};
 use crate::shared::Trouble;
-use crate::work::{Last, Story, Times, Work, failed};
+use crate::work::{Times, Work, failed};
 use call::{Call, Lengths};
 
 /// Reduced vectors that wait to be applied; whoever brings one more waits, too.
@@ -183,7 +185,12 @@ pub(crate) fn follow(work: &mut Work<'_>, badge: Badge) -> Result<Option<v1::Ass
     for call in following.calls.values() {
         call.hang_up();
     }
-    result
+    match result {
+        // The world that it was to enter is closed already: it holds what it has reported, and enters
+        // the next one.
+        Err(Trouble::Closed) => shared.wait_for_world(),
+        result => result,
+    }
 }
 
 impl Following<'_, '_> {
@@ -332,6 +339,7 @@ impl Following<'_, '_> {
         if heads.iter().any(|other| *other != head) {
             return Ok(false);
         }
+        self.begin()?;
         let trainer = &mut self.work.trainer;
         trainer
             .take_over(head, &shares)
@@ -347,7 +355,14 @@ impl Following<'_, '_> {
         Ok(true)
     }
 
+    /// Asks whether what this process holds may still change.
+    fn begin(&self) -> Result<(), Trouble> {
+        let may = self.work.shared.tell(RankMachine::begin_follow);
+        if may { Ok(()) } else { Err(Trouble::Closed) }
+    }
+
     fn apply(&mut self, last: Last) -> Result<(), Trouble> {
+        self.begin()?;
         let work = &mut *self.work;
         let report = work.trainer.apply(&last.vector, &last.notes);
         let report = report.map_err(|error| failed(&error))?;
@@ -356,10 +371,7 @@ impl Following<'_, '_> {
             acked,
             evaluation,
         } = last.story.clone();
-        let key = v1::RankKey {
-            generation,
-            ..work.shared.key()
-        };
+        let key = work.shared.key_in(generation);
         let record = work.record_of(report, &Times::of_nothing(), key);
         let last = Arc::new(last);
         work.feed.applied(&last);

@@ -4,7 +4,7 @@
 //! What crosses between two ranks, each a message of the group:
 //!
 //! ```text
-//! reduced = head (step: u64, shard notes), then the vector
+//! reduced = head (step: u64, story, shard notes), then the vector
 //! state   = head (step: u64, trace: 32 bytes, BLAKE3 of the values: 32 bytes, records), then the
 //!           values of the giver's share
 //! records = those that are not known to be durable, each behind its length as u32
@@ -33,8 +33,9 @@ use muster_proto::{convert, v1};
 use muster_trainer::{Head, Trainer};
 
 use crate::halt;
+use crate::last::Last;
 use crate::shared::{Shared, Trouble};
-use crate::work::{Last, Work, closed_by, failed};
+use crate::work::{Work, closed_by, failed};
 use exchange::Exchange;
 pub(crate) use exchange::{decode_records, encode_records};
 

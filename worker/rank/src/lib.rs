@@ -15,6 +15,7 @@ mod flaw;
 mod follow;
 mod halt;
 mod heal;
+mod last;
 mod life;
 mod memory;
 mod note;

@@ -25,9 +25,6 @@ use crate::records;
 use crate::shared::{Shared, Trouble};
 use crate::tree::end_with_the_tree;
 
-/// Between two tries to come in where the first was let in and then left alone.
-const RETRY_WAIT: Duration = Duration::from_millis(100);
-
 /// How a rank ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -93,7 +90,8 @@ fn first_assignment(
     door: &Door,
     key: &v1::RankKey,
 ) -> anyhow::Result<Option<(v1::Assignment, TcpStream)>> {
-    while let Some(mut control) = door.enter(key, Side::Control { is_new: true }) {
+    let mut visits = door.visits(Side::Control { is_new: true });
+    while let Some(mut control) = visits.next(key) {
         match frame::read::<v1::ToRank>(&mut control) {
             Ok(Some(v1::ToRank {
                 message: Some(v1::to_rank::Message::Assignment(assignment)),
@@ -102,7 +100,7 @@ fn first_assignment(
                 anyhow::bail!("the worker began with {other:?}; an assignment was expected")
             }
             // The daemon ended, and another one may come.
-            Ok(None) | Err(_) => thread::sleep(RETRY_WAIT),
+            Ok(None) | Err(_) => {}
         }
     }
     Ok(None)
@@ -120,7 +118,7 @@ fn run_rank(
     let Some((assignment, control)) = first_assignment(door, key)? else {
         return Ok(Ending::Ended);
     };
-    let Some(bulk) = door.enter(key, Side::Bulk) else {
+    let Some(bulk) = door.visits(Side::Bulk).next(key) else {
         return Ok(Ending::Ended);
     };
     let (sender, records) = channel();
@@ -169,9 +167,10 @@ fn run_rank(
 
 /// Takes orders from one daemon of the worker after another.
 fn obey(shared: &Shared, mut control: TcpStream, door: &Door, folder: &str) {
+    let mut visits = door.visits(Side::Control { is_new: false });
     loop {
         read_orders(shared, &mut control, folder);
-        let next = door.enter(&shared.key(), Side::Control { is_new: false });
+        let next = visits.next(&shared.key());
         let next = next.and_then(|stream| Some((stream.try_clone().ok()?, stream)));
         let Some((writing, reading)) = next else {
             return shared.fail(Trouble::Lost);

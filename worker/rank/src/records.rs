@@ -58,9 +58,10 @@ fn send(records: &Receiver<ToBulk>, bulk: TcpStream) {
 
 /// Hears acknowledgements from one daemon of the worker after another.
 fn hear(shared: &Shared, mut bulk: TcpStream, door: &Door) {
+    let mut visits = door.visits(Side::Bulk);
     loop {
         read_acks(shared, &mut bulk);
-        let next = door.enter(&shared.key(), Side::Bulk);
+        let next = visits.next(&shared.key());
         let next = next.and_then(|stream| Some((stream.try_clone().ok()?, stream)));
         let Some((writing, reading)) = next else {
             return shared.fail(Trouble::Lost);

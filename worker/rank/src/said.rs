@@ -2,16 +2,16 @@
 //! keeps for a coordinator that is new to it.
 
 use muster_proto::v1;
+use muster_worker_core::last::LastWords;
 use v1::rank_report::Report;
 
-/// The reports that still count, each as what the rank was.
+/// The reports that still count; files as what the rank was that wrote them.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     ready: Option<Report>,
     /// Files that no committed checkpoint has yet, as far as is known here.
     parts: Vec<(v1::RankKey, v1::CheckpointPart)>,
-    /// How its work in its present world ended.
-    last: Option<(v1::RankKey, Report)>,
+    last: LastWords,
 }
 
 impl Said {
@@ -21,13 +21,13 @@ impl Said {
             Report::CheckpointPart(part) => self.parts.push((key.clone(), part.clone())),
             // The next world's rank 0 says it again.
             Report::SuspectSamples(_) => {}
-            last => self.last = Some((key.clone(), last.clone())),
+            last => self.last.keep(last.clone()),
         }
     }
 
     /// The rank is to enter another world.
     pub(crate) fn enters(&mut self, key: &v1::RankKey) {
-        self.last = None;
+        self.last.enters();
         self.parts.retain(|(of, _)| of.history == key.history);
     }
 
@@ -38,10 +38,13 @@ impl Said {
 
     /// All of it, in the order in which it counts.
     pub(crate) fn again(&self, present: &v1::RankKey) -> Vec<v1::RankReport> {
-        let ready = self.ready.clone().map(|ready| (present.clone(), ready));
+        let as_present = |report: &Report| (present.clone(), report.clone());
+        let ready = self.ready.iter().map(as_present);
         let parts = self.parts.iter().cloned();
         let parts = parts.map(|(key, part)| (key, Report::CheckpointPart(part)));
-        let all = ready.into_iter().chain(parts).chain(self.last.clone());
+        let all = ready
+            .chain(parts)
+            .chain(self.last.reports().map(as_present));
         all.map(|(key, report)| v1::RankReport {
             key: Some(key),
             report: Some(report),

@@ -118,6 +118,14 @@ impl Shared {
         self.lock().key.clone()
     }
 
+    /// What this process is, as it was in an earlier world.
+    pub(crate) fn key_in(&self, generation: u64) -> v1::RankKey {
+        v1::RankKey {
+            generation,
+            ..self.key()
+        }
+    }
+
     /// Says something to the coordinator.
     pub(crate) fn report(&self, report: Report) {
         let key = {

@@ -25,35 +25,13 @@ use crate::feed::Hub;
 use crate::flaw::Flaw;
 use crate::halt;
 use crate::heal::{self, Meeting, Received, Underway};
+use crate::last::{Last, Story};
 use crate::note::Note;
 use crate::shared::{Shared, Trouble};
 use crate::shares::Sharing;
 use crate::suspects;
 use crate::writer::Writer;
 pub(crate) use measured::{Spent, Times};
-
-/// The last step's reduced vector, for ranks that were not as fast.
-#[derive(Debug)]
-pub(crate) struct Last {
-    /// The step that it completed.
-    pub(crate) step: u64,
-    pub(crate) vector: Arc<Vec<f32>>,
-    /// The notes of all shards, in their order.
-    pub(crate) notes: Vec<ShardNote>,
-    /// For those that follow, who keep records as the ranks do.
-    pub(crate) story: Story,
-}
-
-/// What is told of a step beside its result.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Story {
-    /// The world that made the step.
-    pub(crate) generation: u64,
-    /// The newest record that is known to be durable.
-    pub(crate) acked: (u64, bool),
-    /// The record of the evaluation before it, if there was one.
-    pub(crate) evaluation: Option<v1::StepRecord>,
-}
 
 /// A rank at work, through all of its worlds.
 pub(crate) struct Work<'a> {
@@ -170,7 +148,8 @@ impl Work<'_> {
                     machine.received(head.step.0);
                 });
             }
-            Some(Received::Reduced { last, records }) => {
+            Some(Received::Reduced { last, mut records }) => {
+                records.extend(last.story.evaluation.clone());
                 self.shared.tell(|machine| machine.inherited(records));
                 self.apply(last, false, None, &Times::of_nothing())?;
             }
@@ -383,6 +362,15 @@ impl Work<'_> {
             return Err(Trouble::Closed);
         }
         halt::at(self.shared, "update");
+        if last.step != self.trainer.step().0 {
+            return Err(Trouble::Failed(format!(
+                "the reduced vector of step {} is to be applied at step {}",
+                last.step,
+                self.trainer.step()
+            )));
+        }
+        // Whoever has it from another rank tells of the world that made it.
+        let key = self.shared.key_in(last.story.generation);
         let last = Arc::new(last);
         // Whoever follows applies it at the same time.
         self.feed.applied(&last);
@@ -397,7 +385,7 @@ impl Work<'_> {
         {
             self.pool.give_shared(old.vector);
         }
-        let record = self.record_of(report, times, self.shared.key());
+        let record = self.record_of(report, times, key);
         self.shared.tell(|machine| {
             machine.record(record);
             machine.applied(stop, pause);

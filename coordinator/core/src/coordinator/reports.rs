@@ -201,6 +201,12 @@ impl Coordinator {
                     watch.failed.get_or_insert(disagreement);
                 }
             }
+            // The process takes part in no later world of the history either.
+            Report::Failed(failed) => {
+                watch
+                    .failed
+                    .get_or_insert(format!("rank {rank}: {}{seats}", failed.message));
+            }
             _ if !is_current => self.num_stale_reports += 1,
             Report::SuspectSamples(samples) => {
                 let shards = samples.shards.into_iter();
@@ -228,11 +234,6 @@ impl Coordinator {
             }
             // It was said before it was told that it is a rank.
             Report::Following(_) => self.num_stale_reports += 1,
-            Report::Failed(failed) => {
-                watch
-                    .failed
-                    .get_or_insert(format!("rank {rank}: {}{seats}", failed.message));
-            }
         }
     }
 
@@ -259,7 +260,7 @@ impl Coordinator {
     ) {
         let Some(key) = exited.key else { return };
         let Some((job, worker, member)) = self.member(session, &key) else {
-            return;
+            return self.forget_process(session, &key, outputs);
         };
         let last_line = exited
             .log_tail
@@ -290,6 +291,21 @@ impl Coordinator {
                 reason,
             };
             self.publish(None, event(&key, seconds(now), what), outputs);
+        }
+    }
+
+    /// A process that no job has any more need not be told of again.
+    fn forget_process(&mut self, session: Session, key: &v1::RankKey, outputs: &mut Vec<Output>) {
+        let Ok(name) = convert::job_name(&key.job) else {
+            return;
+        };
+        let job = self.state.jobs.get(&name);
+        if job.is_none_or(|job| !job.has_process(ProcessId(key.process))) {
+            let message = v1::to_worker::Message::End(v1::EndProcess {
+                job: key.job.clone(),
+                process: key.process,
+            });
+            outputs.push(Output::ToWorker { session, message });
         }
     }
 

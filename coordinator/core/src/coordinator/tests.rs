@@ -4,6 +4,7 @@
 mod audits;
 mod bench;
 mod following;
+mod late;
 mod silence;
 
 use muster_cluster::apply::Effect;

@@ -39,6 +39,8 @@ pub(crate) struct Following {
     addresses: BTreeMap<ProcessId, (u32, u32)>,
     calls: BTreeMap<ProcessId, Option<StreamId>>,
     shares: BTreeMap<ProcessId, Share>,
+    /// What came in, whose first is a step that is arriving.
+    inbox: VecDeque<Heard>,
     mail: VecDeque<Heard>,
 }
 
@@ -49,6 +51,7 @@ impl Following {
             addresses: BTreeMap::new(),
             calls: BTreeMap::new(),
             shares: BTreeMap::new(),
+            inbox: VecDeque::new(),
             mail: VecDeque::new(),
         }
     }
@@ -57,6 +60,36 @@ impl Following {
         let mut calls = self.calls.iter();
         let found = calls.find(|(_, call)| **call == Some(stream));
         found.map(|(process, _)| *process)
+    }
+
+    /// Whether a step below `first_step` is here, or arrives: less would be lacking of a world that
+    /// begins there.
+    pub(super) fn brings(&self, first_step: u64) -> bool {
+        let mut mail = self.mail.iter();
+        let arriving = match self.inbox.front() {
+            Some(Heard::Step { last, .. }) => last.step < first_step,
+            _ => false,
+        };
+        arriving || mail.any(|heard| matches!(heard, Heard::Step { .. }))
+    }
+
+    /// Something comes in; a step is here when the vector is, which takes a while.
+    fn comes(&mut self, heard: Heard, node: Node, env: &mut Env) {
+        self.inbox.push_back(heard);
+        if self.inbox.len() == 1 {
+            self.pass_on(node, env);
+        }
+    }
+
+    fn pass_on(&mut self, node: Node, env: &mut Env) {
+        while let Some(heard) = self.inbox.pop_front() {
+            if matches!(heard, Heard::Step { .. }) {
+                self.inbox.push_front(heard);
+                env.net.timer_between(node, (0, 10 * MS), Timer::Arrived);
+                return;
+            }
+            self.mail.push_back(heard);
+        }
     }
 
     pub(super) fn view(&self) -> String {
@@ -96,17 +129,26 @@ impl Rank {
                         from,
                         share: (attempt, state, records),
                     },
-                    Message::FeedStep { bytes, story } => {
+                    Message::FeedStep(bytes) => {
                         let last = Last::decode(&bytes);
-                        let last = Last { story, ..last };
                         Heard::Step { from, last }
                     }
                     Message::FeedLevel { step } => Heard::Input(Input::Level { from, step }),
                     Message::FeedRefused(ask) => Heard::Input(Input::Refused { from, ask }),
                     _ => return,
                 };
-                following.mail.push_back(heard);
+                following.comes(heard, node, env);
             }
+        }
+    }
+
+    /// A step is here.
+    pub(super) fn step_arrived(&mut self, env: &mut Env) {
+        let node = self.node();
+        if let Some(following) = &mut self.following {
+            let step = following.inbox.pop_front();
+            following.mail.extend(step);
+            following.pass_on(node, env);
         }
     }
 
@@ -126,9 +168,7 @@ impl Rank {
         following.calls.insert(process, None);
         env.net.timer(node, PAUSE, Timer::Call(process.0));
         let reason = "it does not answer".to_owned();
-        following
-            .mail
-            .push_back(Heard::Input(Input::Lost { process, reason }));
+        following.comes(Heard::Input(Input::Lost { process, reason }), node, env);
         true
     }
 
@@ -170,10 +210,7 @@ impl Rank {
                         state,
                         records,
                     },
-                    Item::Step(last) => Message::FeedStep {
-                        bytes: last.encode(),
-                        story: last.story,
-                    },
+                    Item::Step(last) => Message::FeedStep(last.encode()),
                     Item::Level { step } => Message::FeedLevel { step },
                     Item::Refused(ask) => Message::FeedRefused(ask),
                 };
@@ -295,6 +332,9 @@ impl Rank {
                             .all(|(of, state, _)| *of == attempt && Some(state) == first.as_ref());
                     match first.filter(|_| is_whole) {
                         Some(state) => {
+                            if !self.begin_follow(env) {
+                                return;
+                            }
                             let main = Main::FollowingFrom(state, records);
                             self.busy((MS, 20 * MS), main, env);
                         }
@@ -305,6 +345,9 @@ impl Rank {
                 }
                 Output::Apply => {
                     if let Some(last) = step.take() {
+                        if !self.begin_follow(env) {
+                            return;
+                        }
                         self.busy((MS, 8 * MS), Main::Following(last), env);
                     }
                 }
@@ -314,6 +357,15 @@ impl Rank {
                 }
             }
         }
+    }
+
+    /// Whether what this process holds may still change; else it follows no more.
+    fn begin_follow(&mut self, env: &mut Env) -> bool {
+        let may = self.tell(env, |shared| shared.machine.begin_follow());
+        if !may {
+            self.stop_following(env);
+        }
+        may
     }
 
     pub(super) fn follows_from(

@@ -26,23 +26,38 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
 
 impl Last {
     pub(super) fn encode(&self) -> [Vec<u8>; 2] {
+        let (story, num_notes) = (&self.story, self.notes.len() as u64);
+        let (acked, evaluated) = story.acked;
+        let head = [
+            self.step,
+            story.generation,
+            acked,
+            evaluated.into(),
+            num_notes,
+        ];
         let notes = self.notes.iter();
         let notes = notes.flat_map(|(shard, digest)| [u64::from(*shard), *digest]);
-        let head = std::iter::once(self.step).chain(notes);
-        let head = head.flat_map(u64::to_le_bytes).collect();
-        [head, bytes_of(&self.vector)]
+        let head = head.into_iter().chain(notes).flat_map(u64::to_le_bytes);
+        let records = encode_records(story.evaluation.as_slice());
+        [head.chain(records).collect(), bytes_of(&self.vector)]
     }
 
     pub(super) fn decode(heard: &[Vec<u8>]) -> Self {
-        let head: Vec<u64> = words(&heard[0]).collect();
-        let notes = head[1..].chunks_exact(2);
+        let (head, rest) = heard[0].split_at(40);
+        let head: Vec<u64> = words(head).collect();
+        let (notes, records) = rest.split_at(16 * usize::try_from(head[4]).unwrap());
+        let notes: Vec<u64> = words(notes).collect();
         let note =
             |pair: &[u64]| -> ShardNote { (u32::try_from(pair[0]).unwrap_or(NUM_SHARDS), pair[1]) };
         Self {
             step: head[0],
-            notes: notes.map(note).collect(),
+            notes: notes.chunks_exact(2).map(note).collect(),
             vector: floats(&heard[1]).into(),
-            story: Story::default(),
+            story: Story {
+                generation: head[1],
+                acked: (head[2], head[3] != 0),
+                evaluation: decode_records(records).pop(),
+            },
         }
     }
 }

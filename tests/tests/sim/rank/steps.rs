@@ -183,6 +183,7 @@ impl Rank {
         let work = self.work();
         work.state.apply(&last.vector, &last.notes);
         work.forget();
+        let generation = last.story.generation;
         work.last = Some(last);
         let state = work.state.clone();
         let shared = self.shared.as_ref();
@@ -192,8 +193,11 @@ impl Rank {
         let applied = applied_record(state.step);
         let (stop, pause) = (note.stop, note.pause.clone());
         self.tell(env, |shared| {
-            let record = record(shared.key.clone(), applied);
-            shared.machine.record(record);
+            let key = v1::RankKey {
+                generation,
+                ..shared.key.clone()
+            };
+            shared.machine.record(record(key, applied));
             shared.machine.applied(stop, pause);
         });
         env.point(Point::Applied, self.node());

@@ -198,10 +198,14 @@ impl Rank {
     pub(super) fn progress(&mut self, env: &mut Env) -> bool {
         let result = match &self.main {
             Main::Waiting => {
+                let following = self.following.as_ref();
                 let Some(shared) = &mut self.shared else {
                     return false;
                 };
-                if let Some(assignment) = shared.assignment.take() {
+                let enters = shared.assignment.take_if(|assignment| {
+                    following.is_none_or(|following| !following.brings(assignment.first_step))
+                });
+                if let Some(assignment) = enters {
                     self.begin(&assignment, env)
                 } else if shared.is_dismissed {
                     self.exit("dismissed", env);
@@ -370,7 +374,8 @@ impl Rank {
                 self.busy((MS, 20 * MS), Main::TakingOver(state, records), env);
                 Ok(())
             }
-            Some(Received::Reduced(last, records)) => {
+            Some(Received::Reduced(last, mut records)) => {
+                records.extend(last.story.evaluation.clone());
                 self.tell(env, |shared| shared.machine.inherited(records));
                 self.begin_apply(last, Note::default(), env)
             }

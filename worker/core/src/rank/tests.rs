@@ -444,3 +444,34 @@ fn a_rank_gives_up_no_share_that_it_has_reported() {
     let kept = vec![v1::Shards { start: 0, end: 16 }];
     assert_eq!(closed(&mut machine).kept, kept);
 }
+
+#[test]
+fn a_process_that_follows_reports_what_it_holds_and_holds_what_it_reported() {
+    let mut machine = RankMachine::new(0);
+    machine.prepared(RULES, None);
+    assert!(machine.begin_follow());
+    machine.received(4);
+    // A step is being applied when it is told of a world, and that this one is closed.
+    assert!(machine.begin_follow());
+    machine.assigned(2);
+    machine.close(2, cause("rank 0 is gone"));
+    assert_eq!(machine.take_reports(), [], "not in the middle of a step");
+    machine.followed();
+    assert_eq!(closed(&mut machine).step, Some(5));
+    // Another one arrives: it is too late for it.
+    assert!(!machine.begin_follow());
+    assert_eq!(machine.state(), Some(5));
+    assert!(!machine.enter(healed(2, 5, 0)), "that world is closed");
+    // The next one may come before it has said so.
+    machine.assigned(3);
+    assert!(machine.begin_follow());
+    machine.close(3, cause("rank 1 is gone"));
+    machine.assigned(4);
+    machine.followed();
+    assert_eq!(
+        machine.take_reports(),
+        [],
+        "nobody asks for world 3 any more"
+    );
+    assert!(machine.enter(healed(4, 6, 0)));
+}

@@ -3,7 +3,7 @@
 use super::*;
 use std::net::Ipv4Addr;
 
-use crate::work::Story;
+use crate::last::Story;
 use muster_trainer::{Metrics, ShardId, ShardNote};
 use muster_worker_core::feed::Ask;
 

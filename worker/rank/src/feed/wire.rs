@@ -32,7 +32,7 @@ use muster_trainer::{Head, ShardNote};
 use muster_worker_core::feed::{Ask, MAX_PARTS, Ticket};
 
 use crate::heal::{decode_records, encode_records};
-use crate::work::Story;
+use crate::last::Story;
 
 /// The values of one piece, at most.
 const PIECE_VALUES: usize = 1 << 20;
@@ -193,12 +193,7 @@ impl Frame {
             } => {
                 payload.extend(step.to_le_bytes());
                 payload.extend(num_values.to_le_bytes());
-                payload.extend(story.generation.to_le_bytes());
-                encode_place(story.acked, &mut payload);
-                let records = encode_records(story.evaluation.as_slice());
-                let length = u32::try_from(records.len()).expect("a record is a few numbers");
-                payload.extend(length.to_le_bytes());
-                payload.extend(records);
+                story.encode(&mut payload);
                 for note in notes {
                     note.encode(&mut payload);
                 }
@@ -247,16 +242,7 @@ impl Frame {
             },
             6 => {
                 let (step, num_values) = (number(&mut rest)?, number(&mut rest)?);
-                let generation = number(&mut rest)?;
-                let acked = decode_place(&mut rest)?;
-                let length = usize::try_from(u32::from_le_bytes(take(&mut rest)?)).ok()?;
-                let (records, others) = rest.split_at_checked(length)?;
-                rest = others;
-                let story = Story {
-                    generation,
-                    acked,
-                    evaluation: decode_records(records)?.pop(),
-                };
+                let story = Story::decode(&mut rest)?;
                 let mut notes = Vec::new();
                 while !rest.is_empty() {
                     notes.push(ShardNote::decode(&mut rest).ok()?);
@@ -366,24 +352,24 @@ fn decode_ask(kind: u8, rest: &mut &[u8], process: ProcessId) -> Option<Ask> {
     }
 }
 
-fn encode_place((step, is_evaluation): (u64, bool), payload: &mut Vec<u8>) {
+pub(crate) fn encode_place((step, is_evaluation): (u64, bool), payload: &mut Vec<u8>) {
     payload.extend(step.to_le_bytes());
     payload.push(u8::from(is_evaluation));
 }
 
-fn decode_place(rest: &mut &[u8]) -> Option<(u64, bool)> {
+pub(crate) fn decode_place(rest: &mut &[u8]) -> Option<(u64, bool)> {
     let step = number(rest)?;
     let [is_evaluation] = take(rest)?;
     Some((step, is_evaluation != 0))
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+pub(crate) fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (head, others) = rest.split_first_chunk()?;
     *rest = others;
     Some(*head)
 }
 
-fn number(rest: &mut &[u8]) -> Option<u64> {
+pub(crate) fn number(rest: &mut &[u8]) -> Option<u64> {
     take(rest).map(u64::from_le_bytes)
 }
 

@@ -13,8 +13,8 @@ use muster_worker_core::feed::Ask;
 use super::{Event, Share};
 use crate::feed::Badge;
 use crate::feed::wire::{self, BadBytes, Frame, Handshake, Kind};
+use crate::last::Last;
 use crate::shared::Shared;
-use crate::work::Last;
 
 /// The pause before the second call; each later one waits twice as long, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -11,8 +11,9 @@ use prost::Message as _;
 
 use super::{Lack, Meeting, Received, Window};
 use crate::feed::share;
+use crate::last::{Last, Story};
 use crate::shared::{Shared, Trouble};
-use crate::work::{Last, Story, closed_by};
+use crate::work::closed_by;
 
 /// One rank's part in it, once all are connected.
 pub(super) struct Exchange<'a> {
@@ -73,13 +74,13 @@ impl Exchange<'_> {
     pub(super) fn take_reduced(&self, group: &mut Group, from: RankId) -> Result<Last, Trouble> {
         let head = self.recv(group, from)?;
         let vector = self.recv_vector(group, from, self.meeting.num_elements)?;
-        let (step, notes) = decode_reduced(&head)
+        let (step, story, notes) = decode_reduced(&head)
             .ok_or_else(|| self.broken(format!("rank {from} sent a bad head")))?;
         Ok(Last {
             step,
             vector: Arc::new(vector),
             notes,
-            story: Story::default(),
+            story,
         })
     }
 
@@ -200,6 +201,7 @@ impl Lack {
 
 fn encode_reduced(last: &Last) -> Vec<u8> {
     let mut head = last.step.to_le_bytes().to_vec();
+    last.story.encode(&mut head);
     for note in &last.notes {
         note.encode(&mut head);
     }
@@ -242,13 +244,14 @@ fn hash(values: &[f32]) -> [u8; 32] {
     blake3::hash(bytemuck::cast_slice(values)).into()
 }
 
-fn decode_reduced(head: &[u8]) -> Option<(u64, Vec<ShardNote>)> {
+fn decode_reduced(head: &[u8]) -> Option<(u64, Story, Vec<ShardNote>)> {
     let (step, mut rest) = head.split_first_chunk()?;
+    let story = Story::decode(&mut rest)?;
     let mut notes = Vec::new();
     while !rest.is_empty() {
         notes.push(ShardNote::decode(&mut rest).ok()?);
     }
-    Some((u64::from_le_bytes(*step), notes))
+    Some((u64::from_le_bytes(*step), story, notes))
 }
 
 /// The head of a state and its records, if its values are those that were sent.
