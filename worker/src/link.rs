@@ -1,4 +1,5 @@
-//! The coordinator's side: one connection with two streams, opened again whenever it ends.
+//! The coordinator's side: a connection for orders and reports and one for records and logs, so that
+//! neither waits behind the other; both are opened again whenever one ends.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
 use crate::hub::{Lines, Note, Notes};
@@ -75,13 +76,12 @@ pub(crate) async fn keep(
     }
 }
 
-/// One connection, from its opening to its end. `Err` when it did not open; both say why.
+/// Both connections, from their opening to the end of one. `Err` when they did not open; both say why.
 async fn talk(endpoint: &Endpoint, notes: &Notes) -> Result<String, String> {
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| error_chain(&error))?;
-    let mut client = WorkersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let clients = Clients {
+        control: client(endpoint).await?,
+        bulk: client(endpoint).await?,
+    };
     let (control, from_hub) = mpsc::unbounded_channel();
     let (records, records_from_hub) = mpsc::unbounded_channel();
     let (lines, lines_from_ranks) = mpsc::channel(MAX_WAITING_LINES);
@@ -91,21 +91,25 @@ async fn talk(endpoint: &Endpoint, notes: &Notes) -> Result<String, String> {
         lines: Lines(lines),
     };
     notes.send(up).map_err(|_| "the worker ends".to_owned())?;
-    let outcome = converse(
-        &mut client,
-        notes,
-        from_hub,
-        records_from_hub,
-        lines_from_ranks,
-    )
-    .await;
+    let outcome = converse(clients, notes, from_hub, records_from_hub, lines_from_ranks).await;
     // The worker may be ending.
     let _ = notes.send(Note::Disconnected);
     outcome
 }
 
+struct Clients {
+    control: WorkersClient<Channel>,
+    bulk: WorkersClient<Channel>,
+}
+
+async fn client(endpoint: &Endpoint) -> Result<WorkersClient<Channel>, String> {
+    let channel = endpoint.connect().await;
+    let channel = channel.map_err(|error| error_chain(&error))?;
+    Ok(WorkersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
 async fn converse(
-    client: &mut WorkersClient<tonic::transport::Channel>,
+    mut clients: Clients,
     notes: &Notes,
     control: mpsc::UnboundedReceiver<v1::from_worker::Message>,
     records: mpsc::UnboundedReceiver<v1::StepRecord>,
@@ -114,14 +118,14 @@ async fn converse(
     let messages = UnboundedReceiverStream::new(control).map(|message| v1::FromWorker {
         message: Some(message),
     });
-    let orders = opened(client.control(messages)).await?;
+    let orders = opened(clients.control.control(messages)).await?;
     let records = UnboundedReceiverStream::new(records).map(|record| v1::BulkItem {
         item: Some(v1::bulk_item::Item::Record(record)),
     });
     let lines = ReceiverStream::new(lines).map(|line| v1::BulkItem {
         item: Some(v1::bulk_item::Item::Log(line)),
     });
-    let acks = opened(client.bulk(records.merge(lines))).await?;
+    let acks = opened(clients.bulk.bulk(records.merge(lines))).await?;
     Ok(tokio::select! {
         reason = read_orders(orders, notes) => reason,
         reason = read_acks(acks, notes) => reason,

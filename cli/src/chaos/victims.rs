@@ -60,14 +60,14 @@ impl Scope {
         let mut victims: Vec<Victim> = Vec::new();
         let wants = |what| self.what.contains(&what);
         for (found, worker) in ranks(job) {
-            let parent = parent_of(found.pid).filter(|_| wants(What::Worker));
+            let daemon = daemon_of(found.pid).filter(|_| wants(What::Worker));
             if wants(What::Rank) {
                 victims.push(found);
             }
             let is_new = |pid: &u32| victims.iter().all(|known| known.pid != *pid);
-            if let Some(parent) = parent.filter(is_new) {
+            if let Some(daemon) = daemon.filter(is_new) {
                 let name = format!("worker {worker}");
-                victims.extend(Victim::find(What::Worker, parent, name, None));
+                victims.extend(Victim::find(What::Worker, daemon, name, None));
             }
         }
         if self.has_coordinator && wants(What::Coordinator) {
@@ -82,8 +82,8 @@ impl Scope {
         let mut pids: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for (found, worker) in ranks(job) {
             let name = || format!("worker {worker}");
-            let parent = parent_of(found.pid);
-            let daemon = parent.and_then(|pid| Victim::find(What::Worker, pid, name(), None));
+            let daemon = daemon_of(found.pid);
+            let daemon = daemon.and_then(|pid| Victim::find(What::Worker, pid, name(), None));
             let of_worker = pids.entry(worker).or_default();
             // The daemon first: it gives the machine its number.
             let daemon = daemon.map(|daemon| daemon.pid);
@@ -199,11 +199,13 @@ fn is_muster(command: &str, role: &str) -> bool {
     program == "muster" && words.next() == Some(role)
 }
 
-/// The parent of a process.
-fn parent_of(pid: u32) -> Option<u32> {
-    let status = read(pid, "status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-    line.trim().parse().ok()
+/// The daemon of a rank's worker, which need not be the one that started it: whose door the rank knows.
+fn daemon_of(rank: u32) -> Option<u32> {
+    let environment = read(rank, "environ")?;
+    let door = words(&environment).find_map(|word| word.strip_prefix("MUSTER_RANK_DOOR="))?;
+    // `<address> <process id> <its start time>`
+    let says = std::fs::read_to_string(door).ok()?;
+    says.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

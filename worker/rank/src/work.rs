@@ -111,6 +111,11 @@ impl Work<'_> {
             group.set_on_sent(on_sent);
         }
         let result = self.go_on(&mut group, received, &world);
+        let refused = &group.counters().refused;
+        if !refused.is_empty() {
+            let generation = world.plan.generation;
+            tracing::warn!(generation, ?refused, "frames that do not belong here came");
+        }
         // A later world must not wait until everybody has heard the goodbye.
         group.retire();
         result
