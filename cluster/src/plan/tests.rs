@@ -38,6 +38,7 @@ scenarios! {
     cut_off_from_the_leader
     late_leader
     new_leader
+    leader_dies_between_revoke_and_world
     hanging_rank
     bad_link
     fruitless_heals
