@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use super::fate::Running;
+use super::fate::{Fate, Running};
 use super::{Devices, Failures, Standby, distrust};
 use crate::command::Command;
 use crate::ids::{ProcessId, RankId, WorkerName};
@@ -39,6 +39,11 @@ pub(super) fn next(running: &Running<'_>, free: &mut Devices) -> Option<Command>
     }
     let wanted = num_wanted(running, world);
     if job.standbys.len() > wanted {
+        // A rank that is silent or has closed may turn out to be gone, and then nobody is too many.
+        let is_alive = |fate: &Fate<'_>| matches!(fate, Fate::Alive);
+        if !running.fates(world).iter().all(is_alive) {
+            return None;
+        }
         // Those that could enter stay longest, and of the others the oldest.
         let entering = running.entering(&world.ranks.iter().map(|rank| rank.process).collect());
         let prepared = running.prepared();

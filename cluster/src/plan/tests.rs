@@ -27,6 +27,8 @@ scenarios! {
     worker_leaves
     killed_while_computing
     killed_while_reducing
+    killed_while_updating
+    killed_while_writing
     killed_behind_its_last_frame
     reduced_vector_is_gone
     two_killed_at_once
@@ -36,8 +38,11 @@ scenarios! {
     silence
     silent_machine
     cut_off_from_the_leader
+    daemon_restarts
     late_leader
     new_leader
+    leader_dies_between_revoke_and_world
+    leader_dies_in_a_heal
     hanging_rank
     slow_update
     bad_link
@@ -59,12 +64,14 @@ scenarios! {
     shares
     shares_while_gathering
     shares_are_lost
+    second_death_while_shares_move
     drain_of_shares
     scaling
     balance
     balance_rests
     evaluated
     odd_reports
+    not_finite
     poison
     poison_alone
     random_deaths_at_one_step

@@ -10,6 +10,7 @@
 //! worker w1 devices=2 build=b2        w1 registers, in a new life, and connects
 //! silent w1 | back w1                 its stream breaks | comes back, in the same life
 //! late tick                           the leader itself was late: all get a new full timeout
+//! leader                              another leader begins: it has the log, and heard nothing yet
 //! submit j1 workers.min=2 [fresh]     overrides of a small job file
 //! stop j1                             the user cancels it
 //! drain w1 | undrain w1               an operator wants it free | gives it back
@@ -27,25 +28,29 @@
 //! follows j1 p5 [reaches=1,2]         it follows, and reaches these processes, or all
 //! standby-gone j1 p5 signal 9         a worker saw it exit
 //! broken j1 the files are damaged     a world says that it cannot go on
+//! failed j1 rank=0 it has no memory   a rank says that the job cannot go on anywhere
 //! progress j1 [step=41]               the world applied a step; so many are applied now
 //! pace j1 us=100,300 [updates=50,50] [steps=16]
 //!                                     what a shard and an update take each rank, known of so many
 //!                                     steps
-//! commit j1 step=100 [history=1]      a checkpoint is durable
+//! commit j1 step=100 [history=1] [generation=1]
+//!                                     a checkpoint is durable; of the newest world, or an older one
 //! damaged j1 step=100 [history=1]     a checkpoint turned out not to be whole
 //! end j1 step=1000                    the world ran to the job's end
 //! ```
 
+mod line;
 mod text;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
-use crate::ids::{History, Incarnation, JobName, ProcessId, RankId, Step};
-use crate::plan::{Closed, Closing, Observed, Pace, Patience, Plan, Standby, Watch, plan};
+use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step};
+use crate::plan::{Closing, Observed, Pace, Patience, Plan, Standby, Watch, plan};
 use crate::state::{ClusterState, Phase, World};
 use crate::testing::{job, manifest, node, outcome, submission, worker};
-use crate::tree::Run;
+use line::Line;
 use text::{describe, suspicion};
 
 /// Plays a scenario; the result is the same text with what really came of each block.
@@ -77,90 +82,6 @@ struct Scene {
     state: ClusterState,
     observed: Observed,
     now_ms: u64,
-}
-
-/// The words of a line behind the first: plain ones, and those of the form `key=value`.
-struct Line<'a> {
-    text: &'a str,
-    words: Vec<&'a str>,
-}
-
-impl<'a> Line<'a> {
-    fn find(&self, key: &str) -> Option<&'a str> {
-        let mut values = self
-            .words
-            .iter()
-            .filter_map(|word| word.split_once('=').filter(|(name, _)| *name == key));
-        values.next().map(|(_, value)| value)
-    }
-
-    fn number(&self, key: &str) -> Option<u64> {
-        let value = self.find(key)?;
-        Some(
-            value
-                .parse()
-                .unwrap_or_else(|_| panic!("{:?}: {key} is no number", self.text)),
-        )
-    }
-
-    fn need(&self, key: &str) -> u64 {
-        self.number(key)
-            .unwrap_or_else(|| panic!("{:?}: {key}= is missing", self.text))
-    }
-
-    fn rank(&self) -> RankId {
-        RankId(self.need("rank").try_into().unwrap())
-    }
-
-    fn has(&self, flag: &str) -> bool {
-        self.words.contains(&flag)
-    }
-
-    fn process(&self) -> ProcessId {
-        let number = self.words[1].strip_prefix('p');
-        ProcessId(number.and_then(|number| number.parse().ok()).unwrap())
-    }
-
-    /// What a rank says that closed its world. The flags are no part of why it did.
-    fn closed(&self) -> Closed {
-        const FLAGS: [&str; 4] = ["reduced", "evaluated", "paused", "partial"];
-        let numbers = |key| self.find(key).into_iter().flat_map(|list| list.split(','));
-        let runs = |key| {
-            let runs = numbers(key).map(|run| {
-                let (start, end) = run.split_once("..").unwrap();
-                // A rank may report anything; `Run::new` refuses what does not fit.
-                Run {
-                    start: start.parse().unwrap(),
-                    end: end.parse().unwrap(),
-                }
-            });
-            runs.collect()
-        };
-        let plain = self.words[1..].iter();
-        let plain = plain.filter(|word| !word.contains('=') && !FLAGS.contains(word));
-        Closed {
-            why: plain.copied().collect::<Vec<_>>().join(" "),
-            paused: self.has("paused"),
-            lost: numbers("lost")
-                .map(|rank| RankId(rank.parse().unwrap()))
-                .collect(),
-            suspects: numbers("suspects")
-                .map(|rank| RankId(rank.parse().unwrap()))
-                .collect(),
-            step: (self.find("step") != Some("none")).then(|| Step(self.need("step"))),
-            shards: runs("has"),
-            has_reduced: self.has("reduced"),
-            evaluated: self.has("evaluated"),
-            kept: runs("keeps"),
-            is_whole: !self.has("partial"),
-        }
-    }
-
-    /// What is said behind the first word and the settings.
-    fn rest(&self) -> String {
-        let plain = self.words[1..].iter().filter(|word| !word.contains('='));
-        plain.copied().collect::<Vec<_>>().join(" ")
-    }
 }
 
 impl Scene {
@@ -199,6 +120,7 @@ impl Scene {
             }
             "back" => self.connect(name, self.state.nodes[&worker(name)].incarnation),
             "late" => self.forgive(),
+            "leader" => self.begin_to_lead(),
             "submit" => {
                 let set: Vec<&str> = line
                     .words
@@ -250,6 +172,7 @@ impl Scene {
                 self.watch(name).standby_gone(process, &seat, how, now_ms);
             }
             "broken" => self.watch(name).broken = Some(line.rest()),
+            "failed" => self.fail(name, &line, out),
             "progress" => {
                 let watch = self.watch(name);
                 watch.progressed = true;
@@ -286,7 +209,10 @@ impl Scene {
             "commit" => {
                 let known = &self.state.jobs[&job(name)];
                 let history = line.number("history").map_or(known.history, History);
-                let manifest = manifest(history, known.generation, line.need("step"));
+                let generation = line
+                    .number("generation")
+                    .map_or(known.generation, Generation);
+                let manifest = manifest(history, generation, line.need("step"));
                 self.command(
                     Command::CommitManifest {
                         job: job(name),
@@ -347,6 +273,36 @@ impl Scene {
         watches
             .filter_map(|watch| watch.closing_since_ms.as_mut())
             .for_each(|since| *since = now_ms);
+    }
+
+    /// Of each world the log tells that there is one, and not how it is.
+    fn begin_to_lead(&mut self) {
+        let worlds = self.state.jobs.iter().filter(|(_, job)| job.has_world());
+        let worlds = worlds.map(|(name, job)| {
+            let watch = Watch {
+                generation: job.generation,
+                ..Watch::default()
+            };
+            (name.clone(), watch)
+        });
+        let workers = self.state.nodes.keys();
+        self.observed = Observed {
+            connected: BTreeMap::new(),
+            silent_since_ms: workers.map(|one| (one.clone(), self.now_ms)).collect(),
+            worlds: worlds.collect(),
+        };
+    }
+
+    /// The coordinator ends a job with what one of its ranks says.
+    fn fail(&mut self, name: &str, line: &Line<'_>, out: &mut String) {
+        let known = &self.state.jobs[&job(name)];
+        let reason = format!("rank {}: {}", line.rank(), line.rest());
+        let end = Command::Finish {
+            job: job(name),
+            generation: known.generation,
+            outcome: known.rest(OutcomeKind::Failed, reason),
+        };
+        self.carry_out(end, out);
     }
 
     fn watch(&mut self, name: &str) -> &mut Watch {
