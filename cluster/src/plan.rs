@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{Command, Outcome, OutcomeKind};
-use crate::ids::{Incarnation, JobName, Step, WorkerName};
+use crate::ids::{Incarnation, JobName, ProcessId, Step, WorkerName};
 use crate::state::{ClusterState, Job, Phase};
 
 mod balance;
@@ -99,6 +99,9 @@ pub struct Plan {
     pub waits: BTreeMap<JobName, Wait>,
     /// Worlds to be closed, and how soon.
     pub closing: BTreeMap<JobName, Closing>,
+    /// Processes that do not answer and that a job cannot go on without: their workers are to end
+    /// them, so that others can take their places.
+    pub stuck: BTreeMap<JobName, BTreeSet<ProcessId>>,
     /// The jobs whose shards should be divided otherwise, if that stays so.
     pub uneven: BTreeSet<JobName>,
 }
@@ -247,6 +250,18 @@ impl Plan {
                     let gathers = false;
                     self.waits
                         .insert(running.name.clone(), Wait { gathers, why });
+                }
+            }
+            Verdict::Wait {
+                closing,
+                why,
+                stuck,
+            } => {
+                let (name, gathers) = (running.name, false);
+                self.closing.insert(name.clone(), closing);
+                self.waits.insert(name.clone(), Wait { gathers, why });
+                if !stuck.is_empty() {
+                    self.stuck.insert(name.clone(), stuck);
                 }
             }
             Verdict::Lives | Verdict::FallBack(..) => {}

@@ -356,7 +356,7 @@ impl<'a> Closure<'a> {
     }
 
     /// Why a world that ended as the ones before it is not followed at once: its ranks would only
-    /// close again. Each time it takes twice as long, up to where a job falls back.
+    /// close again. Each time it takes twice as long, until the job is given up.
     fn back_off(&self, num_fruitless: u32) -> Option<Verdict> {
         let running = self.running;
         let doublings = num_fruitless.checked_sub(2)?;
@@ -382,6 +382,15 @@ impl<'a> Closure<'a> {
     }
 
     fn wait(&self, why: String) -> Verdict {
-        Verdict::Close(closing(&self.fates, self.reason.clone()), Some(why))
+        // Whoever is in reach of its worker can be made to be gone, and its device free.
+        let ranks = self.world.ranks.iter().zip(&self.fates);
+        let stuck = ranks.filter(|(placement, fate)| {
+            matches!(fate, Fate::Missed(_)) && self.running.is_in_reach(placement)
+        });
+        Verdict::Wait {
+            closing: closing(&self.fates, self.reason.clone()),
+            why,
+            stuck: stuck.map(|(placement, _)| placement.process).collect(),
+        }
     }
 }

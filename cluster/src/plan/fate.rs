@@ -73,7 +73,9 @@ impl<'a> Running<'a> {
             }
             // A rank of a world that others have closed can complete nothing in it, and is fenced
             // when it comes back.
-            (Presence::SilentForMs(ms), _) if anyone_closed && ms > self.patience.detect_ms => {
+            (Presence::SilentForMs(ms), _)
+                if anyone_closed && self.counted_ms(rank, ms) > self.patience.detect_ms =>
+            {
                 Fate::Missed(format!(
                     "worker {worker} is silent, and the world is closed"
                 ))
@@ -82,6 +84,19 @@ impl<'a> Running<'a> {
             (Presence::SilentForMs(_), None) => Fate::Silent,
             (Presence::There, None) => self.unanswered(placement.process, anyone_closed),
         }
+    }
+
+    /// How much of a silence of `ms` counts against a rank of a world that others have closed: all of
+    /// it where one of them misses the rank, too. Else it worked with them until then, and only its
+    /// worker was silent, which may be back in a moment.
+    fn counted_ms(&self, rank: RankId, ms: u64) -> u64 {
+        let Some(watch) = self.watch else { return ms };
+        let mut closed = watch.closed.values();
+        if closed.any(|closed| closed.lost.contains(&rank)) {
+            return ms;
+        }
+        let since = watch.closing_since_ms;
+        since.map_or(ms, |since| ms.min(self.now_ms.saturating_sub(since)))
     }
 
     /// The fate of a rank whose worker is there, and that does not say what it holds.
@@ -109,6 +124,12 @@ impl<'a> Running<'a> {
                 Presence::SilentForMs(self.now_ms.saturating_sub(since))
             }
         }
+    }
+
+    /// Whether a process is held by a worker that is there, so that it could end it.
+    pub(super) fn is_in_reach(&self, placement: &Placement) -> bool {
+        let presence = self.presence(&placement.worker, placement.incarnation);
+        matches!(presence, Presence::There)
     }
 
     /// Why a process cannot be counted on, whatever it does: its worker is not there.

@@ -10,11 +10,13 @@
 //!                                  ------------------------------------------> FallBack
 //! ```
 
+use std::collections::BTreeSet;
+
 use super::closure::{Closure, Survivor, survivors};
 use super::fate::{Fate, Running};
 use super::{Closing, balance, finish, poison, shares};
 use crate::command::Command;
-use crate::ids::Step;
+use crate::ids::{ProcessId, Step};
 use crate::state::{Phase, Poison, World};
 
 /// What becomes of a world.
@@ -22,6 +24,13 @@ pub(super) enum Verdict {
     Lives,
     /// It is to be closed; and, once it is, why it waits.
     Close(Closing, Option<String>),
+    /// It is closed, and those who have its state are too few.
+    Wait {
+        closing: Closing,
+        why: String,
+        /// Processes that do not answer, and are missed.
+        stuck: BTreeSet<ProcessId>,
+    },
     /// A world that goes on where it is, or the end of the job.
     Heal(Command),
     /// Why nobody can go on; and what is known of a shard that kills.

@@ -24,11 +24,27 @@ pub(super) struct Wanting<'a> {
     pub(super) poison: Option<Poison>,
 }
 
-/// The free devices of one class; within it in the order of the workers' names.
+/// The free devices of one class; within it those first whose workers lost fewest processes of the job
+/// before they were of use, and then in the order of the names.
 struct Offer<'a> {
     class: &'a NumericsClass,
     devices: Vec<(&'a WorkerName, u32)>,
     count: u32,
+    /// Those of workers that rest, beside them.
+    num_resting: u32,
+}
+
+impl Offer<'_> {
+    /// Lets workers rest, where at least `min` devices stay.
+    fn let_rest(&mut self, min: u32, rests: impl Fn(&WorkerName) -> bool) {
+        let num_out = self.devices.iter().filter(|(worker, _)| rests(worker));
+        let num_out = num_out.fold(0u32, |sum, (_, free)| sum.saturating_add(*free));
+        if self.count.saturating_sub(num_out) >= min {
+            self.devices.retain(|(worker, _)| !rests(worker));
+            self.count -= num_out;
+            self.num_resting = num_out;
+        }
+    }
 }
 
 /// How good an offer is; the first field that differs decides.
@@ -58,7 +74,22 @@ pub(super) fn place(
     } = wanting;
     let (min, max) = (job.spec.workers.min, job.spec.workers.max);
     let last_class = class_of_checkpoint(job);
-    let all = offers(state, free, job);
+    let known = match (watch, &job.world) {
+        (Some(watch), Some(world)) => watch.failures_behind(world, now_ms),
+        _ => BTreeMap::new(),
+    };
+    let failures = |worker: &WorkerName| {
+        let failures = known.get(worker);
+        failures.filter(|one| one.incarnation == state.nodes[worker].incarnation)
+    };
+    let mut all = offers(state, free, job);
+    for offer in &mut all {
+        let times = |worker| failures(worker).map_or(0, |failures| failures.times);
+        offer.devices.sort_by_key(|(worker, _)| times(worker));
+        offer.let_rest(min, |worker| {
+            failures(worker).is_some_and(|failures| failures.rests(patience, now_ms))
+        });
+    }
     let best = all.iter().max_by_key(|offer| Score {
         keeps_class: offer.count >= min && Some(offer.class) == last_class,
         num_ranks: offer.count.min(max),
@@ -81,7 +112,8 @@ pub(super) fn place(
             why,
         });
     }
-    if found < max && now_ms.saturating_sub(since.unwrap_or(now_ms)) < patience.gather_ms {
+    let hopes = found + best.num_resting < max;
+    if hopes && now_ms.saturating_sub(since.unwrap_or(now_ms)) < patience.gather_ms {
         let others = left_out(&all, best.class);
         let why = format!("gathers workers: {found} of at most {max} are there{others}");
         return Err(Wait { gathers: true, why });
@@ -174,6 +206,7 @@ fn offers<'a>(state: &'a ClusterState, free: &Devices, job: &Job) -> Vec<Offer<'
             class,
             devices,
             count,
+            num_resting: 0,
         }
     };
     classes.into_iter().map(offer).collect()

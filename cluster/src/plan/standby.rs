@@ -4,13 +4,10 @@
 use std::cmp::Reverse;
 
 use super::fate::{Fate, Running};
-use super::{Devices, Failures, Standby, distrust};
+use super::{Devices, Standby, distrust};
 use crate::command::Command;
 use crate::ids::{ProcessId, RankId, WorkerName};
 use crate::state::{Phase, Seat, World};
-
-/// The longest pause between two tries on a worker is `detect_ms` doubled so often.
-const MAX_DOUBLINGS: u32 = 6;
 
 /// How good a worker is for one more process; the first field that differs decides.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -92,13 +89,11 @@ fn useless(running: &Running<'_>, process: ProcessId, seat: &Seat) -> Option<Str
 /// How many processes are wanted beside the ranks that stay.
 fn num_wanted(running: &Running<'_>, world: &World) -> usize {
     let workers = running.job.spec.workers;
-    let ranks = (0u32..).map(RankId).zip(&world.ranks);
-    let staying = ranks.filter(|(rank, placement)| {
-        !running.has_ended(*rank, placement)
-            && running
-                .away(&placement.worker, placement.incarnation)
-                .is_none()
-            && !running.drains(&placement.worker)
+    let fates = running.fates(world);
+    let staying = world.ranks.iter().zip(fates).filter(|(placement, fate)| {
+        let is_lost = matches!(fate, Fate::Missed(_) | Fate::Gone(_));
+        let away = running.away(&placement.worker, placement.incarnation);
+        !is_lost && away.is_none() && !running.drains(&placement.worker)
     });
     let most = workers.max as usize + workers.spares as usize;
     most.saturating_sub(staying.count())
@@ -115,7 +110,7 @@ fn best_worker(running: &Running<'_>, world: &World, free: &Devices) -> Option<W
             .watch
             .and_then(|watch| watch.failures.get(worker))
             .filter(|failures| failures.incarnation == node.incarnation);
-        let rests = failures.is_some_and(|failures| rests(running, failures));
+        let rests = failures.is_some_and(|one| one.rests(running.patience, running.now_ms));
         let is_usable = node.class == *class && !rests && !running.drains(worker);
         (num_free > 0 && is_usable).then(|| Score {
             num_failures: Reverse(failures.map_or(0, |failures| failures.times)),
@@ -134,15 +129,4 @@ fn num_ended(running: &Running<'_>, world: &World, worker: &WorkerName) -> i64 {
         placement.worker == *worker && running.has_ended(*rank, placement)
     });
     i64::try_from(ended.count()).unwrap_or(i64::MAX)
-}
-
-/// Whether it is too early for another try: the first one is free, each later one waits twice as
-/// long as the one before.
-fn rests(running: &Running<'_>, failures: &Failures) -> bool {
-    let Some(doublings) = failures.times.checked_sub(2) else {
-        return false;
-    };
-    let factor = 1u64 << doublings.min(MAX_DOUBLINGS);
-    let pause_ms = running.patience.detect_ms.saturating_mul(factor);
-    running.now_ms.saturating_sub(failures.last_ms) < pause_ms
 }

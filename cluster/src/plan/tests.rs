@@ -45,6 +45,9 @@ scenarios! {
     leader_dies_in_a_heal
     hanging_rank
     slow_update
+    frozen_rank
+    bad_worker
+    daemon_restarts_beside_a_death
     bad_link
     fruitless_heals
     all_ranks_gone

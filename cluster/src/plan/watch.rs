@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Speed;
+use super::{Patience, Speed};
 use crate::ids::{Generation, Incarnation, ProcessId, RankId, Step, WorkerName};
 use crate::state::{Heal, Placement, Seat, World};
 use crate::tree::Run;
@@ -101,6 +101,22 @@ pub struct Failures {
     pub last_ms: u64,
 }
 
+/// The longest pause between two tries on a worker is `detect_ms` doubled so often.
+const MAX_DOUBLINGS: u32 = 6;
+
+impl Failures {
+    /// Whether it is too early for another try: the first one is free, each later one waits twice as
+    /// long as the one before.
+    pub(super) fn rests(&self, patience: Patience, now_ms: u64) -> bool {
+        let Some(doublings) = self.times.checked_sub(2) else {
+            return false;
+        };
+        let factor = 1u64 << doublings.min(MAX_DOUBLINGS);
+        let pause_ms = patience.detect_ms.saturating_mul(factor);
+        now_ms.saturating_sub(self.last_ms) < pause_ms
+    }
+}
+
 impl Watch {
     /// A process that waited to enter a world is no more. Told twice, it counts once.
     pub fn standby_gone(&mut self, process: ProcessId, seat: &Seat, how: String, now_ms: u64) {
@@ -136,12 +152,36 @@ impl Watch {
                 !ranks.any(is_proof)
             });
         } else {
+            next.failures = self.failures_behind(old, now_ms);
             let newcomers = old.newcomers().filter(|rank| !new.has(rank.process));
             for rank in newcomers {
                 next.fail(rank.process, &rank.worker, rank.incarnation, now_ms);
             }
         }
         next
+    }
+
+    /// The failures, with those of a world of new processes that applied no step: of its ranks those
+    /// that ended by themselves, since the others were ended for these.
+    pub(super) fn failures_behind(
+        &self,
+        world: &World,
+        now_ms: u64,
+    ) -> BTreeMap<WorkerName, Failures> {
+        let mut behind = Watch {
+            failures: self.failures.clone(),
+            ..Watch::default()
+        };
+        if world.finish.is_none() && !self.progressed {
+            let ended = self
+                .gone
+                .keys()
+                .filter_map(|rank| world.ranks.get(rank.0 as usize));
+            for rank in ended {
+                behind.fail(rank.process, &rank.worker, rank.incarnation, now_ms);
+            }
+        }
+        behind.failures
     }
 
     /// Which ranks of `new` ended while it was being decided: nobody tells of them again.

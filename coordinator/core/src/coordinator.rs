@@ -3,11 +3,11 @@
 //! input the leader compares state and observation and sends what is missing, so that a new leader
 //! or a reconnected worker needs no special case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_cluster::apply::Answer;
 use muster_cluster::command::{Command, RequestId, Stamped};
-use muster_cluster::ids::{Generation, JobName, WorkerName};
+use muster_cluster::ids::{Generation, JobName, ProcessId, WorkerName};
 use muster_cluster::plan::{Closing, Observed, Patience, Wait};
 use muster_cluster::state::{ClusterState, Job, World};
 use muster_consensus::{Entry, HardState, Recovered, Replica, ReplicaId};
@@ -158,6 +158,8 @@ pub struct Coordinator {
     waits: BTreeMap<JobName, Wait>,
     /// The worlds that are to be closed, and how soon.
     closing: BTreeMap<JobName, (Generation, Closing)>,
+    /// The processes that do not answer, and are to be ended.
+    stuck: BTreeMap<JobName, BTreeSet<ProcessId>>,
     /// Who waits for which proposal.
     replies: BTreeMap<u64, ReplyTo>,
     next_proposal: u64,
@@ -207,6 +209,7 @@ impl Coordinator {
             accounts: BTreeMap::new(),
             waits: BTreeMap::new(),
             closing: BTreeMap::new(),
+            stuck: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_proposal: 1,
             in_flight: BTreeMap::new(),

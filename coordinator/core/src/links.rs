@@ -25,6 +25,8 @@ pub(crate) struct Told {
     pub stop: Option<Generation>,
     pub pause: Option<Generation>,
     pub close: Option<Generation>,
+    /// To end it, since it does not answer.
+    pub kill: Option<Generation>,
     pub committed: Option<Step>,
     /// Whom it is to follow.
     pub follow: Option<v1::Follow>,

@@ -114,6 +114,15 @@ impl WorldWatch {
         ready.map(|ready| Some(ready?.address.clone())).collect()
     }
 
+    /// Whether a rank of a world of new processes is known to run, and not to be prepared: until it
+    /// is, no rank of the world is told of the others.
+    #[must_use]
+    pub fn cannot_have_met(&self, world: &World) -> bool {
+        let mut processes = world.ranks.iter().map(|rank| rank.process);
+        let is_behind = |one| self.pids.contains_key(&one) && !self.addresses.contains_key(&one);
+        world.finish.is_none() && processes.any(is_behind)
+    }
+
     /// Whom a process is to follow that waits beside a world: its ranks, and of the others that wait
     /// those that are not to call it themselves. `None` before all ranks listen.
     #[must_use]

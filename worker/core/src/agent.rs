@@ -352,7 +352,7 @@ impl Agent {
             FromCoordinator::Welcome(_) => {}
             FromCoordinator::Assignment(assignment) => self.assigned(assignment, outputs),
             FromCoordinator::Order(order) => self.told(order, outputs),
-            FromCoordinator::End(end) => self.end((end.job, end.process), outputs),
+            FromCoordinator::End(end) => self.end(end, outputs),
             // The end of the stream follows, and then a new one.
             FromCoordinator::Refused(refused) if refused.superseded => {}
             FromCoordinator::Refused(refused) => outputs.push(Output::Refused(refused.reason)),
@@ -418,16 +418,19 @@ impl Agent {
     }
 
     /// Ends a process; one that ended before is forgotten.
-    fn end(&mut self, place: Place, outputs: &mut Vec<Output>) {
-        let Entry::Occupied(mut occupied) = self.processes.entry(place) else {
+    fn end(&mut self, end: v1::EndProcess, outputs: &mut Vec<Output>) {
+        let Entry::Occupied(mut occupied) = self.processes.entry((end.job, end.process)) else {
             return;
         };
         let process = occupied.get_mut();
         if process.exited.is_some() {
-            occupied.remove();
+            // One that is waited for was told, or will be.
+            if !end.is_awaited {
+                occupied.remove();
+            }
             return;
         }
-        process.is_unwanted = true;
+        process.is_unwanted |= !end.is_awaited;
         outputs.push(Output::Kill(process.key.clone()));
     }
 

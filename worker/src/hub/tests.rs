@@ -215,6 +215,7 @@ async fn a_process_keeps_its_connections_and_its_log_through_worlds() {
 
     note(Note::FromCoordinator(FromCoordinator::End(
         v1::EndProcess {
+            is_awaited: false,
             job: "job".to_owned(),
             process: 7,
         },

@@ -398,6 +398,10 @@ impl Scene {
             let why = decided.waits.get(name).map_or(why, |wait| &wait.why);
             writeln!(out, "{name} closes {how}    ({why})").unwrap();
         }
+        for (name, stuck) in &decided.stuck {
+            let stuck: Vec<String> = stuck.iter().map(|one| format!("p{}", one.0)).collect();
+            writeln!(out, "{name} has {} killed", stuck.join(", ")).unwrap();
+        }
         let waits = decided.waits.iter();
         for (name, wait) in waits.filter(|(name, _)| !decided.closing.contains_key(name)) {
             writeln!(out, "{name} {wait}").unwrap();

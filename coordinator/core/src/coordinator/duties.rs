@@ -52,6 +52,7 @@ impl Coordinator {
             }
         }
         self.waits = plan.waits;
+        self.stuck = plan.stuck;
         self.closing.clear();
         for (name, closing) in plan.closing {
             if let Some(world) = self.worlds.get(&name) {
@@ -252,7 +253,16 @@ fn end_of(job: &Job, watch: &WorldWatch, world: &World) -> Option<Outcome> {
             let outcome = done_outcome(job, done, watch.peak_memory_bytes(world));
             return Some(outcome);
         }
-        (None, None) => return None,
+        (None, None) => {
+            // Nobody of it comes to a step boundary, where it would end.
+            let Phase::Stopping(why) = job.phase else {
+                return None;
+            };
+            return watch.cannot_have_met(world).then(|| {
+                let reason = "it was stopped before all of its ranks were prepared";
+                job.rest(why.into(), reason.to_owned())
+            });
+        }
     };
     Some(job.rest(OutcomeKind::Failed, reason))
 }

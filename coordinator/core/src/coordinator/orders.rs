@@ -1,7 +1,7 @@
 //! What the leader tells the workers: every order that the state calls for and that has not gone
 //! over the worker's present stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_cluster::ids::{Generation, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
 use muster_cluster::plan::Closing;
@@ -32,6 +32,7 @@ impl Coordinator {
                     .get(name)
                     .filter(|(generation, _)| *generation == world.generation)
                     .map(|(_, closing)| closing),
+                stuck: self.stuck.get(name).cloned().unwrap_or_default(),
                 gone: watch
                     .map(|watch| watch.watch.gone.keys().copied().collect())
                     .unwrap_or_default(),
@@ -80,10 +81,7 @@ impl Coordinator {
                     .is_some_and(|watch| watch.done.contains_key(process));
                 let message = match job.and_then(|job| last_key(name, job, *process)) {
                     Some(key) if done => order(&key, Order::Dismiss(v1::Dismiss {})),
-                    _ => Message::End(v1::EndProcess {
-                        job: name.to_string(),
-                        process: process.0,
-                    }),
+                    _ => end_of(name, *process, false),
                 };
                 send(*session, vec![message], outputs);
                 false
@@ -129,6 +127,8 @@ struct Sight<'a> {
     /// Where the ranks listen, once all do.
     peers: Option<Vec<String>>,
     closing: Option<&'a Closing>,
+    /// Processes that do not answer.
+    stuck: BTreeSet<ProcessId>,
     /// Ranks that hear nothing any more.
     gone: Vec<RankId>,
     cluster_id: &'a [u8; 16],
@@ -171,6 +171,9 @@ impl Sight<'_> {
                 messages.push(order(&key, Order::Pause(v1::Pause { reason })));
             }
             _ => {}
+        }
+        if self.stuck.contains(&placement.process) && is_new(&mut told.kill) {
+            messages.push(end_of(self.name, placement.process, true));
         }
         let committed = self.job.latest_manifest();
         let committed = committed.filter(|manifest| manifest.history == self.world.history);
@@ -291,6 +294,15 @@ fn order(key: &v1::RankKey, order: Order) -> Message {
     Message::Order(v1::RankOrder {
         key: Some(key.clone()),
         order: Some(order),
+    })
+}
+
+/// Has a process ended; one that is awaited is part of a world, and its end is told.
+pub(super) fn end_of(job: &JobName, process: ProcessId, is_awaited: bool) -> Message {
+    Message::End(v1::EndProcess {
+        job: job.to_string(),
+        process: process.0,
+        is_awaited,
     })
 }
 

@@ -11,6 +11,7 @@ use v1::from_worker::Message as From;
 use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
+use super::orders::end_of;
 use super::{Coordinator, Now, Output, Session, seconds};
 use crate::links::Link;
 use crate::ranks::WorldWatch;
@@ -301,10 +302,7 @@ impl Coordinator {
         };
         let job = self.state.jobs.get(&name);
         if job.is_none_or(|job| !job.has_process(ProcessId(key.process))) {
-            let message = v1::to_worker::Message::End(v1::EndProcess {
-                job: key.job.clone(),
-                process: key.process,
-            });
+            let message = end_of(&name, ProcessId(key.process), false);
             outputs.push(Output::ToWorker { session, message });
         }
     }

@@ -79,6 +79,7 @@ fn dismiss() -> Order {
 
 fn end(process: u64) -> Input {
     Input::FromCoordinator(FromCoordinator::End(v1::EndProcess {
+        is_awaited: false,
         job: "job".to_owned(),
         process,
     }))
@@ -342,6 +343,7 @@ fn an_end_and_an_assignment_concern_no_other_process() {
     );
     assert_eq!(last(&mut agent, [end(9)]), []);
     let elsewhere = v1::EndProcess {
+        is_awaited: false,
         job: "other".to_owned(),
         process: 7,
     };

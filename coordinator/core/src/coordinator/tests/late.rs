@@ -1,4 +1,5 @@
-//! What comes after the world that it belongs to is over, and still counts.
+//! What comes after the world that it belongs to is over, and still counts; and worlds that never
+//! begin, or do not answer.
 
 use super::*;
 
@@ -41,4 +42,53 @@ fn the_end_of_a_process_that_no_job_has_is_taken_note_of() {
     bench.sent_to(b);
     bench.say(b, exited(&rank_b, "signal 9"));
     assert!(is_ended(&bench.sent_to(b)), "it need not tell it again");
+}
+
+#[test]
+fn a_job_whose_ranks_are_not_prepared_stops_at_once() {
+    let mut bench = Bench::new();
+    let a = bench.hello("a", 1, Vec::new());
+    let b = bench.hello("b", 1, Vec::new());
+    bench.request(1, submit());
+    bench.pass(3_000, &[a, b]);
+    let [rank_a, rank_b] = [a, b].map(|session| bench.assigned(session).unwrap().key());
+    for (session, key) in [(a, &rank_a), (b, &rank_b)] {
+        let started = v1::RankStarted {
+            key: Some(key.clone()),
+            pid: pid_of(key),
+        };
+        bench.say(session, From::Started(started));
+    }
+    bench.ready(a, &rank_a);
+    let stop = Command::Stop {
+        job: JobName::new(JOB).unwrap(),
+        why: StopWhy::Cancelled,
+    };
+    bench.request(2, stop);
+    assert_eq!(bench.coordinator.job_view(JOB).unwrap().state, "cancelled");
+    assert!(is_ended(&bench.sent_to(a)) && is_ended(&bench.sent_to(b)));
+}
+
+#[test]
+fn a_rank_that_does_not_answer_is_killed_where_the_others_are_too_few() {
+    let (mut bench, ranks) = running();
+    let [(a, rank_a), (b, rank_b)] = ranks;
+    bench.step(&rank_a, 1);
+    bench.sent_to(b);
+    bench.report(a, &rank_a, closed(Some(1), &[1], "lost rank 1"));
+    assert!(!is_ended(&bench.sent_to(b)), "it may answer yet");
+    bench.pass(2_500, &[a, b]);
+    let ends = bench
+        .sent_to(b)
+        .into_iter()
+        .filter_map(|message| match message {
+            To::End(end) => Some((end.process, end.is_awaited)),
+            _ => None,
+        });
+    assert_eq!(ends.collect::<Vec<_>>(), [(rank_b.process, true)]);
+    bench.say(b, exited(&rank_b, "signal 9"));
+    let standby = bench.assigned(b).unwrap();
+    assert_eq!(standby.generation, 0, "another one is started in its place");
+    bench.ready(b, &standby.key());
+    assert_eq!(bench.assigned(b).unwrap().generation, 2);
 }
