@@ -30,10 +30,15 @@ fn undisturbed() -> &'static [String; 3] {
 
 /// A job on workers of these names, with a device each, and the process ids of their daemons.
 fn running<const N: usize>(names: [&str; N]) -> (Cluster, [u32; N]) {
+    running_at_least("workers.min=1", names)
+}
+
+/// The same, with a setting of the fewest ranks.
+fn running_at_least<const N: usize>(min: &str, names: [&str; N]) -> (Cluster, [u32; N]) {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     let daemons = names.map(|name| cluster.start_worker_as(name, name, &["--threads", "1"]));
     let (steps, max) = (steps(), format!("workers.max={N}"));
-    let sets = ["--set", &steps, "--set", &max, "--set", "workers.min=1"];
+    let sets = ["--set", &steps, "--set", &max, "--set", min];
     let _ = cluster.text(&[&["submit", "job.toml"][..], &sets[..]].concat());
     eventually(DEADLINE, "some steps of all", || {
         let job = show(&cluster);
@@ -137,4 +142,24 @@ fn a_leader_that_was_stopped_for_five_seconds_takes_nobody_for_lost() {
     let num = meanwhile.count();
     println!("{num} steps while the leader was stopped");
     assert!(num > 20, "{num} steps went on meanwhile");
+}
+
+/// A process hangs, its daemon lives, and the job cannot go on with fewer ranks.
+#[test]
+fn a_rank_that_hangs_is_killed_and_replaced() {
+    let (cluster, _) = running_at_least("workers.min=2", ["a", "b"]);
+    let frozen = rank_on(&cluster, "b");
+    cluster.sandbox.kill(frozen, Signal::STOP);
+    let lost = eventually(DEADLINE, "the loss", || {
+        of_kind(&cluster, "lost").first().cloned()
+    });
+    assert_eq!(lost["worker"], "b");
+    assert!(
+        lost["reason"].as_str().unwrap().contains("signal 9"),
+        "{lost}"
+    );
+    eventually(DEADLINE, "another rank on b", || {
+        (rank_on(&cluster, "b") != frozen).then_some(())
+    });
+    finish(&cluster);
 }
