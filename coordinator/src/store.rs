@@ -92,6 +92,7 @@ impl Store {
         let recovered = Recovered {
             hard_state: store.read_hard_state()?,
             entries: store.read_log()?,
+            ..Recovered::default()
         };
         store.last_index = recovered.entries.last().map_or(0, |entry| entry.index);
         let cluster_id = store.read_cluster_id()?;

@@ -8,7 +8,8 @@ use protobuf::Message as _;
 use raft::eraftpb::{EntryType, Message, MessageType};
 use raft::{Raft, StateRole};
 
-use crate::log::Log;
+use crate::change;
+use crate::log::{self, Log};
 use crate::types::ReplicaId;
 
 /// The largest message that is decoded, in bytes. A message has at most one proposal beyond
@@ -44,17 +45,29 @@ pub(crate) fn check(raft: &Raft<Log>, from: ReplicaId, bytes: &[u8]) -> Result<M
     if message.from != from.0 || message.to != raft.id || from.0 == raft.id {
         return Err(Garbage("from or to somebody else"));
     }
-    if raft.prs().get(from.0).is_none() {
-        return Err(Garbage("not from a voter"));
-    }
     // A term of 0 would mark a local message, which skips every check of raft-rs's. Priorities are
-    // never given; a context would force a vote or acknowledge a read, and neither is used.
-    if message.term == 0
-        || message.priority != 0
-        || message.deprecated_priority != 0
-        || !message.context.is_empty()
-    {
+    // never given.
+    if message.term == 0 || message.priority != 0 || message.deprecated_priority != 0 {
         return Err(Garbage("uses what no replica uses"));
+    }
+    check_context(&message)?;
+    let is_answer = matches!(
+        message.msg_type,
+        MessageType::MsgAppendResponse
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVoteResponse
+    );
+    // Who asks may belong to the group by an entry that is not here yet.
+    if is_answer && raft.prs().get(from.0).is_none() {
+        return Err(Garbage(
+            "an answer of a replica that does not belong to the group",
+        ));
+    }
+    if message.has_snapshot() != (message.msg_type == MessageType::MsgSnapshot) {
+        return Err(Garbage(
+            "a snapshot where none belongs, or none where one does",
+        ));
     }
     let numbers = [
         message.term,
@@ -70,6 +83,14 @@ pub(crate) fn check(raft: &Raft<Log>, from: ReplicaId, bytes: &[u8]) -> Result<M
     match message.msg_type {
         MessageType::MsgAppend => check_append(raft, &message)?,
         MessageType::MsgHeartbeat => check_heartbeat(raft, &message)?,
+        MessageType::MsgSnapshot => check_snapshot(raft, &message)?,
+        MessageType::MsgTimeoutNow => {
+            let leader = raft.leader_id;
+            let is_other = leader != raft::INVALID_ID && leader != message.from;
+            if message.term > raft.term || message.term == raft.term && is_other {
+                return Err(Garbage("an order of somebody who does not lead"));
+            }
+        }
         MessageType::MsgAppendResponse => check_append_response(raft, &message)?,
         MessageType::MsgHeartbeatResponse => check_commit_of_follower(raft, &message)?,
         MessageType::MsgRequestVoteResponse => {
@@ -86,6 +107,52 @@ pub(crate) fn check(raft: &Raft<Log>, from: ReplicaId, bytes: &[u8]) -> Result<M
         _ => return Err(Garbage("of a kind that no replica sends")),
     }
     Ok(message)
+}
+
+/// A context forces a vote, or acknowledges a read.
+fn check_context(message: &Message) -> Result<(), Refusal> {
+    let is_known = match message.msg_type {
+        MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => {
+            message.context.is_empty() || message.context.len() == size_of::<u64>()
+        }
+        MessageType::MsgRequestVote => {
+            message.context.is_empty() || &message.context[..] == raft::CAMPAIGN_TRANSFER
+        }
+        _ => message.context.is_empty(),
+    };
+    if is_known {
+        Ok(())
+    } else {
+        Err(Garbage("a context that no replica uses"))
+    }
+}
+
+fn check_snapshot(raft: &Raft<Log>, message: &Message) -> Result<(), Refusal> {
+    let metadata = message.get_snapshot().get_metadata();
+    let (index, term) = (metadata.index, metadata.term);
+    if index == 0 || index > MAX_NUMBER || term == 0 || term > message.term {
+        return Err(Garbage("a snapshot of no place in a log"));
+    }
+    let membership = log::membership_of(metadata.get_conf_state());
+    let is_group = membership.is_some_and(|membership| {
+        let both = membership.voters.intersection(&membership.learners);
+        !membership.voters.is_empty() && both.count() == 0 && !membership.has(ReplicaId(0))
+    });
+    if !is_group {
+        return Err(Garbage("a snapshot of no group"));
+    }
+    if from_leader(raft, message)?
+        && index <= raft.raft_log.committed
+        && index >= raft.raft_log.first_index()
+        && !raft.raft_log.match_term(index, term)
+    {
+        return Err(Refusal::Impossible(format!(
+            "replica {} has a snapshot through entry {index} of term {term}, but another entry is committed there; \
+             a replica lost what it had promised to keep",
+            message.from
+        )));
+    }
+    Ok(())
 }
 
 /// Whether raft-rs will act on a message of a leader's; it answers older ones by their term alone.
@@ -112,8 +179,13 @@ fn check_append(raft: &Raft<Log>, message: &Message) -> Result<(), Refusal> {
         if entry.index != index || entry.term < term.max(1) || entry.term > message.term {
             return Err(Garbage("entries out of order"));
         }
-        if entry.entry_type != EntryType::EntryNormal {
-            return Err(Garbage("an entry that changes the membership"));
+        let is_known = match entry.entry_type {
+            EntryType::EntryNormal => true,
+            EntryType::EntryConfChange => change::decode(&entry.data).is_some(),
+            EntryType::EntryConfChangeV2 => false,
+        };
+        if !is_known {
+            return Err(Garbage("a change of the membership that no replica makes"));
         }
         term = entry.term;
     }
@@ -126,7 +198,9 @@ fn check_append(raft: &Raft<Log>, message: &Message) -> Result<(), Refusal> {
         .iter()
         .map(|entry| (entry.index, entry.term));
     for (index, term) in std::iter::once((message.index, message.log_term)).chain(theirs) {
-        if index <= raft.raft_log.committed && !raft.raft_log.match_term(index, term) {
+        // What is behind a snapshot cannot be compared any more.
+        let is_here = index + 1 >= raft.raft_log.first_index();
+        if is_here && index <= raft.raft_log.committed && !raft.raft_log.match_term(index, term) {
             return Err(Refusal::Impossible(format!(
                 "replica {}, leading term {}, has an entry {index} of term {term}, but another one is committed there; \
                  a replica lost what it had promised to keep",

@@ -8,12 +8,12 @@ pub enum Error {
     /// An identity is 0, which Raft keeps for "nobody".
     #[error("replica id 0 means nobody; number the replicas from 1")]
     ZeroId,
-    /// A voter is named twice.
-    #[error("voter {} is named twice; name every replica once", .0.0)]
-    TwiceAVoter(ReplicaId),
-    /// This replica is none of the voters.
-    #[error("replica {} is not among the voters; add it to them", .0.0)]
-    NotAVoter(ReplicaId),
+    /// A replica is both voter and learner.
+    #[error("replica {} is a voter and a learner; it can only be one of them", .0.0)]
+    TwiceAMember(ReplicaId),
+    /// A log without the beginning of its group.
+    #[error("there is a log, but nothing says whom its group began with; the store is damaged")]
+    NoGenesis,
     /// The two timeouts leave no room for a heartbeat to arrive.
     #[error(
         "election_ticks {election_ticks} must be greater than heartbeat_ticks {heartbeat_ticks}, which must be at least 1"
@@ -24,7 +24,7 @@ pub enum Error {
         /// As given.
         heartbeat_ticks: u32,
     },
-    /// The recovered log has a hole, or does not begin at 1.
+    /// The recovered log has a hole, or begins too late.
     #[error("recovered log: entry {found} stands where entry {expected} belongs")]
     Gap {
         /// The index that belongs there.
@@ -70,8 +70,10 @@ pub enum Error {
         /// It.
         value: u64,
     },
-    /// The log changes the membership, which this version does not do.
-    #[error("recovered log: entry {index} changes the membership, which this version cannot do")]
+    /// A change of the membership that cannot be read.
+    #[error(
+        "recovered log: entry {index} changes the membership in a way that nothing is known of"
+    )]
     Membership {
         /// The entry.
         index: u64,

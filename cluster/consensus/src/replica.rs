@@ -4,20 +4,25 @@
 //! acknowledgements, the leader counting itself) waits in `waiting` for [`Input::Persisted`], while
 //! a leader's own messages go at once (Raft thesis §10.2.1).
 
+mod group;
+mod reads;
 mod start;
+mod status;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use protobuf::Message as _;
-use raft::eraftpb::{self, Message};
-use raft::{Config, RawNode, StateRole};
+use raft::eraftpb::{self, Message, MessageType};
+use raft::{Config, RawNode, SnapshotStatus, StateRole};
 use slog::{Discard, Logger, o};
 
 use crate::check::{self, Refusal};
 use crate::error::Error;
 use crate::io::{Input, Output};
 use crate::log::{self, Log};
-use crate::types::{Entry, HardState, Recovered, ReplicaId};
+use crate::types::{Entry, EntryKind, HardState, Mark, Membership, Recovered, ReplicaId};
+use reads::Reads;
+pub use status::{Peer, Role, Status};
 
 /// At most this many bytes of proposals may wait to be committed; more are dropped, so that a
 /// leader without its quorum does not fill the memory.
@@ -32,8 +37,6 @@ const MAX_INFLIGHT_MESSAGES: usize = 256;
 pub struct Options {
     /// This replica.
     pub id: ReplicaId,
-    /// All replicas that vote, this one among them.
-    pub voters: Vec<ReplicaId>,
     /// Draws the election timeouts.
     pub seed: u64,
     /// The lower bound of the election timeout, in ticks; the upper is twice that.
@@ -53,6 +56,9 @@ pub struct Replica {
     unsaved: Option<HardState>,
     /// Proposals of this replica by the index they were written at: their term and number.
     proposals: BTreeMap<u64, (u64, u64)>,
+    reads: Reads,
+    /// Who belongs to the group by what was applied, and where that was.
+    applied: Mark,
     announced: Announced,
     num_refused: u64,
     is_broken: bool,
@@ -73,22 +79,26 @@ struct Waiting {
     through: u64,
     /// May leave when the batch is durable.
     messages: Vec<Message>,
+    /// The snapshot that is the state when the batch is durable.
+    restored: Option<Mark>,
 }
 
 impl Replica {
-    /// A replica with what its store gave back: the whole log, which is applied again from its
-    /// beginning. The only voter of a group campaigns at once.
+    /// A replica with what its store gave back: the log is applied again from where its snapshot ends.
+    /// The only voter of a group campaigns at once.
     ///
     /// # Errors
     /// When the options contradict each other, or what was recovered is not a log.
     pub fn new(
         options: Options,
-        recovered: Recovered,
+        mut recovered: Recovered,
         outputs: &mut Vec<Output>,
     ) -> Result<Self, Error> {
         start::check_options(&options)?;
         start::check_recovered(&recovered)?;
+        let start = recovered.start.clone();
         let config = Config {
+            applied: start.index,
             id: options.id.0,
             election_tick: options.election_ticks as usize,
             heartbeat_tick: options.heartbeat_ticks as usize,
@@ -100,7 +110,10 @@ impl Replica {
             pre_vote: true,
             ..Config::default()
         };
-        let log = Log::new(recovered, &options.voters);
+        // A snapshot is of what was committed, whether or not that was noted.
+        let commit = &mut recovered.hard_state.commit;
+        *commit = (*commit).max(start.index);
+        let log = Log::new(recovered);
         let node = RawNode::new(&config, log, &Logger::root(Discard, o!()))
             .map_err(|error| Error::Library(error.to_string()))?;
         let mut replica = Self {
@@ -109,11 +122,13 @@ impl Replica {
             waiting: VecDeque::new(),
             unsaved: None,
             proposals: BTreeMap::new(),
+            reads: Reads::default(),
+            applied: start,
             announced: Announced::default(),
             num_refused: 0,
             is_broken: false,
         };
-        if replica.options.voters.len() == 1 {
+        if replica.is_alone() {
             replica
                 .node
                 .campaign()
@@ -129,10 +144,34 @@ impl Replica {
             return;
         }
         match input {
+            // Before its state is that of the snapshot, it cannot know whether it may lead: time stands
+            // still for it.
+            Input::Tick if self.is_restoring() => {}
             Input::Tick => {
                 self.node.tick();
             }
             Input::Propose { request, data } => self.propose(request, data, outputs),
+            Input::Read { request } => self.read(request, outputs),
+            Input::Change {
+                request,
+                change,
+                data,
+            } => self.propose_change(request, change, data, outputs),
+            Input::Transfer { to } => {
+                if self.applied.membership.voters.contains(&to) {
+                    self.node.transfer_leader(to.0);
+                }
+            }
+            Input::Snapshotted { mark, num_kept } => self.snapshotted(mark, num_kept, outputs),
+            Input::SnapshotSent { to, is_there } => {
+                let status = if is_there {
+                    SnapshotStatus::Finish
+                } else {
+                    SnapshotStatus::Failure
+                };
+                self.node.report_snapshot(to.0, status);
+            }
+            Input::Unreachable { peer } => self.node.report_unreachable(peer.0),
             Input::Message { from, bytes } => self.receive(from, &bytes, outputs),
             Input::Persisted { batch } => self.persisted(batch, outputs),
         }
@@ -160,22 +199,30 @@ impl Replica {
         self.num_refused
     }
 
-    fn propose(&mut self, request: u64, data: Vec<u8>, outputs: &mut Vec<Output>) {
-        let refusal = if self.node.raft.state != StateRole::Leader {
-            Some(match self.node.raft.leader_id {
-                raft::INVALID_ID => "no leader is known; try again".to_owned(),
-                leader => format!("replica {leader} leads; ask it"),
-            })
-        } else if data.is_empty() || data.len() > check::MAX_PROPOSAL_BYTES {
-            let (given, most) = (data.len(), check::MAX_PROPOSAL_BYTES);
-            Some(format!(
-                "a proposal has 1 to {most} bytes, this one has {given}"
-            ))
-        } else if self.node.propose(Vec::new(), data).is_err() {
-            Some("too many proposals wait for a quorum of replicas; try again later".to_owned())
-        } else {
-            None
-        };
+    /// Who belongs to the group by what was applied so far, and where that is: for a snapshot of what
+    /// was applied.
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        &self.applied
+    }
+
+    /// Whether it is the only one that votes.
+    fn is_alone(&self) -> bool {
+        self.applied.membership == Membership::of([self.options.id])
+    }
+
+    /// Why nothing can be proposed here, or read.
+    fn not_leading(&self) -> Option<String> {
+        if self.node.raft.state == StateRole::Leader {
+            return None;
+        }
+        Some(match self.node.raft.leader_id {
+            raft::INVALID_ID => "no leader is known; try again".to_owned(),
+            leader => format!("replica {leader} leads; ask it"),
+        })
+    }
+
+    fn proposed(&mut self, request: u64, refusal: Option<String>, outputs: &mut Vec<Output>) {
         match refusal {
             Some(reason) => outputs.push(Output::Dropped { request, reason }),
             None => {
@@ -186,8 +233,26 @@ impl Replica {
         }
     }
 
+    fn propose(&mut self, request: u64, data: Vec<u8>, outputs: &mut Vec<Output>) {
+        let refusal = if let Some(reason) = self.not_leading() {
+            Some(reason)
+        } else if data.is_empty() || data.len() > check::MAX_PROPOSAL_BYTES {
+            let (given, most) = (data.len(), check::MAX_PROPOSAL_BYTES);
+            Some(format!(
+                "a proposal has 1 to {most} bytes, this one has {given}"
+            ))
+        } else if self.node.propose(Vec::new(), data).is_err() {
+            Some("too many proposals wait for a quorum of replicas; try again later".to_owned())
+        } else {
+            None
+        };
+        self.proposed(request, refusal, outputs);
+    }
+
     fn receive(&mut self, from: ReplicaId, bytes: &[u8], outputs: &mut Vec<Output>) {
         match check::check(&self.node.raft, from, bytes) {
+            Ok(message)
+                if message.msg_type == MessageType::MsgTimeoutNow && self.is_restoring() => {}
             // raft-rs answers with an error where it ignores a message; there is nothing to do.
             Ok(message) => drop(self.node.step(message)),
             Err(Refusal::Garbage(_)) => self.num_refused += 1,
@@ -198,6 +263,13 @@ impl Replica {
         }
     }
 
+    /// Whether a snapshot was received and is not durable as the beginning of the log.
+    fn is_restoring(&self) -> bool {
+        self.waiting
+            .iter()
+            .any(|waiting| waiting.restored.is_some())
+    }
+
     fn persisted(&mut self, batch: u64, outputs: &mut Vec<Output>) {
         if !self.waiting.iter().any(|waiting| waiting.batch == batch) {
             self.num_refused += 1;
@@ -205,7 +277,10 @@ impl Replica {
         }
         while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.batch <= batch) {
             self.node.on_persist_ready(waiting.through);
-            send(waiting.messages, outputs);
+            if let Some(mark) = waiting.restored {
+                self.restore(mark, outputs);
+            }
+            self.send(waiting.messages, outputs);
         }
     }
 }
@@ -216,6 +291,7 @@ impl Replica {
         while self.node.has_ready() {
             self.take_ready(outputs);
         }
+        self.settle_reads(outputs);
         // raft-rs draws a timeout by chance on every change of role; ours follows from the seed and
         // the term, so that a run can be repeated. It is put in place before anything reads it.
         let ticks = election_timeout(&self.options, self.node.raft.term);
@@ -227,7 +303,14 @@ impl Replica {
         let mut ready = self.node.ready();
         let number = ready.number();
         let entries = ready.take_entries();
+        let restored = self.restored(ready.snapshot());
+        if let Some(mark) = &restored {
+            self.node.mut_store().restore(mark.clone());
+        }
         self.node.mut_store().append(&entries);
+        for state in ready.take_read_states() {
+            self.reads.may_be_read(&state.request_ctx, state.index);
+        }
         if let Some(hard_state) = ready.hs() {
             self.unsaved = Some(log::hard_state_from_raft(hard_state));
         }
@@ -238,9 +321,10 @@ impl Replica {
                 batch: number,
                 entries,
                 hard_state: self.unsaved.take(),
+                restore: restored.clone(),
             });
         }
-        send(ready.take_messages(), outputs);
+        self.send(ready.take_messages(), outputs);
         let committed = ready.take_committed_entries();
         let messages = ready.take_persisted_messages();
         self.node.advance_append_async(ready);
@@ -251,6 +335,7 @@ impl Replica {
                 batch: number,
                 through: number,
                 messages,
+                restored,
             }),
             // Nothing to write, but raft-rs counts its readies in order.
             Some(last) => {
@@ -259,7 +344,7 @@ impl Replica {
             }
             None => {
                 self.node.on_persist_ready(number);
-                send(messages, outputs);
+                self.send(messages, outputs);
             }
         }
     }
@@ -285,21 +370,42 @@ impl Replica {
                     });
                 }
             }
-            if !entry.data.is_empty() {
-                let Entry {
-                    index, term, data, ..
-                } = log::from_raft(entry);
-                outputs.push(Output::Apply {
+            (self.applied.index, self.applied.term) = (entry.index, entry.term);
+            let Entry {
+                index,
+                term,
+                kind,
+                data,
+            } = log::from_raft(entry);
+            match kind {
+                EntryKind::Config => self.changed(index, term, &data, request, outputs),
+                // It opens a term.
+                EntryKind::Normal if data.is_empty() => {}
+                EntryKind::Normal => outputs.push(Output::Apply {
                     index,
                     term,
                     data,
                     request,
-                });
+                }),
             }
         }
         if let Some(last) = committed.last() {
             self.node.advance_apply_to(last.index);
         }
+    }
+
+    fn send(&self, messages: Vec<Message>, outputs: &mut Vec<Output>) {
+        outputs.extend(messages.into_iter().map(|message| {
+            let bytes = message
+                .write_to_bytes()
+                .expect("every field of raft-rs's messages is optional");
+            let to = ReplicaId(message.to);
+            if message.msg_type == MessageType::MsgSnapshot {
+                let index = message.get_snapshot().get_metadata().index;
+                return Output::SendSnapshot { to, index, bytes };
+            }
+            Output::Send { to, bytes }
+        }));
     }
 
     fn announce(&mut self, outputs: &mut Vec<Output>) {
@@ -336,18 +442,6 @@ impl std::fmt::Debug for Replica {
             .field("is_broken", &self.is_broken)
             .finish_non_exhaustive()
     }
-}
-
-fn send(messages: Vec<Message>, outputs: &mut Vec<Output>) {
-    outputs.extend(messages.into_iter().map(|message| {
-        let bytes = message
-            .write_to_bytes()
-            .expect("every field of raft-rs's messages is optional");
-        Output::Send {
-            to: ReplicaId(message.to),
-            bytes,
-        }
-    }));
 }
 
 /// In ticks: from `election_ticks` to below twice that, by the seed, the replica and the term.

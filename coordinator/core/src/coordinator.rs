@@ -10,7 +10,7 @@ use muster_cluster::command::{Command, RequestId, Stamped};
 use muster_cluster::ids::{Generation, JobName, ProcessId, WorkerName};
 use muster_cluster::plan::{Closing, Observed, Patience, Wait};
 use muster_cluster::state::{ClusterState, Job, World};
-use muster_consensus::{Entry, HardState, Recovered, Replica, ReplicaId};
+use muster_consensus::{Entry, HardState, Membership, Recovered, Replica, ReplicaId};
 use muster_proto::event::{Event, RankTime};
 use muster_proto::{convert, v1};
 
@@ -176,7 +176,7 @@ impl Coordinator {
     /// # Errors
     /// When the recovered log is not one; the text says where.
     pub fn new(
-        recovered: Recovered,
+        mut recovered: Recovered,
         cluster_id: [u8; 16],
         checkpoints: String,
         past: Vec<(Option<u64>, Event)>,
@@ -185,11 +185,11 @@ impl Coordinator {
         let id = ReplicaId(1);
         let options = muster_consensus::Options {
             id,
-            voters: vec![id],
             seed: u64::from_le_bytes(cluster_id[..8].try_into().expect("half of 16 bytes")),
             election_ticks: 10,
             heartbeat_ticks: 2,
         };
+        recovered.start.membership = Membership::of([id]);
         let mut from_replica = Vec::new();
         let replica = Replica::new(options, recovered, &mut from_replica)
             .map_err(|error| error.to_string())?;
@@ -411,6 +411,7 @@ impl Coordinator {
                     batch,
                     entries,
                     hard_state,
+                    restore: _,
                 } => {
                     outputs.push(Output::Persist {
                         batch,
@@ -418,8 +419,13 @@ impl Coordinator {
                         hard_state,
                     });
                 }
-                // A group of one has nobody to send to.
-                From::Send { .. } => {}
+                // A group of one has nobody to send to, and stays as it is.
+                From::Send { .. }
+                | From::SendSnapshot { .. }
+                | From::Discard { .. }
+                | From::Restore { .. }
+                | From::Changed { .. }
+                | From::Readable { .. } => {}
                 From::Apply {
                     index,
                     data,

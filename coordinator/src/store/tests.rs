@@ -87,7 +87,8 @@ fn a_store_gives_back_what_was_appended() {
         recovered,
         Recovered {
             hard_state: hard_state(4),
-            entries: vec![entry(1, 1), entry(2, 1), large]
+            entries: vec![entry(1, 1), entry(2, 1), large],
+            ..Recovered::default()
         }
     );
     assert_eq!(same, meta);
@@ -114,7 +115,8 @@ fn the_log_ends_with_the_last_entry_of_a_batch() {
         reopen(folder.path()).unwrap(),
         Recovered {
             hard_state: hard_state(2),
-            entries: expected
+            entries: expected,
+            ..Recovered::default()
         }
     );
 }
@@ -140,6 +142,7 @@ fn a_batch_that_leaves_a_gap_is_not_written() {
     let expected = Recovered {
         hard_state: hard_state(1),
         entries: entries(1..=5, 1),
+        ..Recovered::default()
     };
     assert_eq!(reopen(folder.path()).unwrap(), expected);
 }
@@ -338,6 +341,7 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
     let expected = Recovered {
         hard_state: hard_state(1),
         entries: written,
+        ..Recovered::default()
     };
     let mut num_refused = 0;
     for file in files.iter().filter(|file| file.as_os_str() != "lock") {

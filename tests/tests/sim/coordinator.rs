@@ -70,6 +70,7 @@ impl Host {
         let recovered = Recovered {
             hard_state: disk.hard_state,
             entries: disk.log.clone(),
+            ..Recovered::default()
         };
         let mut outputs = Vec::new();
         let machine = Coordinator::new(

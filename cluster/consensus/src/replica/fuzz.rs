@@ -1,13 +1,13 @@
 //! Messages by chance, most of them almost right: none may make a replica panic.
 
 use protobuf::Message as _;
-use raft::eraftpb::{self, Message, MessageType};
+use raft::eraftpb::{self, EntryType, Message, MessageType};
 
 use super::mix;
 use super::tests::{
     PEER, entry, from_peer, handle, leader_with_a_proposal, message, recovered, start,
 };
-use crate::{Input, Output, Recovered};
+use crate::{Change, Input, Output, Recovered, ReplicaId, change};
 
 /// Numbers that mostly come near the replica's own.
 fn number(draw: &mut impl FnMut(u64) -> u64) -> u64 {
@@ -53,15 +53,50 @@ fn random_message(draw: &mut impl FnMut(u64) -> u64) -> Message {
     let mut term = message.log_term.max(1);
     for offset in 1..=draw(4) {
         term = term.wrapping_add(u64::from(draw(4) == 0));
-        let data = vec![7u8; draw(3) as usize].into();
+        let kind = match draw(20) {
+            0 => EntryType::EntryConfChangeV2,
+            1..4 => EntryType::EntryConfChange,
+            _ => EntryType::EntryNormal,
+        };
+        let data = match kind {
+            EntryType::EntryConfChange if draw(8) > 0 => random_change(draw),
+            _ => vec![7u8; draw(3) as usize],
+        };
         message.entries.push(eraftpb::Entry {
+            entry_type: kind,
             index: first.wrapping_add(offset),
             term,
-            data,
+            data: data.into(),
             ..Default::default()
         });
     }
+    if (message.msg_type == MessageType::MsgSnapshot) == (draw(20) > 0) {
+        let (index, term) = (number(draw), number(draw));
+        let mut ids = |most| (0..draw(most)).map(|_| draw(5)).collect::<Vec<u64>>();
+        let conf_state = eraftpb::ConfState::from((ids(4), ids(2)));
+        let metadata = message.mut_snapshot().mut_metadata();
+        (metadata.index, metadata.term) = (index, term);
+        metadata.set_conf_state(conf_state);
+    }
+    if draw(10) == 0 {
+        let context = match draw(3) {
+            0 => raft::CAMPAIGN_TRANSFER.to_vec(),
+            1 => draw(4).to_le_bytes().to_vec(),
+            _ => vec![1; draw(10) as usize],
+        };
+        message.context = context.into();
+    }
     message
+}
+
+fn random_change(draw: &mut impl FnMut(u64) -> u64) -> Vec<u8> {
+    let id = ReplicaId(draw(5));
+    let change = match draw(3) {
+        0 => Change::AddLearner(id),
+        1 => Change::Promote(id),
+        _ => Change::Remove(id),
+    };
+    change::to_raft(change, vec![7]).write_to_bytes().unwrap()
 }
 
 #[test]
@@ -72,7 +107,7 @@ fn no_bytes_make_a_replica_panic() {
         state % bound
     };
     let (mut num_broken, mut num_leading, mut num_refused) = (0, 0, 0);
-    for _ in 0..4000 {
+    for _ in 0..20_000 {
         let mut replica = match draw(3) {
             0 => leader_with_a_proposal(),
             1 => {
@@ -91,7 +126,25 @@ fn no_bytes_make_a_replica_panic() {
         let mut batch = 0;
         for _ in 0..60 {
             let input = match draw(10) {
-                0 => Input::Tick,
+                0 => match draw(6) {
+                    0 => Input::Read { request: 1 },
+                    1 => Input::Transfer { to: PEER },
+                    2 => Input::Unreachable { peer: PEER },
+                    3 => Input::SnapshotSent {
+                        to: PEER,
+                        is_there: draw(2) == 0,
+                    },
+                    4 => Input::Change {
+                        request: 1,
+                        change: Change::Remove(ReplicaId(draw(4))),
+                        data: vec![7],
+                    },
+                    _ => Input::Tick,
+                },
+                1 if draw(6) == 0 => Input::Snapshotted {
+                    mark: replica.mark().clone(),
+                    num_kept: draw(3),
+                },
                 1 => Input::Persisted { batch },
                 2 => Input::Propose {
                     request: 1,

@@ -8,11 +8,14 @@ use super::tests::{
     recovered, start,
 };
 use super::{Options, Replica};
-use crate::{Entry, EntryKind, Error, Input, Output, Recovered, ReplicaId};
+use crate::{Entry, EntryKind, Error, Input, Mark, Membership, Output, Recovered, ReplicaId};
 
 #[test]
 fn a_damaged_recovery_is_refused() {
-    let refuse = |recovered| Replica::new(options(1), recovered, &mut Vec::new()).unwrap_err();
+    let refuse = |mut recovered: Recovered| {
+        recovered.start.membership = Membership::of([ME]);
+        Replica::new(options(), recovered, &mut Vec::new()).unwrap_err()
+    };
     let config = Entry {
         kind: EntryKind::Config,
         ..entry(1, 1, b"")
@@ -51,38 +54,52 @@ fn a_damaged_recovery_is_refused() {
         refuse(recovered(1, 0, vec![config])),
         Error::Membership { index: 1 }
     );
+    let snapshot = |index, term, entries| Recovered {
+        start: Mark {
+            index,
+            term,
+            membership: Membership::default(),
+        },
+        ..recovered(9, 0, entries)
+    };
+    // Behind a snapshot the log goes on, or begins before its end.
+    assert_eq!(
+        refuse(snapshot(5, 2, vec![entry(7, 2, b"")])),
+        Error::Gap {
+            expected: 6,
+            found: 7
+        }
+    );
+    assert_eq!(
+        refuse(snapshot(5, 2, vec![entry(4, 1, b""), entry(5, 1, b"")])),
+        Error::TermGoesBack {
+            index: 5,
+            term: 1,
+            before: 2
+        }
+    );
+    let other_log = recovered(1, 0, vec![entry(1, 1, b"")]);
+    let no_genesis = Replica::new(options(), other_log, &mut Vec::new()).unwrap_err();
+    assert_eq!(no_genesis, Error::NoGenesis);
+    let mut both = Recovered::genesis([ME]);
+    both.start.membership.learners.insert(ME);
+    let twice = Replica::new(options(), both, &mut Vec::new()).unwrap_err();
+    assert_eq!(twice, Error::TwiceAMember(ME));
 }
 
 #[test]
 fn options_that_contradict_each_other_are_refused() {
     let refuse =
         |options| Replica::new(options, Recovered::default(), &mut Vec::new()).unwrap_err();
-    let voters = |voters: &[u64]| voters.iter().copied().map(ReplicaId).collect();
-    assert_eq!(
-        refuse(Options {
-            voters: voters(&[2]),
-            ..options(1)
-        }),
-        Error::NotAVoter(ME)
-    );
-    assert_eq!(
-        refuse(Options {
-            voters: voters(&[1, 2, 1]),
-            ..options(1)
-        }),
-        Error::TwiceAVoter(ME)
-    );
-    assert_eq!(
-        refuse(Options {
-            voters: voters(&[0, 1]),
-            ..options(1)
-        }),
-        Error::ZeroId
-    );
+    let nobody = Options {
+        id: ReplicaId(0),
+        ..options()
+    };
+    assert_eq!(refuse(nobody), Error::ZeroId);
     assert_eq!(
         refuse(Options {
             heartbeat_ticks: 10,
-            ..options(1)
+            ..options()
         }),
         Error::Ticks {
             election_ticks: 10,

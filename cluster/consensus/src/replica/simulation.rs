@@ -1,44 +1,23 @@
-//! Three replicas on a network and on disks that fail by a seed, and what must hold all the same.
+//! A group on a network and on disks that fail by a seed, and what must hold all the same. Replicas
+//! come and go, snapshots are taken and sent, leaders hand over, and some ask what is true now.
 //!
 //! A disk loses what was not synced, a whole batch at a time from the last one on; a network loses,
 //! delays, doubles and reorders. What one replica does with one input is in `tests`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod acts;
+mod machine;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::StateRole;
 
 use super::{Options, Replica, mix};
-use crate::{Entry, HardState, Input, Output, Recovered, ReplicaId};
+use crate::{Input, Output, Recovered, ReplicaId, Role};
+use machine::{Applied, Machine, Packet};
 
-const NUM_REPLICAS: u64 = 3;
-
-/// What was applied: index, term and data.
-type Applied = (u64, u64, Vec<u8>);
-
-/// One machine: what survives a crash, and what does not.
-#[derive(Default)]
-struct Machine {
-    disk: Recovered,
-    /// Batches that were handed over and are not synced.
-    unsynced: VecDeque<(u64, Vec<Entry>, Option<HardState>)>,
-    replica: Option<Replica>,
-    applied: Vec<Applied>,
-}
-
-impl Machine {
-    fn sync(&mut self, num_batches: usize) -> Option<u64> {
-        let mut last = None;
-        for (batch, entries, hard_state) in self.unsynced.drain(..num_batches) {
-            if let Some(first) = entries.first() {
-                self.disk.entries.truncate(first.index as usize - 1);
-                self.disk.entries.extend(entries);
-            }
-            self.disk.hard_state = hard_state.unwrap_or(self.disk.hard_state);
-            last = Some(batch);
-        }
-        last
-    }
-}
+/// Those that the group begins with; others may join.
+const NUM_FOUNDERS: u64 = 3;
+const NUM_REPLICAS: u64 = 6;
 
 struct Simulation {
     seed: u64,
@@ -46,17 +25,35 @@ struct Simulation {
     now: u64,
     machines: BTreeMap<ReplicaId, Machine>,
     /// When it arrives, a tie breaker, from, to, bytes.
-    network: BTreeMap<(u64, u64), (ReplicaId, ReplicaId, Vec<u8>)>,
+    network: BTreeMap<(u64, u64), (ReplicaId, ReplicaId, Packet)>,
     has_faults: bool,
+    /// Whether replicas come and go.
+    changes: bool,
+    joined: u64,
     leader_of_term: BTreeMap<u64, ReplicaId>,
     /// The longest sequence that any replica applied.
     truth: Vec<Applied>,
     num_proposed: u64,
     acknowledged: BTreeSet<Vec<u8>>,
+    /// The newest of them.
+    acknowledged_index: u64,
+    /// What a read must see.
+    reads: BTreeMap<u64, u64>,
     dropped: BTreeSet<Vec<u8>>,
-    num_crashes: u64,
+    counts: Counts,
     /// Folds every output, so that two runs can be compared.
     trace: u64,
+}
+
+/// What happened, so that a test can see that it did.
+#[derive(Default, Debug)]
+struct Counts {
+    crashes: u64,
+    reads: u64,
+    snapshots_sent: u64,
+    restores: u64,
+    changes: u64,
+    transfers: u64,
 }
 
 fn data_of(request: u64) -> Vec<u8> {
@@ -72,16 +69,26 @@ impl Simulation {
             machines: BTreeMap::new(),
             network: BTreeMap::new(),
             has_faults: true,
+            changes: seed.is_multiple_of(2),
+            joined: NUM_FOUNDERS,
             leader_of_term: BTreeMap::new(),
             truth: Vec::new(),
             num_proposed: 0,
             acknowledged: BTreeSet::new(),
+            acknowledged_index: 0,
+            reads: BTreeMap::new(),
             dropped: BTreeSet::new(),
-            num_crashes: 0,
+            counts: Counts::default(),
             trace: seed,
         };
         for id in simulation.ids() {
-            simulation.machines.insert(id, Machine::default());
+            let founders = (1..=NUM_FOUNDERS).map(ReplicaId);
+            let mut machine = Machine::default();
+            if id.0 <= NUM_FOUNDERS {
+                machine.disk = Recovered::genesis(founders);
+                machine.snapshots.insert(1, Vec::new());
+            }
+            simulation.machines.insert(id, machine);
             simulation.start(id);
         }
         simulation
@@ -104,7 +111,6 @@ impl Simulation {
     fn start(&mut self, id: ReplicaId) {
         let options = Options {
             id,
-            voters: self.ids(),
             seed: self.seed,
             election_ticks: 10,
             heartbeat_ticks: 2,
@@ -112,7 +118,8 @@ impl Simulation {
         let mut outputs = Vec::new();
         let machine = self.machines.get_mut(&id).unwrap();
         let recovered = machine.disk.clone();
-        machine.applied.clear();
+        let start = machine.disk.start.index;
+        machine.applied = machine.snapshots.get(&start).cloned().unwrap_or_default();
         machine.replica = Some(Replica::new(options, recovered, &mut outputs).unwrap());
         self.take(id, outputs);
     }
@@ -135,22 +142,67 @@ impl Simulation {
                     batch,
                     entries,
                     hard_state,
+                    restore,
                 } => {
-                    self.machines
-                        .get_mut(&id)
-                        .unwrap()
+                    let machine = self.machines.get_mut(&id).unwrap();
+                    machine
                         .unsynced
-                        .push_back((batch, entries, hard_state));
+                        .push_back((batch, entries, hard_state, restore));
                 }
-                Output::Send { to, bytes } => self.send(id, to, &bytes),
+                Output::Discard { through } => {
+                    let machine = self.machines.get_mut(&id).unwrap();
+                    machine.disk.entries.retain(|entry| entry.index > through);
+                }
+                Output::Send { to, bytes } => self.send(id, to, &Packet::Message(bytes)),
+                Output::SendSnapshot { to, index, bytes } => {
+                    self.counts.snapshots_sent += 1;
+                    let content = self.machines[&id].snapshots[&index].clone();
+                    let packet = Packet::Snapshot {
+                        index,
+                        content,
+                        bytes,
+                    };
+                    self.send(id, to, &packet);
+                }
+                Output::Restore { mark } => {
+                    self.counts.restores += 1;
+                    let machine = self.machines.get_mut(&id).unwrap();
+                    machine.applied = machine.snapshots[&mark.index].clone();
+                }
+                Output::Changed {
+                    index,
+                    term,
+                    change,
+                    membership,
+                    data,
+                    ..
+                } => {
+                    assert_eq!(data, b"data", "seed {}", self.seed);
+                    let told = format!("{change:?} {membership:?}").into_bytes();
+                    self.applied(id, (index, term, told), None, false);
+                }
+                Output::Readable { request } => {
+                    self.counts.reads += 1;
+                    let Some(least) = self.reads.remove(&request) else {
+                        continue;
+                    };
+                    let seen = self.machines[&id].replica.as_ref().unwrap().mark().index;
+                    assert!(
+                        seen >= least,
+                        "seed {}: {id:?} read what is true at {seen}, and {least} was acknowledged",
+                        self.seed
+                    );
+                }
                 Output::Apply {
                     index,
                     term,
                     data,
                     request,
-                } => self.applied(id, (index, term, data), request),
+                } => self.applied(id, (index, term, data), request, true),
                 Output::Dropped { request, .. } => {
-                    self.dropped.insert(data_of(request));
+                    if self.reads.remove(&request).is_none() {
+                        self.dropped.insert(data_of(request));
+                    }
                 }
                 Output::Leader { .. } => {}
                 Output::Broken { reason } => panic!("seed {}: {reason}", self.seed),
@@ -167,27 +219,46 @@ impl Simulation {
         }
     }
 
-    fn send(&mut self, from: ReplicaId, to: ReplicaId, bytes: &[u8]) {
+    fn send(&mut self, from: ReplicaId, to: ReplicaId, packet: &Packet) {
         for _ in 0..if self.fault(20) { 2 } else { 1 } {
             if !self.fault(10) {
                 let longest = if self.fault(15) { 60 } else { 4 };
                 let arrival = (self.now + 1 + self.draw(longest), self.draws);
-                self.network.insert(arrival, (from, to, bytes.to_vec()));
+                self.network.insert(arrival, (from, to, packet.clone()));
+            } else if let Packet::Snapshot { .. } = packet {
+                let failed = Input::SnapshotSent {
+                    to,
+                    is_there: false,
+                };
+                self.handle(from, failed);
             }
         }
     }
 
-    fn applied(&mut self, id: ReplicaId, applied: Applied, request: Option<u64>) {
+    fn arrives(&mut self, from: ReplicaId, to: ReplicaId, packet: Packet) {
+        match packet {
+            Packet::Message(bytes) => self.handle(to, Input::Message { from, bytes }),
+            Packet::Snapshot {
+                index,
+                content,
+                bytes,
+            } => {
+                let is_there = self.machines[&to].replica.is_some();
+                if is_there {
+                    let machine = self.machines.get_mut(&to).unwrap();
+                    machine.snapshots.insert(index, content);
+                    self.handle(to, Input::Message { from, bytes });
+                }
+                self.handle(from, Input::SnapshotSent { to, is_there });
+            }
+        }
+    }
+
+    fn applied(&mut self, id: ReplicaId, applied: Applied, request: Option<u64>, is_data: bool) {
         let seed = self.seed;
         let machine = self.machines.get_mut(&id).unwrap();
-        let on_disk = machine
-            .disk
-            .entries
-            .get(applied.0 as usize - 1)
-            .map(|entry| (entry.term, &entry.data));
-        assert_eq!(
-            on_disk,
-            Some((applied.1, &applied.2)),
+        assert!(
+            !is_data || machine.has_on_disk(&applied),
             "seed {seed}: {id:?} applied what is not durable"
         );
         let at = machine.applied.len();
@@ -206,6 +277,7 @@ impl Simulation {
                 "seed {seed}: another proposal's number"
             );
             self.acknowledged.insert(applied.2);
+            self.acknowledged_index = self.acknowledged_index.max(applied.0);
         }
     }
 
@@ -222,7 +294,7 @@ impl Simulation {
     }
 
     fn crash(&mut self, id: ReplicaId) {
-        self.num_crashes += 1;
+        self.counts.crashes += 1;
         let most = self.machines[&id].unsynced.len() as u64 + 1;
         // The disk may have got as far as any batch before the power went.
         let num_written = self.draw(most) as usize;
@@ -239,8 +311,8 @@ impl Simulation {
             .first_entry()
             .filter(|entry| entry.key().0 <= self.now)
         {
-            let (from, to, bytes) = entry.remove();
-            self.handle(to, Input::Message { from, bytes });
+            let (from, to, packet) = entry.remove();
+            self.arrives(from, to, packet);
         }
         for id in self.ids() {
             if self.machines[&id].replica.is_none() {
@@ -254,6 +326,12 @@ impl Simulation {
             }
             if self.draw(4) == 0 {
                 self.propose(id);
+            }
+            if self.draw(10) == 0 {
+                self.read(id);
+            }
+            if self.draw(60) == 0 {
+                self.snapshot(id);
             }
             let num_waiting = self.machines[&id].unsynced.len();
             if num_waiting > 0 && self.draw(3) == 0 {
@@ -269,6 +347,16 @@ impl Simulation {
             if self.fault(150) {
                 self.crash(id);
             }
+        }
+        if self.changes && self.fault(20) {
+            self.change();
+        }
+        if self.fault(100)
+            && let Some(leader) = self.leader()
+        {
+            self.counts.transfers += 1;
+            let to = ReplicaId(1 + self.draw(NUM_REPLICAS));
+            self.handle(leader, Input::Transfer { to });
         }
     }
 
@@ -303,10 +391,12 @@ fn run(seed: u64) -> Simulation {
         .unwrap_or_else(|| panic!("seed {seed}: no leader without faults"));
     simulation.propose(leader);
     let last = data_of(simulation.num_proposed);
+    simulation.reads.clear();
+    simulation.read(leader);
     for _ in 0..200 {
         simulation.now += 100;
-        for (_, (from, to, bytes)) in std::mem::take(&mut simulation.network) {
-            simulation.handle(to, Input::Message { from, bytes });
+        for (_, (from, to, packet)) in std::mem::take(&mut simulation.network) {
+            simulation.arrives(from, to, packet);
         }
         for id in simulation.ids() {
             simulation.handle(id, Input::Tick);
@@ -321,6 +411,11 @@ fn run(seed: u64) -> Simulation {
         simulation.acknowledged.contains(&last),
         "seed {seed}: the last proposal was not acknowledged"
     );
+    assert_eq!(
+        simulation.reads.len(),
+        0,
+        "seed {seed}: a read was not answered"
+    );
 
     let truth = &simulation.truth;
     let applied: BTreeSet<&Vec<u8>> = truth.iter().map(|(_, _, data)| data).collect();
@@ -334,16 +429,26 @@ fn run(seed: u64) -> Simulation {
             .windows(2)
             .all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1)
     );
+    let membership = simulation.membership_at(leader);
     for (id, machine) in &simulation.machines {
-        assert_eq!(
-            &machine.applied, truth,
-            "seed {seed}: {id:?} ended elsewhere"
-        );
-        assert_eq!(
-            machine.replica.as_ref().unwrap().num_refused(),
-            0,
-            "seed {seed}: {id:?} refused a peer"
-        );
+        let replica = machine.replica.as_ref().unwrap();
+        if membership.has(*id) {
+            assert_eq!(
+                &machine.applied, truth,
+                "seed {seed}: {id:?} ended elsewhere"
+            );
+            assert_eq!(replica.mark().membership, membership, "seed {seed}: {id:?}");
+            let is_learner = membership.learners.contains(id);
+            assert_eq!(replica.status().role == Role::Learner, is_learner);
+        }
+        // Who was removed may still answer.
+        if !simulation.changes {
+            assert_eq!(
+                replica.num_refused(),
+                0,
+                "seed {seed}: {id:?} refused a peer"
+            );
+        }
     }
     for data in &simulation.acknowledged {
         assert!(
@@ -364,21 +469,43 @@ fn run(seed: u64) -> Simulation {
     simulation
 }
 
+/// Runs the seeds of `SEEDS=from..to`.
 #[test]
-fn three_replicas_agree_whatever_the_network_and_the_disks_do() {
-    let mut num_terms = 0;
-    let mut num_crashes = 0;
-    let mut num_acknowledged = 0;
+#[ignore = "for minutes, not for seconds"]
+#[expect(clippy::disallowed_methods, reason = "a test is told what to run")]
+fn many_seeds() {
+    let range = std::env::var("SEEDS").unwrap_or_else(|_| "0..5000".to_owned());
+    let (from, to) = range.split_once("..").unwrap();
+    for seed in from.parse::<u64>().unwrap()..to.parse().unwrap() {
+        run(seed);
+    }
+}
+
+#[test]
+fn a_group_agrees_whatever_the_network_and_the_disks_do() {
+    let (mut num_terms, mut num_acknowledged) = (0, 0);
+    let mut all = Counts::default();
     for seed in 0..100 {
         let simulation = run(seed);
         num_terms += simulation.leader_of_term.len();
-        num_crashes += simulation.num_crashes;
         num_acknowledged += simulation.acknowledged.len();
+        let counts = &simulation.counts;
+        all.crashes += counts.crashes;
+        all.reads += counts.reads;
+        all.snapshots_sent += counts.snapshots_sent;
+        all.restores += counts.restores;
+        all.changes += counts.changes;
+        all.transfers += counts.transfers;
     }
     // The faults were felt, and work went on: without this the oracles would have nothing to say.
+    println!("{num_terms} terms, {num_acknowledged} acknowledged, {all:?}");
     assert!(num_terms > 300, "{num_terms} terms");
-    assert!(num_crashes > 1000, "{num_crashes} crashes");
     assert!(num_acknowledged > 10_000, "{num_acknowledged} acknowledged");
+    assert!(all.crashes > 1000 && all.reads > 1000, "{all:?}");
+    assert!(
+        all.restores > 100 && all.changes > 100 && all.transfers > 100,
+        "{all:?}"
+    );
 }
 
 #[test]

@@ -1,21 +1,13 @@
 //! What options and a recovered log must be before a replica starts with them.
 
 use super::Options;
-use crate::check;
 use crate::error::Error;
-use crate::types::{Entry, EntryKind, HardState, Recovered, ReplicaId};
+use crate::types::{Entry, EntryKind, HardState, Mark, Recovered, ReplicaId};
+use crate::{change, check};
 
 pub(super) fn check_options(options: &Options) -> Result<(), Error> {
-    let mut voters = options.voters.clone();
-    voters.sort_unstable();
-    if let Some(twice) = voters.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::TwiceAVoter(twice[0]));
-    }
-    if options.id.0 == 0 || voters.first() == Some(&ReplicaId(0)) {
+    if options.id.0 == 0 {
         return Err(Error::ZeroId);
-    }
-    if !voters.contains(&options.id) {
-        return Err(Error::NotAVoter(options.id));
     }
     let Options {
         election_ticks,
@@ -41,8 +33,12 @@ pub(super) fn check_recovered(recovered: &Recovered) -> Result<(), Error> {
             value: seen,
         });
     }
+    let start = &recovered.start;
+    check_start(start, recovered)?;
+    let first = recovered.entries.first().map(|entry| entry.index);
+    let first = first.map_or(start.index + 1, |first| first.clamp(1, start.index + 1));
     let mut before = 1;
-    for (expected, entry) in (1..).zip(&recovered.entries) {
+    for (expected, entry) in (first..).zip(&recovered.entries) {
         let Entry {
             index, term, kind, ..
         } = *entry;
@@ -52,25 +48,58 @@ pub(super) fn check_recovered(recovered: &Recovered) -> Result<(), Error> {
                 found: index,
             });
         }
-        if term < before {
+        // The snapshot says which term stands where it ends.
+        let least = if index <= start.index { 1 } else { start.term };
+        let is_other = index == start.index && term != start.term;
+        if term < before.max(least) || is_other {
             return Err(Error::TermGoesBack {
                 index,
                 term,
-                before,
+                before: before.max(start.term),
             });
         }
-        if kind != EntryKind::Normal {
+        if kind == EntryKind::Config && change::decode(&entry.data).is_none() {
             return Err(Error::Membership { index });
         }
         before = term;
     }
-    let last = recovered.entries.len() as u64;
-    match recovered.entries.last() {
-        Some(entry) if entry.term > seen => Err(Error::TermUnseen {
-            last: entry.term,
+    let last = recovered.entries.last();
+    let (last_index, last_term) =
+        last.map_or((start.index, start.term), |last| (last.index, last.term));
+    let last = last_index.max(start.index);
+    if last_term.max(start.term) > seen {
+        return Err(Error::TermUnseen {
+            last: last_term.max(start.term),
             seen,
-        }),
-        _ if commit > last => Err(Error::LostTail { commit, last }),
-        _ => Ok(()),
+        });
     }
+    if commit > last {
+        return Err(Error::LostTail { commit, last });
+    }
+    Ok(())
+}
+
+fn check_start(start: &Mark, recovered: &Recovered) -> Result<(), Error> {
+    let Mark {
+        index,
+        term,
+        membership,
+    } = start;
+    let mut both = membership.voters.intersection(&membership.learners);
+    if let Some(id) = both.next() {
+        return Err(Error::TwiceAMember(*id));
+    }
+    if membership.has(ReplicaId(0)) {
+        return Err(Error::ZeroId);
+    }
+    for (what, value) in [("snapshot index", *index), ("snapshot term", *term)] {
+        if value > check::MAX_NUMBER {
+            return Err(Error::TooLarge { what, value });
+        }
+    }
+    let has_log = *index > 0 || !recovered.entries.is_empty();
+    if has_log && membership.voters.is_empty() {
+        return Err(Error::NoGenesis);
+    }
+    Ok(())
 }

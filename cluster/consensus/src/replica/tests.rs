@@ -5,16 +5,14 @@ use protobuf::Message as _;
 use raft::eraftpb::{self, Message, MessageType};
 
 use super::{Options, Replica, election_timeout};
-use crate::{Entry, EntryKind, HardState, Input, Output, Recovered, ReplicaId};
+use crate::{Entry, EntryKind, HardState, Input, Membership, Output, Recovered, ReplicaId};
 
 pub(super) const ME: ReplicaId = ReplicaId(1);
 pub(super) const PEER: ReplicaId = ReplicaId(2);
 
-pub(super) fn options(num_voters: u64) -> Options {
-    let voters = (1..=num_voters).map(ReplicaId).collect();
+pub(super) fn options() -> Options {
     Options {
         id: ME,
-        voters,
         seed: 5,
         election_ticks: 10,
         heartbeat_ticks: 2,
@@ -38,13 +36,15 @@ pub(super) fn recovered(term: u64, commit: u64, entries: Vec<Entry>) -> Recovere
             commit,
         },
         entries,
+        ..Recovered::default()
     }
 }
 
-/// A replica with what came out of its start.
-pub(super) fn start(num_voters: u64, recovered: Recovered) -> (Replica, Vec<Output>) {
+/// A replica with what came out of its start; its group began with so many voters.
+pub(super) fn start(num_voters: u64, mut recovered: Recovered) -> (Replica, Vec<Output>) {
+    recovered.start.membership = Membership::of((1..=num_voters).map(ReplicaId));
     let mut outputs = Vec::new();
-    let replica = Replica::new(options(num_voters), recovered, &mut outputs).unwrap();
+    let replica = Replica::new(options(), recovered, &mut outputs).unwrap();
     (replica, outputs)
 }
 
@@ -64,7 +64,7 @@ pub(super) fn propose(replica: &mut Replica, request: u64, data: &[u8]) -> Vec<O
     )
 }
 
-fn batch_of(outputs: &[Output]) -> u64 {
+pub(super) fn batch_of(outputs: &[Output]) -> u64 {
     let batch = |output: &Output| {
         if let Output::Persist { batch, .. } = output {
             Some(*batch)
@@ -134,6 +134,7 @@ fn a_single_voter_leads_once_its_first_entry_is_durable() {
                     vote: 1,
                     commit: 0
                 }),
+                restore: None,
             },
             Output::Leader {
                 term: 1,
@@ -174,7 +175,8 @@ fn nothing_is_applied_before_it_is_durable() {
         [Output::Persist {
             batch,
             entries: vec![entry(2, 1, b"a")],
-            hard_state
+            hard_state,
+            restore: None,
         }]
     );
     assert_eq!(second.len(), 1);
@@ -256,7 +258,8 @@ fn a_vote_leaves_only_when_it_is_durable() {
     assert!(outputs.contains(&Output::Persist {
         batch: batch_of(&outputs),
         entries: vec![],
-        hard_state: vote
+        hard_state: vote,
+        restore: None,
     }));
     assert!(
         !outputs
@@ -309,7 +312,7 @@ pub(super) fn leader_with_a_proposal() -> Replica {
         outputs = handle(&mut replica, Input::Tick);
         num_ticks += 1;
     }
-    assert_eq!(num_ticks, election_timeout(&options(3), 0));
+    assert_eq!(num_ticks, election_timeout(&options(), 0));
     let outputs = handle(
         &mut replica,
         from_peer(&message(MessageType::MsgRequestPreVoteResponse, 1)),
@@ -377,7 +380,7 @@ fn an_overtaken_proposal_is_dropped_when_another_entry_takes_its_place() {
 #[test]
 fn election_timeouts_differ_by_seed_replica_and_term() {
     let all: Vec<usize> = (0..200)
-        .map(|term| election_timeout(&options(3), term))
+        .map(|term| election_timeout(&options(), term))
         .collect();
     assert!(all.iter().all(|ticks| (10..20).contains(ticks)));
     assert!((10..20).all(|ticks| all.contains(&ticks)));
@@ -387,17 +390,17 @@ fn election_timeouts_differ_by_seed_replica_and_term() {
             .collect::<Vec<_>>()
     };
     assert_ne!(
-        of(&options(3)),
+        of(&options()),
         of(&Options {
             id: PEER,
-            ..options(3)
+            ..options()
         })
     );
     assert_ne!(
-        of(&options(3)),
+        of(&options()),
         of(&Options {
             seed: 6,
-            ..options(3)
+            ..options()
         })
     );
 }

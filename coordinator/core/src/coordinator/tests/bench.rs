@@ -44,6 +44,7 @@ impl Bench {
         let recovered = Recovered {
             hard_state,
             entries: log.clone(),
+            ..Recovered::default()
         };
         let coordinator = Coordinator::new(
             recovered,
