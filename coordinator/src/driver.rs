@@ -244,12 +244,14 @@ impl Driver {
                     batch,
                     entries,
                     hard_state,
+                    restore,
                 } => {
                     // When the thread has ended, its last note says why.
                     let _ = self.store.write(Batch {
                         batch,
                         entries,
                         hard_state,
+                        restore,
                     });
                 }
                 Output::Reply { reply_to, reply } => {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use muster_coordinator_core::consensus::{Entry, HardState, Recovered};
+use muster_coordinator_core::consensus::{Entry, HardState, Mark, Recovered};
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Transactional as _, Tree};
 
@@ -35,6 +35,8 @@ pub struct Store {
     meta: Tree,
     files: durable::Files,
     watermark: Watermark,
+    /// Where the snapshot ends that the log rests on; the default where it rests on none.
+    start: Mark,
     last_index: u64,
     /// How many batches were ever appended; the number of the last one.
     num_batches: u64,
@@ -81,6 +83,7 @@ impl Store {
             meta,
             files,
             watermark,
+            start: Mark::default(),
             last_index: 0,
             num_batches,
             num_syncs: Arc::new(AtomicU64::new(0)),
@@ -89,18 +92,21 @@ impl Store {
         if !has_version {
             store.begin()?;
         }
+        store.start = store.read_start()?;
         let recovered = Recovered {
             hard_state: store.read_hard_state()?,
+            start: store.start.clone(),
             entries: store.read_log()?,
-            ..Recovered::default()
         };
-        store.last_index = recovered.entries.last().map_or(0, |entry| entry.index);
+        let last = recovered.entries.last().map_or(0, |entry| entry.index);
+        store.last_index = last.max(store.start.index);
         let cluster_id = store.read_cluster_id()?;
         Ok((store, recovered, Meta { cluster_id }))
     }
 
     /// Writes one batch, all of it or nothing. The log then ends with the last of the entries: what
-    /// stood at their places or behind is gone. It is durable after [`Store::sync`], not before.
+    /// stood at their places or behind is gone. Where the batch restores a snapshot, which is durable
+    /// elsewhere, all that was there is gone before. It is durable after [`Store::sync`], not before.
     ///
     /// # Errors
     /// When the entries are not neighbours or leave a gap behind the log, or when sled fails.
@@ -108,11 +114,14 @@ impl Store {
         &mut self,
         entries: &[Entry],
         hard_state: Option<HardState>,
+        restore: Option<&Mark>,
     ) -> Result<(), StoreError> {
-        let first = entries
-            .first()
-            .map_or(self.last_index + 1, |entry| entry.index);
-        let mut expected = first.clamp(1, self.last_index + 1);
+        let (last_index, start) = match restore {
+            Some(mark) => (mark.index, mark.index),
+            None => (self.last_index, self.start.index),
+        };
+        let first = entries.first().map_or(last_index + 1, |entry| entry.index);
+        let mut expected = first.clamp(start + 1, last_index + 1);
         for entry in entries {
             if entry.index != expected {
                 return Err(StoreError::Gap {
@@ -124,17 +133,24 @@ impl Store {
             expected += 1;
         }
         let last = if entries.is_empty() {
-            self.last_index
+            last_index
         } else {
             expected - 1
         };
         let num_batches = self.num_batches + 1;
-        let overtaken = last + 1..self.last_index + 1;
+        let overtaken = match restore {
+            Some(_) => self.indexes()?,
+            None => (last + 1..self.last_index + 1).collect(),
+        };
         guard(&self.folder, || {
             let both = (&self.log, &self.meta);
             let written = both.transaction(|(log, meta)| {
-                for index in overtaken.clone() {
+                for index in &overtaken {
                     log.remove(&index.to_be_bytes())?;
+                }
+                if let Some(mark) = restore {
+                    meta.insert(format::KEY_START, format::encode_start(mark))?;
+                    meta.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes())?;
                 }
                 for entry in entries {
                     log.insert(&entry.index.to_be_bytes(), format::encode_entry(entry))?;
@@ -156,9 +172,60 @@ impl Store {
                 TransactionError::Abort(()) => unreachable!("nothing above aborts"),
             })
         })?;
+        if let Some(mark) = restore {
+            self.start = mark.clone();
+        }
         self.last_index = last;
         self.num_batches = num_batches;
         Ok(())
+    }
+
+    /// The log rests on a snapshot from now on, which is durable elsewhere and covers entries that are
+    /// in the log. They stay until [`Store::discard`]. It is durable after [`Store::sync`].
+    ///
+    /// # Errors
+    /// When sled fails.
+    pub fn rest_on(&mut self, mark: &Mark) -> Result<(), StoreError> {
+        guard(&self.folder, || {
+            let mut batch = sled::Batch::default();
+            batch.insert(format::KEY_START, format::encode_start(mark));
+            batch.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes());
+            self.meta.apply_batch(batch)
+        })?;
+        self.start = mark.clone();
+        Ok(())
+    }
+
+    /// Removes the entries up to one that the snapshot covers. Whether they come back after a loss of
+    /// power makes no difference.
+    ///
+    /// # Errors
+    /// When sled fails.
+    pub fn discard(&mut self, through: u64) -> Result<(), StoreError> {
+        let through = through.min(self.start.index);
+        let covered = self
+            .indexes()?
+            .into_iter()
+            .take_while(|index| *index <= through);
+        let mut batch = sled::Batch::default();
+        for index in covered {
+            batch.remove(&index.to_be_bytes());
+        }
+        guard(&self.folder, || self.log.apply_batch(batch))
+    }
+
+    /// The indexes of the entries that are there.
+    fn indexes(&self) -> Result<Vec<u64>, StoreError> {
+        let keys = guard(&self.folder, || {
+            self.log.iter().keys().collect::<Result<Vec<_>, _>>()
+        })?;
+        keys.iter().map(|key| self.index_of(key)).collect()
+    }
+
+    fn index_of(&self, key: &[u8]) -> Result<u64, StoreError> {
+        let key = key.try_into();
+        let index = key.map_err(|_| self.damaged("log", "a key is not 8 bytes".to_owned()))?;
+        Ok(u64::from_be_bytes(index))
     }
 
     /// Returns when all that was appended survives a loss of power.
@@ -206,7 +273,10 @@ impl Store {
             // The first batch: from here on, an empty store is one that was lost.
             let mut batch = sled::Batch::default();
             batch.insert(format::KEY_NUM_BATCHES, format::encode_num_batches(1));
-            batch.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes());
+            batch.insert(
+                format::KEY_FORMAT,
+                &format::VERSION_WITHOUT_START.to_le_bytes(),
+            );
             batch.insert(
                 format::KEY_CLUSTER_ID,
                 format::encode_cluster_id(&cluster_id),
@@ -225,6 +295,15 @@ impl Store {
         }
     }
 
+    fn read_start(&self) -> Result<Mark, StoreError> {
+        match guard(&self.folder, || self.meta.get(format::KEY_START))? {
+            Some(value) => {
+                format::decode_start(&value).map_err(|reason| self.damaged("start", reason))
+            }
+            None => Ok(Mark::default()),
+        }
+    }
+
     fn read_cluster_id(&self) -> Result<[u8; 16], StoreError> {
         let value = guard(&self.folder, || self.meta.get(format::KEY_CLUSTER_ID))?;
         let value = value.ok_or_else(|| self.damaged("cluster id", "it is missing".to_owned()))?;
@@ -236,9 +315,7 @@ impl Store {
             self.log.iter().collect::<Result<Vec<_>, _>>()
         })?;
         let entry = |(key, value): (sled::IVec, sled::IVec)| {
-            let key = key.as_ref().try_into();
-            let index = key.map_err(|_| self.damaged("log", "a key is not 8 bytes".to_owned()))?;
-            let index = u64::from_be_bytes(index);
+            let index = self.index_of(&key)?;
             format::decode_entry(index, &value)
                 .map_err(|reason| self.damaged(&format!("entry {index}"), reason))
         };
@@ -269,7 +346,7 @@ fn check_version(folder: &Path, meta: &Tree) -> Result<bool, StoreError> {
     let version =
         version.map_err(|_| damaged(folder, "format version", "it is not 4 bytes".to_owned()))?;
     match u32::from_le_bytes(version) {
-        format::VERSION => Ok(true),
+        format::VERSION | format::VERSION_WITHOUT_START => Ok(true),
         found => Err(StoreError::Version {
             folder: folder.to_owned(),
             found,

@@ -10,7 +10,7 @@ use muster_cluster::command::{Command, RequestId, Stamped};
 use muster_cluster::ids::{Generation, JobName, ProcessId, WorkerName};
 use muster_cluster::plan::{Closing, Observed, Patience, Wait};
 use muster_cluster::state::{ClusterState, Job, World};
-use muster_consensus::{Entry, HardState, Membership, Recovered, Replica, ReplicaId};
+use muster_consensus::{Entry, HardState, Mark, Membership, Recovered, Replica, ReplicaId};
 use muster_proto::event::{Event, RankTime};
 use muster_proto::{convert, v1};
 
@@ -93,6 +93,8 @@ pub enum Output {
         entries: Vec<Entry>,
         /// The promises, where they changed.
         hard_state: Option<HardState>,
+        /// The snapshot that takes the place of all that was there before; `None` mostly.
+        restore: Option<Mark>,
     },
     /// Answer a client.
     Reply {
@@ -411,12 +413,13 @@ impl Coordinator {
                     batch,
                     entries,
                     hard_state,
-                    restore: _,
+                    restore,
                 } => {
                     outputs.push(Output::Persist {
                         batch,
                         entries,
                         hard_state,
+                        restore,
                     });
                 }
                 // A group of one has nobody to send to, and stays as it is.

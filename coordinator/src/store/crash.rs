@@ -59,6 +59,7 @@ fn child() {
                 batch: end - 1,
                 entries,
                 hard_state,
+                restore: None,
             })
             .unwrap();
         index = end;

@@ -1,4 +1,4 @@
-//! The bytes of the store's values, version 1. Where they lie is in `store`.
+//! The bytes of the store's values, version 2; version 1 had no start. Where they lie is in `store`.
 //!
 //! Numbers are little-endian; only the keys of the log are big-endian, so that their order is the
 //! order of the entries. Every value begins with a CRC-32 (IEEE) of all that follows it, and of its
@@ -7,19 +7,31 @@
 //! ```text
 //! log   [index: u64 big-endian]  -> crc32(index, rest)  version: u8  kind: u8  term: u64  data
 //! meta  "hard_state"             -> crc32(key, rest)    term: u64  vote: u64  commit: u64
+//! meta  "start"                  -> crc32(key, rest)    index: u64  term: u64  voters  learners
+//!                                    each: how many: u64, and their ids: u64
 //! meta  "cluster_id"             -> crc32(key, rest)    16 bytes
 //! meta  "num_batches"            -> crc32(key, rest)    u64
 //! meta  "format"                 -> version: u32
 //! ```
 
-use muster_coordinator_core::consensus::{Entry, EntryKind, HardState};
+use std::collections::BTreeSet;
 
-/// The version of all of it.
-pub(super) const VERSION: u32 = 1;
+use muster_coordinator_core::consensus::{
+    Entry, EntryKind, HardState, Mark, Membership, ReplicaId,
+};
+
+/// The version of all of it. A store has the oldest version that can say what is in it: 1 while its
+/// log begins with its first entry.
+pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION_WITHOUT_START: u32 = 1;
+
+/// The version of an entry.
+const ENTRY_VERSION: u8 = 1;
 
 pub(super) const KEY_FORMAT: &[u8] = b"format";
 pub(super) const KEY_HARD_STATE: &[u8] = b"hard_state";
 pub(super) const KEY_NUM_BATCHES: &[u8] = b"num_batches";
+pub(super) const KEY_START: &[u8] = b"start";
 pub(super) const KEY_CLUSTER_ID: &[u8] = b"cluster_id";
 
 /// Puts the checksum before a value for its key.
@@ -55,7 +67,7 @@ pub(super) fn encode_entry(entry: &Entry) -> Vec<u8> {
         EntryKind::Normal => 0,
         EntryKind::Config => 1,
     };
-    let mut rest = vec![VERSION as u8, kind];
+    let mut rest = vec![ENTRY_VERSION, kind];
     rest.extend_from_slice(&entry.term.to_le_bytes());
     rest.extend_from_slice(&entry.data);
     seal(&entry.index.to_be_bytes(), &rest)
@@ -66,9 +78,9 @@ pub(super) fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, String> {
     let ([version, kind], rest) = rest
         .split_first_chunk()
         .ok_or("it is too short for an entry")?;
-    if u32::from(*version) != VERSION {
+    if *version != ENTRY_VERSION {
         return Err(format!(
-            "it has version {version}, this program reads {VERSION}"
+            "it has version {version}, this program reads {ENTRY_VERSION}"
         ));
     }
     let kind = match kind {
@@ -105,6 +117,41 @@ pub(super) fn decode_hard_state(value: &[u8]) -> Result<HardState, String> {
         term: number(term),
         vote: number(vote),
         commit: number(commit),
+    })
+}
+
+pub(super) fn encode_start(start: &Mark) -> Vec<u8> {
+    let Membership { voters, learners } = &start.membership;
+    let mut numbers = vec![start.index, start.term];
+    for ids in [voters, learners] {
+        numbers.push(ids.len() as u64);
+        numbers.extend(ids.iter().map(|id| id.0));
+    }
+    let bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+    seal(KEY_START, &bytes)
+}
+
+pub(super) fn decode_start(value: &[u8]) -> Result<Mark, String> {
+    let bad = || "it is not a place in a log and a group".to_owned();
+    let (numbers, []) = unseal(KEY_START, value)?.as_chunks() else {
+        return Err(bad());
+    };
+    let mut numbers = numbers.iter().map(|number| u64::from_le_bytes(*number));
+    let mut next = || numbers.next().ok_or_else(bad);
+    let (index, term) = (next()?, next()?);
+    let mut ids = || -> Result<BTreeSet<ReplicaId>, String> {
+        let count = next()?;
+        (0..count).map(|_| next().map(ReplicaId)).collect()
+    };
+    let (voters, learners) = (ids()?, ids()?);
+    let membership = Membership { voters, learners };
+    if numbers.next().is_some() {
+        return Err(bad());
+    }
+    Ok(Mark {
+        index,
+        term,
+        membership,
     })
 }
 

@@ -1,12 +1,16 @@
 //! What a store gives back, what it refuses, and how batches share a sync. Deaths of the process
 //! are in `crash`.
 
+mod rests;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use muster_coordinator_core::consensus::{Entry, EntryKind, HardState, Recovered};
+use muster_coordinator_core::consensus::{
+    Entry, EntryKind, HardState, Mark, Membership, Recovered, ReplicaId,
+};
 use tempfile::TempDir;
 
 use super::thread::{Batch, Report, Stopped, StoreThread};
@@ -44,7 +48,7 @@ fn five_entries() -> TempDir {
     let (mut store, recovered, _) = Store::open(folder.path()).unwrap();
     assert_eq!(recovered, Recovered::default());
     store
-        .append(&entries(1..=5, 1), Some(hard_state(1)))
+        .append(&entries(1..=5, 1), Some(hard_state(1)), None)
         .unwrap();
     store.sync().unwrap();
     folder
@@ -69,12 +73,12 @@ fn a_store_gives_back_what_was_appended() {
         ..entry(3, 4)
     };
     store
-        .append(&entries(1..=2, 1), Some(hard_state(1)))
+        .append(&entries(1..=2, 1), Some(hard_state(1)), None)
         .unwrap();
     store
-        .append(std::slice::from_ref(&large), Some(hard_state(4)))
+        .append(std::slice::from_ref(&large), Some(hard_state(4)), None)
         .unwrap();
-    store.append(&[], None).unwrap();
+    store.append(&[], None, None).unwrap();
     store.sync().unwrap();
     assert!(
         fs::read_dir(path.join("blobs")).unwrap().count() > 0,
@@ -104,11 +108,11 @@ fn a_store_gives_back_what_was_appended() {
 fn the_log_ends_with_the_last_entry_of_a_batch() {
     let folder = five_entries();
     let (mut store, ..) = Store::open(folder.path()).unwrap();
-    store.append(&entries(3..=4, 2), None).unwrap();
+    store.append(&entries(3..=4, 2), None, None).unwrap();
     store
-        .append(&entries(5..=6, 2), Some(hard_state(2)))
+        .append(&entries(5..=6, 2), Some(hard_state(2)), None)
         .unwrap();
-    store.append(&entries(6..=6, 3), None).unwrap();
+    store.append(&entries(6..=6, 3), None, None).unwrap();
     drop(store);
     let expected = [entries(1..=2, 1), entries(3..=5, 2), entries(6..=6, 3)].concat();
     assert_eq!(
@@ -131,7 +135,7 @@ fn a_batch_that_leaves_a_gap_is_not_written() {
         (entries(0..=1, 1), 1, 0),
     ];
     for (gap, expected_index, found_index) in gaps {
-        match store.append(&gap, Some(hard_state(9))) {
+        match store.append(&gap, Some(hard_state(9)), None) {
             Err(StoreError::Gap {
                 expected, found, ..
             }) => assert_eq!((expected, found), (expected_index, found_index)),
@@ -215,8 +219,8 @@ fn damage_beside_the_log_is_reported() {
         ),
         (
             b"format",
-            Some(&[2, 0, 0, 0]),
-            "has format 2, this program reads 1",
+            Some(&[3, 0, 0, 0]),
+            "has format 3, this program reads 2",
         ),
     ];
     for (key, value, expected) in cases {
@@ -236,7 +240,7 @@ fn a_lost_tail_is_reported() {
     // sled forgets what it cannot read, as if it had never been written.
     let earlier = fs::read(folder.path().join("db")).unwrap();
     let (mut store, ..) = Store::open(folder.path()).unwrap();
-    store.append(&[], Some(hard_state(2))).unwrap();
+    store.append(&[], Some(hard_state(2)), None).unwrap();
     store.sync().unwrap();
     drop(store);
     fs::write(folder.path().join("db"), earlier).unwrap();
@@ -316,7 +320,7 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
     written[100].data = vec![7; 200 << 10];
     for entry in &written {
         store
-            .append(std::slice::from_ref(entry), Some(hard_state(1)))
+            .append(std::slice::from_ref(entry), Some(hard_state(1)), None)
             .unwrap();
     }
     store.sync().unwrap();
@@ -376,6 +380,7 @@ fn batch(batch: u64, entries: Vec<Entry>) -> Batch {
         batch,
         entries,
         hard_state: None,
+        restore: None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
-use muster_coordinator_core::consensus::{Entry, HardState};
+use muster_coordinator_core::consensus::{Entry, HardState, Mark};
 
 use super::{Store, StoreError};
 
@@ -25,6 +25,8 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// As for [`Store::append`].
     pub hard_state: Option<HardState>,
+    /// As for [`Store::append`].
+    pub restore: Option<Mark>,
 }
 
 /// What became of batches.
@@ -136,9 +138,10 @@ fn write_all(
         batch,
         entries,
         hard_state,
+        restore,
     } in batches
     {
-        store.append(&entries, hard_state)?;
+        store.append(&entries, hard_state, restore.as_ref())?;
         written.push(batch);
     }
     store.sync()?;

@@ -220,6 +220,7 @@ impl Host {
                     batch,
                     entries,
                     hard_state,
+                    ..
                 } => {
                     if !entries.is_empty() {
                         env.point(Point::Decided, self.node());

@@ -85,6 +85,7 @@ impl Bench {
                         batch,
                         entries,
                         hard_state,
+                        ..
                     } => {
                         if let Some(first) = entries.first() {
                             self.log.truncate(usize::try_from(first.index - 1).unwrap());
