@@ -105,9 +105,12 @@ impl ClusterState {
                 job, history, step, ..
             } => {
                 let known = self.job_mut(&job)?;
-                known
-                    .manifests
-                    .retain(|manifest| (manifest.history, manifest.step) != (history, step));
+                let is_it = |known: &Manifest| (known.history, known.step) == (history, step);
+                // Without it the job would begin anew, which nobody has asked for.
+                if matches!(&known.manifests[..], [only] if is_it(only)) {
+                    return Err(Refusal::OnlyCheckpoint { job, step });
+                }
+                known.manifests.retain(|known| !is_it(known));
                 Ok(Effect::ManifestRejected { job, step })
             }
             Command::Finish {

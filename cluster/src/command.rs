@@ -109,7 +109,7 @@ pub enum Command {
         /// The list of its files.
         manifest: Manifest,
     },
-    /// A committed checkpoint turned out to be damaged.
+    /// A committed checkpoint turned out to be damaged. The only one that a job has stays.
     RejectManifest {
         /// Which job.
         job: JobName,

@@ -153,6 +153,16 @@ pub enum Refusal {
         /// The job's last committed step.
         committed: Step,
     },
+    /// It is all that a job has of its past.
+    #[error(
+        "the checkpoint of step {step} is the only one of job {job}, and is not given up; --fresh starts over"
+    )]
+    OnlyCheckpoint {
+        /// Which job.
+        job: JobName,
+        /// The checkpoint's step.
+        step: Step,
+    },
     /// A job cannot have so many workers.
     #[error(
         "job {job} cannot have {max} workers: expected {min} to {shards}, its workers.min and its logical_shards"

@@ -293,6 +293,34 @@ fn checkpoints_beyond_those_to_keep_are_forgotten_oldest_first() {
 }
 
 #[test]
+fn a_damaged_checkpoint_counts_no_more_unless_it_is_the_only_one() {
+    let mut state = ClusterState::default();
+    apply(&mut state, submit("a")).unwrap();
+    start(&mut state, "a", false).unwrap();
+    for step in [10, 20] {
+        let manifest = manifest(History(1), Generation(1), step);
+        let job = job("a");
+        apply(&mut state, Command::CommitManifest { job, manifest }).unwrap();
+    }
+    let reject = |step| Command::RejectManifest {
+        job: job("a"),
+        history: History(1),
+        step: Step(step),
+        reason: "params is cut short".to_owned(),
+    };
+    apply(&mut state, reject(20)).unwrap();
+    assert_eq!(state.jobs[&job("a")].committed_step(), Step(10));
+    // Said once more it changes nothing, and the last one stays.
+    apply(&mut state, reject(20)).unwrap();
+    let refusal = apply(&mut state, reject(10)).unwrap_err();
+    assert!(
+        matches!(refusal, Refusal::OnlyCheckpoint { step: Step(10), .. }),
+        "{refusal}"
+    );
+    assert_eq!(state.jobs[&job("a")].committed_step(), Step(10));
+}
+
+#[test]
 fn the_oldest_answers_are_forgotten_first() {
     let mut state = ClusterState::default();
     let request = |number: usize| {

@@ -32,11 +32,13 @@ use work::{Last, Main, Work};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Trouble {
     Closed,
-    /// The checkpoint to start from is not there.
+    /// The checkpoint to start from is not whole.
     Damaged {
         history: u64,
         step: u64,
     },
+    /// The process cannot go on, and another one may.
+    Fault(String),
     Failed(String),
 }
 

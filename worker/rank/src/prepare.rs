@@ -7,7 +7,7 @@ use muster_cluster::command::NumericsClass;
 use muster_cluster::error_chain;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
 use muster_proto::v1;
-use muster_trainer::checkpoint::{self, Content};
+use muster_trainer::checkpoint::{self, CheckpointError, Content, FileRef};
 use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
 
 use crate::shared::Trouble;
@@ -93,8 +93,9 @@ fn check_class(assignment: &v1::Assignment, class: &NumericsClass) -> Result<(),
 /// Takes the state of a checkpoint over.
 fn restore(trainer: &mut Trainer, source: &v1::Manifest) -> Result<(), Trouble> {
     let folder = Path::new(&source.folder);
+    let all: Vec<FileRef> = source.files.iter().cloned().map(Into::into).collect();
     let mut files = BTreeMap::new();
-    for file in &source.files {
+    for file in &all {
         let content = Content::of_file(&file.name);
         let is_kept = |share| trainer.optimizer_state().shares.contains_key(&share);
         let content = content.filter(|content| match content {
@@ -102,16 +103,35 @@ fn restore(trainer: &mut Trainer, source: &v1::Manifest) -> Result<(), Trouble> 
             Content::Params | Content::Optimizer => true,
         });
         let Some(content) = content else { continue };
-        let read = checkpoint::read_verified(folder, &file.clone().into());
-        let bytes = read.map_err(|error| Trouble::Damaged {
-            history: source.history,
-            step: source.step,
-            reason: error_chain(&error),
-        })?;
+        let read = checkpoint::read_part(folder, file, &all);
+        let bytes = read.map_err(|error| unusable(source, &error))?;
         files.insert(content.to_string(), bytes);
     }
     let identity = trainer.identity().to_owned();
     trainer
         .restore(&files, &identity)
         .map_err(|error| failed(error_chain(&error)))
+}
+
+/// What a file that cannot be used means: a checkpoint that counts no more where the file is damaged,
+/// and else a fault of this machine, with which the checkpoint has nothing to do.
+fn unusable(source: &v1::Manifest, error: &CheckpointError) -> Trouble {
+    let reason = error_chain(error);
+    if error.is_damage() {
+        return Trouble::Damaged {
+            history: source.history,
+            step: source.step,
+            reason,
+        };
+    }
+    let folder = Path::new(&source.folder);
+    let hint = match folder.try_exists() {
+        Ok(false) => "its folder is not there, as when a file system is not mounted; ",
+        _ => "",
+    };
+    let step = source.step;
+    Trouble::Fault(format!(
+        "{reason}; {hint}the checkpoint of step {step} still counts: make its files readable for this \
+         worker, or start over with --fresh"
+    ))
 }

@@ -138,6 +138,8 @@ fn run_rank(
     let report = match live(&shared, &assignment, build, class, host) {
         Ok(()) => return Ok(Ending::Dismissed),
         Err(Trouble::Lost | Trouble::Closed) => return Ok(Ending::Ended),
+        // Its worker reports how it ended, and the last line of its log with it.
+        Err(Trouble::Fault(message)) => anyhow::bail!(message),
         Err(Trouble::Damaged {
             history,
             step,

@@ -29,6 +29,8 @@ pub(crate) enum Trouble {
         step: u64,
         reason: String,
     },
+    /// This process cannot go on; another one may, perhaps on another machine.
+    Fault(String),
     /// The job cannot go on anywhere.
     Failed(String),
     /// Nor here, since ranks have different results, and nobody can tell whose are right.

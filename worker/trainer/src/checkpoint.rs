@@ -12,7 +12,7 @@ mod format;
 use std::path::PathBuf;
 use std::{fmt, io};
 
-pub use files::{check_writable, publish, read_verified, remove_retired};
+pub use files::{check_writable, publish, read_part, read_verified, remove_retired};
 pub(crate) use format::decode;
 pub use format::{Meta, encode};
 pub use muster_cluster::state::FileRef;
@@ -116,6 +116,15 @@ pub enum CheckpointError {
         /// As found, in hex.
         found: String,
     },
+    /// The file is not there, and others of its checkpoint are.
+    #[error(
+        "checkpoint file {} is gone, and other files of its checkpoint are there",
+        path.display()
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+    },
     /// A name that no checkpoint file has.
     #[error(
         "{name:?} is no name of a checkpoint file; expected step-<number>-<params, optimizer or optimizer.NN>-<16 hex digits>.safetensors"
@@ -152,6 +161,18 @@ pub enum CheckpointError {
         /// As found.
         found: String,
     },
+}
+
+impl CheckpointError {
+    /// Whether a file is not what was written, whoever looks. All else may be a fault of the machine
+    /// that looks, and another one may read the file.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::WrongSize { .. } | Self::WrongHash { .. } | Self::Gone { .. }
+        )
+    }
 }
 
 #[cfg(test)]

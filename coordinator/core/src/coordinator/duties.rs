@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use muster_cluster::apply::{Answer, Refusal};
 use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
-use muster_cluster::ids::{Incarnation, JobName, WorkerName};
+use muster_cluster::ids::{Incarnation, JobName, Step, WorkerName};
 use muster_cluster::plan;
-use muster_cluster::state::{Job, Phase, World};
+use muster_cluster::state::{Job, Manifest, Phase, World};
 use muster_proto::v1;
 
 use super::{Coordinator, Now, Output, Session};
@@ -203,21 +203,20 @@ impl Coordinator {
                 proposals.push((Duty::Commit(name.clone()), command));
             }
             if let Some((history, step, reason)) = &watch.damaged {
-                let is_known = job
-                    .manifests
-                    .iter()
-                    .any(|known| (known.history, known.step) == (*history, *step));
-                if is_known {
-                    let (history, step, reason) = (*history, *step, reason.clone());
+                let is_it = |known: &Manifest| (known.history, known.step) == (*history, *step);
+                if !job.manifests.iter().any(is_it) {
+                    watch.watch.broken = Some(format!("its checkpoint of step {step} is damaged"));
+                } else if job.manifests.len() == 1 {
+                    let failed = only_checkpoint_damaged(*step, reason);
+                    watch.failed.get_or_insert(failed);
+                } else {
                     let command = Command::RejectManifest {
                         job: name.clone(),
-                        history,
-                        step,
-                        reason,
+                        history: *history,
+                        step: *step,
+                        reason: reason.clone(),
                     };
                     proposals.push((Duty::Reject(name.clone()), command));
-                } else {
-                    watch.watch.broken = Some(format!("its checkpoint of step {step} is damaged"));
                 }
             }
             if let Some(outcome) = end_of(job, watch, world) {
@@ -242,6 +241,14 @@ impl Coordinator {
         self.in_flight.insert(duty, proposal);
         self.propose(proposal, None, command, now, outputs);
     }
+}
+
+/// Why a job ends whose last checkpoint is damaged: without it, it would begin anew.
+fn only_checkpoint_damaged(step: Step, reason: &str) -> String {
+    format!(
+        "its only checkpoint, of step {step}, is damaged: {reason}; put the file back as it was \
+         written and run the job again, or start over with --fresh"
+    )
 }
 
 /// How a job ends by what its ranks report, or `None` while it goes on.
@@ -276,7 +283,7 @@ fn done_outcome(job: &Job, done: v1::Done, peak_memory_bytes: Vec<u64>) -> Outco
     Outcome {
         kind,
         reason: String::new(),
-        step: muster_cluster::ids::Step(done.step),
+        step: Step(done.step),
         arena_hash: done.arena_hash,
         optimizer_hash: done.optimizer_hash,
         trace: done.trace,

@@ -3,6 +3,7 @@
 
 mod audits;
 mod bench;
+mod checkpoints;
 mod following;
 mod late;
 mod silence;
@@ -286,39 +287,6 @@ fn a_restarted_coordinator_goes_on_with_the_world_that_runs() {
             [Order::Committed(_), Order::Peers(_)] | [Order::Peers(_), Order::Committed(_)]
         ));
     }
-}
-
-#[test]
-fn a_damaged_checkpoint_is_rejected_and_the_one_before_it_is_used() {
-    let (mut bench, ranks) = running();
-    bench.checkpoint(&ranks, 1);
-    bench.checkpoint(&ranks, 2);
-    let second = all_die(&mut bench, &ranks);
-    assert_eq!(second[0].1.first_step, 2);
-    for (session, assignment) in &second {
-        let source = assignment.source.as_ref().unwrap();
-        let reason = "2.params is damaged".to_owned();
-        let damaged = v1::CheckpointDamaged {
-            history: source.history,
-            step: source.step,
-            reason,
-        };
-        bench.report(
-            *session,
-            &assignment.key(),
-            Report::CheckpointDamaged(damaged),
-        );
-    }
-    bench.pass(3_000, &[ranks[0].0, ranks[1].0]);
-    assert_eq!(bench.assigned(ranks[0].0).unwrap().first_step, 1);
-    assert_eq!(
-        bench
-            .story()
-            .iter()
-            .filter(|kind| *kind == "damaged")
-            .count(),
-        1
-    );
 }
 
 #[test]

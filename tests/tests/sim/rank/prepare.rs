@@ -22,16 +22,17 @@ impl Rank {
         let mut state = State::initial();
         if let Some(source) = &assignment.source {
             let read = |file: &v1::FileRef| env.files.get(&file.name).cloned();
-            let mut files = source.files.iter().map(read);
-            let first = files.next().flatten();
-            let is_whole = files.all(|file| file == first);
-            match first.filter(|_| is_whole && source.files.len() == FILES.len()) {
+            let files: Vec<_> = source.files.iter().map(read).collect();
+            let first = files.first().cloned().flatten();
+            let is_whole = files.len() == FILES.len() && files.iter().all(|file| *file == first);
+            match first.filter(|_| is_whole) {
                 Some(first) => state = first,
-                // Whoever is prepared too late may find a newer one in its place.
-                None => {
+                None if files.iter().any(Option::is_some) => {
                     let (history, step) = (source.history, source.step);
                     return Err(Trouble::Damaged { history, step });
                 }
+                // Whoever is prepared too late may find a newer one in its place.
+                None => return Err(Trouble::Fault("the checkpoint is not there".to_owned())),
             }
         }
         let has_state = assignment.generation > 0 && assignment.finish.is_none();

@@ -180,6 +180,10 @@ impl Rank {
                 });
                 self.report(key.unwrap_or_default(), report, env);
             }
+            Err(Trouble::Fault(message)) => {
+                self.main = Main::Failed;
+                self.exit(&format!("exit code 1; its log ends with: {message}"), env);
+            }
             Err(Trouble::Failed(message)) => {
                 env.oracle
                     .blame(format!("process {} failed: {message}", self.pid));

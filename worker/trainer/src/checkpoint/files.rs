@@ -117,6 +117,28 @@ fn link(from: &Path, to: &Path) -> Result<bool, CheckpointError> {
     }
 }
 
+/// The bytes of one file of a checkpoint that has all of these, as [`read_verified`] reads it.
+///
+/// # Errors
+/// As there. A file that is not there while others of its checkpoint are is [`CheckpointError::Gone`]:
+/// it was taken away, where a folder that is not there may only be out of reach.
+pub fn read_part(
+    folder: &Path,
+    file: &FileRef,
+    all: &[FileRef],
+) -> Result<Vec<u8>, CheckpointError> {
+    let is_there =
+        |other: &FileRef| step_of(&other.name).is_some() && folder.join(&other.name).is_file();
+    match read_verified(folder, file) {
+        Err(CheckpointError::Io { path, source, .. })
+            if source.kind() == io::ErrorKind::NotFound && all.iter().any(is_there) =>
+        {
+            Err(CheckpointError::Gone { path })
+        }
+        read => read,
+    }
+}
+
 /// The bytes of a file, if they are those that were published.
 ///
 /// # Errors
