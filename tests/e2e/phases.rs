@@ -1,7 +1,7 @@
 //! SIGKILL for a rank at known points of a step: while it computes, between two frames of a
 //! reduction, while it updates, while it writes a checkpoint; and for a second one while the first
-//! death is being healed. Every survivor applies every step once, and the bits are those of an
-//! undisturbed run.
+//! death is being healed. Every survivor applies every step once, no shard is computed twice but those
+//! that died with a rank, and the bits are those of an undisturbed run.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,11 +13,17 @@ mod shares;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Halts, Held, Point, Sandbox, Signal, TrainCommand, processes_of};
+use muster_tests::{
+    Finished, Halts, Held, Point, Sandbox, Signal, Train, TrainCommand, processes_of,
+};
 use serde_json::Value;
 
 const STEPS: u64 = 24;
 const EVERY: u64 = 8;
+
+/// The job's `logical_shards`: two for each of four ranks.
+const SHARDS: u64 = 8;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The step that is struck: it is applied behind so many.
@@ -46,10 +52,29 @@ fn first(rank: u64, place: &'static str) -> impl Fn(&Point) -> bool + Send + Clo
     }
 }
 
-/// Kills who is held, and only then lets it go.
-fn kill(sandbox: &Sandbox, held: Held) {
+/// Kills who is held, and only then lets it go; says where it was.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a rank that is killed is held no more"
+)]
+fn kill(sandbox: &Sandbox, held: Held) -> Point {
     sandbox.kill(held.point.pid, Signal::KILL);
-    drop(held);
+    held.point.clone()
+}
+
+/// The worlds that were made, by what they say of themselves.
+fn worlds(finished: &Finished) -> Vec<(u64, u64)> {
+    let worlds = finished.of_kind("generation");
+    let number = |world: &Value, key: &str| world[key].as_u64().unwrap();
+    worlds
+        .map(|world| (number(world, "history"), number(world, "from_step")))
+        .collect()
+}
+
+/// Waits until the first checkpoint counts.
+fn wait_for_checkpoint(train: &Train<'_>) {
+    let is_it = |event: &Value| event["event"] == "checkpoint" && event["step"] == EVERY;
+    train.wait_for(is_it, DEADLINE);
 }
 
 fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
@@ -69,7 +94,8 @@ fn check_no_step_is_lost(finished: &Finished, num_lost: usize, what: &str) {
     let histories: Vec<&Value> = histories.collect();
     assert!(histories.len() > num_lost, "{what}: {histories:?}");
     assert!(histories.iter().all(|one| *one == histories[0]), "{what}");
-    assert_eq!(finished.of_kind("lost").count(), num_lost, "{what}");
+    let lost: Vec<&Value> = finished.of_kind("lost").collect();
+    assert_eq!(lost.len(), num_lost, "{what}: {lost:#?}");
     let steps = finished
         .of_kind("checkpoint")
         .map(|event| event["step"].as_u64());
@@ -92,12 +118,58 @@ fn check_updates(halts: &Halts, what: &str) {
     assert_eq!(updates.len(), num, "{what}: {:#?}", halts.passed());
 }
 
-/// Kills rank 2 of four at a place; before that, `meanwhile` waits for what the others do.
-fn killed_at(place: &'static str, meanwhile: impl Fn(&Halts)) {
-    killed_with("full", place, meanwhile);
+/// How often each shard of each step was computed, over all worlds: once, by those who were not killed
+/// before the step was applied, or whose sums were in it. What one of the killed took along is
+/// computed again. Returns how many shards of the step that is struck were.
+fn check_contributions(halts: &Halts, killed: &[&Point], what: &str) -> u64 {
+    let passed = halts.passed();
+    let mut num_begun = 0;
+    for step in 0..STEPS {
+        let here = || passed.iter().filter(|point| point.step == step);
+        let lives = |point: &&Point| killed.iter().all(|one| one.process != point.process);
+        let updates = here().filter(|point| point.place == "updated");
+        let applied_in = updates.filter(lives).map(|point| point.generation).min();
+        let is_in_vain = |point: &Point| {
+            let mut killed = killed.iter().filter(|one| one.process == point.process);
+            killed.any(|one| Some(one.generation) < applied_in)
+        };
+        let shard = |point: &Point| point.place.strip_prefix("compute ")?.parse::<u64>().ok();
+        let begun = here().filter_map(|point| Some((shard(point)?, is_in_vain(point))));
+        let begun: Vec<(u64, bool)> = begun.collect();
+        let counts = begun.iter().filter(|(_, is_in_vain)| !is_in_vain);
+        let mut counts: Vec<u64> = counts.map(|(shard, _)| *shard).collect();
+        counts.sort_unstable();
+        let all: Vec<u64> = (0..SHARDS).collect();
+        assert_eq!(counts, all, "{what}: step {step}: {passed:#?}");
+        if step == AT {
+            num_begun = begun.len() as u64;
+        }
+    }
+    num_begun - SHARDS
 }
 
-fn killed_with(redundancy: &str, place: &'static str, meanwhile: impl Fn(&Halts)) {
+/// Checks everything of a run in which these were killed where they are said to have been, and no step
+/// was lost. Returns how many shards of the step that is struck were computed again.
+fn check_healed(
+    sandbox: &Sandbox,
+    finished: &Finished,
+    halts: &Halts,
+    killed: &[&Point],
+    what: &str,
+) -> u64 {
+    check(sandbox, finished, what);
+    check_no_step_is_lost(finished, killed.len(), what);
+    check_updates(halts, what);
+    check_contributions(halts, killed, what)
+}
+
+/// Kills rank 2 of four at a place; before that, `meanwhile` waits for what the others do. Returns
+/// how many shards of that step are computed again.
+fn killed_at(place: &'static str, meanwhile: impl Fn(&Halts)) -> u64 {
+    killed_with("full", place, meanwhile)
+}
+
+fn killed_with(redundancy: &str, place: &'static str, meanwhile: impl Fn(&Halts)) -> u64 {
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
     let hold = halts.hold(first(2, place));
     let (name, value) = halts.variable();
@@ -106,11 +178,9 @@ fn killed_with(redundancy: &str, place: &'static str, meanwhile: impl Fn(&Halts)
     let train = train.start();
     let held = hold.wait(place, DEADLINE);
     meanwhile(&halts);
-    kill(&sandbox, held);
+    let killed = kill(&sandbox, held);
     let finished = train.finish();
-    check(&sandbox, &finished, place);
-    check_no_step_is_lost(&finished, 1, place);
-    check_updates(&halts, place);
+    check_healed(&sandbox, &finished, &halts, &[&killed], place)
 }
 
 fn waits_for(rank: u64, place: &'static str) -> impl Fn(&Halts) {
@@ -129,9 +199,10 @@ fn nothing(_: &Halts) {}
 
 #[test]
 fn a_rank_that_is_killed_while_it_computes_loses_nothing() {
-    killed_at("compute", nothing);
+    // It had begun one of its two shards.
+    assert_eq!(killed_at("compute", nothing), 1);
     // With what it has computed on its way to nobody, and the others waiting for it.
-    killed_at("reduce", waits_for(0, "sent 6 "));
+    assert_eq!(killed_at("reduce", waits_for(0, "sent 6 ")), 2);
 }
 
 /// A reduction among four, each with one sum: notes to the three others, sums to the three owners of
@@ -139,25 +210,30 @@ fn a_rank_that_is_killed_while_it_computes_loses_nothing() {
 /// 0, then to 1.
 #[test]
 fn a_rank_that_is_killed_between_its_frames_loses_nothing() {
+    // Nobody has all totals: the others keep their six shards.
     for place in ["sent 1 ", "sent 3 ", "sent 4 ", "sent 6 "] {
-        killed_at(place, nothing);
+        assert_eq!(killed_at(place, nothing), 2, "{place}");
     }
     // One, then two, have all they need and apply the step; the others do not get the total, and are
     // given the whole vector.
-    killed_at("sent 7 ", updates_of(&[3]));
-    killed_at("sent 8 ", updates_of(&[3, 0]));
+    assert_eq!(killed_at("sent 7 ", updates_of(&[3])), 0);
+    assert_eq!(killed_at("sent 8 ", updates_of(&[3, 0])), 0);
 }
 
 #[test]
 fn a_rank_that_is_killed_behind_its_last_frame_loses_nothing() {
-    killed_at("sent 9 ", updates_of(&[3, 0, 1]));
-    killed_at("reduced", updates_of(&[3, 0, 1]));
+    assert_eq!(killed_at("sent 9 ", updates_of(&[3, 0, 1])), 0);
+    assert_eq!(killed_at("reduced", updates_of(&[3, 0, 1])), 0);
 }
 
 #[test]
 fn a_rank_that_is_killed_while_it_updates_loses_nothing() {
-    killed_at("update", nothing);
-    killed_at("updated", nothing);
+    // Another one may have applied the step by then, or none.
+    for place in ["update", "updated"] {
+        let again = killed_at(place, nothing);
+        println!("{place}: {again} shards are computed again");
+    }
+    assert_eq!(killed_at("updated", updates_of(&[3, 0, 1])), 0);
 }
 
 /// The files of a checkpoint are rank 0's and rank 1's to write, beside training.
@@ -175,10 +251,8 @@ fn a_rank_that_is_killed_while_it_writes_a_checkpoint_costs_no_step_and_no_check
         let train = job(&sandbox, 4).env(name, &value).start();
         let held = hold.wait(place, DEADLINE);
         assert_eq!(held.point.step, EVERY);
-        kill(&sandbox, held);
+        let killed = kill(&sandbox, held);
         let finished = train.finish();
-        check(&sandbox, &finished, place);
-        check_no_step_is_lost(&finished, 1, place);
-        check_updates(&halts, place);
+        check_healed(&sandbox, &finished, &halts, &[&killed], place);
     }
 }

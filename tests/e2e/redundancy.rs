@@ -57,6 +57,13 @@ fn any_number_of_ranks_ends_in_the_same_bits_whoever_keeps_the_state() {
     }
 }
 
+fn check_no_step_is_lost(finished: &Finished, what: &str) {
+    let events = &finished.events;
+    assert_eq!(finished.histories().len(), 1, "{what}: {events:#?}");
+    assert_eq!(finished.steps(), (1..=STEPS).collect::<Vec<_>>(), "{what}");
+    assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
+}
+
 #[test]
 fn with_shadows_a_rank_that_is_killed_costs_no_step() {
     for (rank, step) in [(0, 30), (1, 44), (2, 71), (1, 98)] {
@@ -67,14 +74,59 @@ fn with_shadows_a_rank_that_is_killed_costs_no_step() {
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
-        assert_eq!(
-            finished.histories().len(),
-            1,
-            "{what}: {:#?}",
-            finished.events
+        check_no_step_is_lost(&finished, &what);
+    }
+}
+
+/// Two of four ranks die in their first world, as far as anyone can tell at once: who is stopped says
+/// nothing of another one's death.
+fn two_killed_at_once(sandbox: &Sandbox, ranks: [u64; 2], step: u64) -> Finished {
+    let train = job(sandbox, "shadow", 4).start();
+    train.wait_for_step(step, DEADLINE);
+    let pids = ranks.map(|rank| train.pid_of_rank(rank));
+    for signal in [Signal::STOP, Signal::KILL] {
+        for pid in pids {
+            train.kill(pid, signal);
+        }
+    }
+    train.finish()
+}
+
+/// Of four ranks the first two keep every even share, and the other two every odd one: one of each
+/// pair is enough.
+#[test]
+fn with_shadows_two_deaths_at_once_that_leave_one_holder_of_each_share_cost_no_step() {
+    for (ranks, step) in [([0, 2], 30), ([1, 3], 44), ([0, 3], 71), ([2, 1], 98)] {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let finished = two_killed_at_once(&sandbox, ranks, step);
+        let what = format!("ranks {ranks:?} at step {step}");
+        check(&sandbox, &finished, &what);
+        check_no_step_is_lost(&finished, &what);
+        assert_eq!(finished.of_kind("lost").count(), 2, "{what}");
+    }
+}
+
+#[test]
+fn with_shadows_two_deaths_at_once_that_leave_no_holder_of_a_share_fall_back() {
+    for (ranks, share) in [([0, 1], 0), ([3, 2], 1)] {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let finished = two_killed_at_once(&sandbox, ranks, 40);
+        let what = format!("ranks {ranks:?}");
+        check(&sandbox, &finished, &what);
+        let events = &finished.events;
+        assert_eq!(finished.histories(), [1, 2], "{what}: {events:#?}");
+        let mut worlds = finished.of_kind("generation");
+        let fallen = worlds.find(|world| world["history"] == 2).unwrap();
+        // To the last one that was whole by then: its files are written beside training.
+        let told = events.iter().take_while(|event| *event != fallen);
+        let from = told.filter(|event| event["event"] == "checkpoint").last();
+        let from = from.map_or(0.into(), |event| event["step"].clone());
+        assert_eq!(fallen["from_step"], from, "{what}: {events:#?}");
+        let reason = fallen["reason"].as_str().unwrap();
+        let says = format!(
+            "with it went share {share} of the optimizer's state; falls back to step {from}"
         );
-        assert_eq!(finished.steps(), (1..=STEPS).collect::<Vec<_>>(), "{what}");
-        assert_eq!(finished.end()["steps_run"], STEPS, "{what}");
+        assert!(reason.contains(&says), "{what}: {reason}");
     }
 }
 

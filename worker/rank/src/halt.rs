@@ -44,6 +44,13 @@ pub(crate) fn at(shared: &Shared, place: &str) {
     }
 }
 
+/// The point before the contribution of a shard is computed, such as `compute 3`.
+pub(crate) fn at_shard(shared: &Shared, shard: u32) {
+    if listener().is_some() {
+        at(shared, &format!("compute {shard}"));
+    }
+}
+
 /// The name of the point behind an order, where there is one.
 pub(crate) fn name(message: &Message) -> Option<&'static str> {
     listener()?;

@@ -246,7 +246,7 @@ impl Work<'_> {
             if !self.shared.tell(|machine| machine.begin_shard(shard)) {
                 return Err(Trouble::Closed);
             }
-            halt::at(self.shared, "compute");
+            halt::at_shard(self.shared, shard);
             let (values, note) = self.compute(ShardId(shard))?;
             if self.audited_shard() == Some(shard) {
                 // Here, since it becomes a part of a sum.
