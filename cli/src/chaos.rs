@@ -31,7 +31,9 @@ use crate::output::{print_lines, tell};
                   coordinator only if something on this machine does so, as `muster train` or a \
                   service manager. It ends with the job, after --for or --kills, or with Ctrl-C, \
                   and continues what it paused and mends what it cut unless it is killed with SIGKILL \
-                  itself. --partition takes the right to trace these processes, as root has.\n\n\
+                  itself. --partition takes the right to trace these processes, as root has. The \
+                  coordinator of a `muster train` is where its workers are told to --join, as \
+                  `pgrep -af 'muster worker'` shows.\n\n\
                   Examples: muster chaos digits --kill-every 2s; \
                   muster chaos digits --kill-every 500ms --what rank,worker --kills 10 --seed 7; \
                   muster chaos digits --kill-every 5s --pause --for 2m; \

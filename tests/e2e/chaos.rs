@@ -1,5 +1,6 @@
 //! A short job under kills of random processes at random moments, all drawn from one seed: whatever
-//! was struck, it ends with the bits of an undisturbed run.
+//! was struck, it ends with the bits of an undisturbed run. Even seeds strike at steps of the job, and
+//! odd ones have `muster chaos` do it, as users do, at times of its own.
 //!
 //! ```text
 //! CHAOS_SEED=7 cargo test --workspace --test chaos one_seed -- --nocapture      one seed, told
@@ -56,7 +57,19 @@ struct Strike {
 struct Plan {
     num_workers: u32,
     redundancy: &'static str,
-    strikes: Vec<Strike>,
+    blows: Blows,
+}
+
+/// Who strikes.
+#[derive(Debug)]
+enum Blows {
+    Ours(Vec<Strike>),
+    /// `muster chaos` with these arguments, once this step is told.
+    OfChaos {
+        step: u64,
+        num: u64,
+        arguments: Vec<String>,
+    },
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014): every seed is a good one.
@@ -79,21 +92,44 @@ impl Plan {
         let num_workers = 2 + u32::try_from(dice.below(3)).unwrap();
         // Five deaths in a row at one shard would end the job, and five fast ones of a coordinator.
         let num_strikes = 1 + dice.below(4);
-        let strikes = (0..num_strikes).map(|_| Strike {
-            step: dice.below(STEPS - 5),
-            after_us: dice.below(30_000),
-            what: [What::Rank, What::Rank, What::Worker, What::Coordinator]
-                [usize::try_from(dice.below(4)).unwrap()],
-            index: dice.below(1 << 32),
-        });
-        let mut strikes: Vec<Strike> = strikes.collect();
-        strikes.sort_unstable();
+        let blows = match seed % 2 {
+            0 => Blows::Ours(strikes(&mut dice, num_strikes)),
+            _ => of_chaos(&mut dice, seed, num_strikes),
+        };
         let redundancy = ["full", "shadow", "none"][usize::try_from(dice.below(3)).unwrap()];
         Self {
             num_workers,
             redundancy,
-            strikes,
+            blows,
         }
+    }
+}
+
+fn strikes(dice: &mut Dice, num: u64) -> Vec<Strike> {
+    let kinds = [What::Rank, What::Rank, What::Worker, What::Coordinator];
+    let strikes = (0..num).map(|_| Strike {
+        step: dice.below(STEPS - 5),
+        after_us: dice.below(30_000),
+        what: kinds[usize::try_from(dice.below(4)).unwrap()],
+        index: dice.below(1 << 32),
+    });
+    let mut strikes: Vec<Strike> = strikes.collect();
+    strikes.sort_unstable();
+    strikes
+}
+
+fn of_chaos(dice: &mut Dice, seed: u64, num: u64) -> Blows {
+    let step = dice.below(STEPS / 2);
+    let every_ms = 20 + dice.below(150);
+    let words = format!(
+        "--seed {seed} --what rank,worker,coordinator --kill-every {every_ms}ms --kills {num} --json"
+    );
+    let pause = (dice.below(3) == 0).then_some("--pause");
+    let arguments = words.split(' ').chain(pause).map(str::to_owned).collect();
+    Blows::OfChaos {
+        step,
+        num,
+        arguments,
     }
 }
 
@@ -114,13 +150,18 @@ fn undisturbed() -> &'static [String; 3] {
     })
 }
 
-/// Kills what a strike says, if there is one; says which process that was.
-fn strike(sandbox: &Sandbox, train: &Train<'_>, strike: Strike) -> String {
-    let is_time = |event: &serde_json::Value| match strike.step {
+/// Waits until a step is told; 0 for the first sign of the job.
+fn wait_for_step(train: &Train<'_>, step: u64) {
+    let is_it = |event: &Value| match step {
         0 => true,
         step => event["event"] == "step" && event["step"].as_u64() >= Some(step),
     };
-    train.wait_for(is_time, DEADLINE);
+    train.wait_for(is_it, DEADLINE);
+}
+
+/// Kills what a strike says, if there is one; says which process that was.
+fn strike(sandbox: &Sandbox, train: &Train<'_>, strike: Strike) -> String {
+    wait_for_step(train, strike.step);
     // Not for something to be so: this is the moment that was drawn.
     std::thread::sleep(Duration::from_micros(strike.after_us));
     let processes = processes_of(sandbox).into_iter();
@@ -133,12 +174,74 @@ fn strike(sandbox: &Sandbox, train: &Train<'_>, strike: Strike) -> String {
     format!("{strike:?}: {pid} {line}")
 }
 
+/// Where the coordinator of a run is, as its workers are told.
+fn address_of(sandbox: &Sandbox) -> String {
+    eventually(DEADLINE, "a worker", || {
+        let mut processes = processes_of(sandbox).into_iter();
+        let (_, line) = processes.find(|(_, line)| What::Worker.is(line))?;
+        let (_, behind) = line.split_once("--join ")?;
+        behind.split(' ').next().map(str::to_owned)
+    })
+}
+
+/// Has `muster chaos` do what it is told to, unless the job ends before that. Returns what it says of
+/// each act.
+fn chaos(sandbox: &Sandbox, arguments: &[String], num: u64) -> Vec<Value> {
+    let mut command = sandbox.muster();
+    command.args(["chaos", "digits", "--to", &address_of(sandbox)]);
+    let output = command.args(arguments).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let told = stdout.lines().map(serde_json::from_str);
+    let mut told = told.collect::<Result<Vec<Value>, _>>().unwrap();
+    let said = || format!("{arguments:?}\n{stdout}\n{stderr}");
+    let end = told.pop().unwrap_or_else(|| panic!("{}", said()));
+    let reason = end["reason"].as_str().unwrap();
+    let is_right = match reason {
+        "it was enough" => output.status.success() && told.len() as u64 == num,
+        "the job has ended (completed)" => output.status.success(),
+        // The coordinator goes with the job, perhaps before it has told its end.
+        reason => reason.contains("did not answer"),
+    };
+    assert!(is_right, "{}", said());
+    assert_eq!(end["acts"], told.len(), "{}", said());
+    for act in &told {
+        let pid = u32::try_from(act["pid"].as_u64().unwrap()).unwrap();
+        let what = act["event"].as_str().unwrap();
+        assert!(["killed", "missed", "paused"].contains(&what), "{}", said());
+        eventually(DEADLINE, &format!("what is said: {act}"), || {
+            let has_ended = processes_of(sandbox).iter().all(|(one, _)| *one != pid);
+            (has_ended || what == "paused" && !is_stopped(pid)).then_some(())
+        });
+    }
+    told
+}
+
+/// Whether a process is stopped by a signal.
+fn is_stopped(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| status.contains("State:\tT"))
+}
+
 fn run(seed: u64) -> (Vec<String>, Finished) {
     let plan = Plan::of(seed);
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
     let train = job(&sandbox, plan.num_workers, plan.redundancy).start();
-    let strikes = plan.strikes.iter();
-    let struck: Vec<String> = strikes.map(|one| strike(&sandbox, &train, *one)).collect();
+    let struck: Vec<String> = match &plan.blows {
+        Blows::Ours(strikes) => {
+            let strikes = strikes.iter();
+            strikes.map(|one| strike(&sandbox, &train, *one)).collect()
+        }
+        Blows::OfChaos {
+            step,
+            num,
+            arguments,
+        } => {
+            wait_for_step(&train, *step);
+            let told = chaos(&sandbox, arguments, *num);
+            told.iter().map(Value::to_string).collect()
+        }
+    };
     let finished = train.finish();
     let said = || {
         let Finished { events, stderr, .. } = &finished;
@@ -176,12 +279,17 @@ fn repeat(seed: u64) -> String {
 
 #[test]
 fn ten_seeds_end_in_the_bits_of_an_undisturbed_run() {
+    let mut num_struck = [0; 2];
     for seed in 0..10 {
-        if let Err(panic) = catch_unwind(|| run(seed)) {
-            eprintln!("{}", repeat(seed));
-            std::panic::resume_unwind(panic);
+        match catch_unwind(|| run(seed)) {
+            Ok((struck, _)) => num_struck[usize::try_from(seed % 2).unwrap()] += struck.len(),
+            Err(panic) => {
+                eprintln!("{}", repeat(seed));
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    assert!(num_struck.iter().all(|num| *num > 0), "{num_struck:?}");
 }
 
 /// The command for users, where the links of a worker are cut: what it is sent is dropped at both

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -164,42 +165,66 @@ fn ranks_that_are_cut_off_from_the_coordinator_go_on_and_it_learns_what_they_did
     assert_eq!(site.steps(1), (1..=STEPS).collect::<Vec<_>>());
 }
 
-#[test]
-fn of_two_ranks_that_do_not_reach_each_other_one_is_left_out() {
-    let name = "of_two_ranks_that_do_not_reach_each_other_one_is_left_out";
-    let Some(network) = Network::enter(name) else {
-        return;
-    };
+/// Three machines in one world, some of which do not reach each other any more, though all reach the
+/// coordinator: those that two of them go on with.
+fn left_of_three(network: Network, cuts: &[(&str, &str)]) -> BTreeSet<String> {
     let site = Site::new(network, &["a", "b", "c"], &[]);
     site.submit(1, 3);
     eventually(DEADLINE, "a world of three", || {
         let job = site.show();
         (job["world_size"] == 3 && job["step"].as_u64() > Some(20)).then_some(())
     });
-    let (b, c) = (site.cluster.machine("b"), site.cluster.machine("c"));
-    site.cluster.network().cut_between(b, c);
-    let (cut, at) = (Instant::now(), site.show()["step"].as_u64());
+    // All are at one step: who alone is past it is never left out.
+    let held = site.halts.hold(|point| point.place == "reduce");
+    let held = held.wait("a rank that reduces", DEADLINE);
+    let at = held.point.clone();
+    for rank in 0..3 {
+        site.halts.wait_for("all at its step", DEADLINE, |point| {
+            let is_there = (point.generation, point.step) == (at.generation, at.step);
+            is_there && point.rank == rank && point.place == "reduce"
+        });
+    }
+    for (one, other) in cuts {
+        let (one, other) = (site.cluster.machine(one), site.cluster.machine(other));
+        site.cluster.network().cut_between(one, other);
+    }
+    drop(held);
+    let cut = Instant::now();
     let job = eventually(DEADLINE, "steps without one of them", || {
         let job = site.show();
-        (job["world_size"] == 2 && job["step"].as_u64() > at).then_some(job)
+        (job["world_size"] == 2 && job["step"].as_u64() > Some(at.step)).then_some(job)
     });
     println!("{:?} from the cut to a step without one", cut.elapsed());
-    let workers: Vec<_> = job["ranks"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|rank| &rank["worker"])
-        .collect();
-    assert!(
-        workers.contains(&&"a".into()),
-        "{workers:?}: a reaches both"
-    );
     site.finish();
     // Each try to take the one in again that is left out comes later than the one before.
-    let num_worlds = site.of_kind("generation").len();
-    assert!(num_worlds < 20, "{num_worlds} worlds");
+    let worlds = site.of_kind("generation");
+    assert!(worlds.len() < 20, "{worlds:#?}");
     assert_eq!(site.show()["history"], 1, "nothing fell back");
     assert_eq!(site.steps(1), (1..=STEPS).collect::<Vec<_>>());
+    let ranks = job["ranks"].as_array().unwrap().iter();
+    let workers = ranks.map(|rank| rank["worker"].as_str().unwrap().to_owned());
+    workers.collect()
+}
+
+#[test]
+fn of_two_ranks_that_do_not_reach_each_other_one_is_left_out() {
+    let name = "of_two_ranks_that_do_not_reach_each_other_one_is_left_out";
+    let Some(network) = Network::enter(name) else {
+        return;
+    };
+    let left = left_of_three(network, &[("b", "c")]);
+    assert!(left.contains("a"), "{left:?}: a reaches both");
+}
+
+#[test]
+fn of_three_ranks_the_one_that_no_other_reaches_is_left_out() {
+    let name = "of_three_ranks_the_one_that_no_other_reaches_is_left_out";
+    let Some(network) = Network::enter(name) else {
+        return;
+    };
+    // The lowest rank: of two ranks that miss each other the higher one is left out.
+    let left = left_of_three(network, &[("a", "b"), ("a", "c")]);
+    assert_eq!(left, ["b", "c"].map(str::to_owned).into());
 }
 
 #[test]

@@ -210,6 +210,8 @@ fn daemon_of(rank: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
 
     #[test]
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_continued_whatever_ends_its_pause() {
+    fn a_process_is_continued_whatever_ends_its_pause_and_ends_when_it_is_killed() {
         let mut child = std::process::Command::new("sleep")
             .arg("100")
             .spawn()
@@ -262,7 +264,7 @@ mod tests {
             (!is_stopped()).then_some(())
         });
         assert!(victim.kill().unwrap());
-        child.wait().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
         assert!(!victim.kill().unwrap(), "it has ended");
     }
 
