@@ -6,6 +6,7 @@ mod dice;
 mod links;
 mod victims;
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -121,9 +122,11 @@ impl Chaos {
         }
         let scope = Scope::new(&self.what, client.is_on_this_machine().await);
         self.warn();
-        let start = Instant::now();
-        let mut num_acts = 0;
-        let end = self.strike(&client, &scope, start, &mut num_acts).await;
+        let run = Run {
+            start: Instant::now(),
+            num_acts: Cell::new(0),
+        };
+        let end = self.strike(&client, &scope, &run).await;
         let (reason, code) = match &end {
             Ok(End::JobEnded(state)) => (format!("the job has ended ({state})"), 0),
             Ok(End::TimeIsOver) => ("the time is over".to_owned(), 0),
@@ -131,7 +134,7 @@ impl Chaos {
             Ok(End::Interrupted) => ("it was interrupted".to_owned(), INTERRUPTED),
             Err(failure) => (failure.text.clone(), 1),
         };
-        let seconds = start.elapsed().as_secs_f64();
+        let (seconds, num_acts) = (run.start.elapsed().as_secs_f64(), run.num_acts.get());
         print_lines([if self.json {
             json!({ "event": "ended", "after_s": seconds, "acts": num_acts, "reason": reason })
                 .to_string()
@@ -175,13 +178,7 @@ impl Chaos {
     }
 
     /// One act after the other, until there is a reason to end.
-    async fn strike(
-        &self,
-        client: &Client,
-        scope: &Scope,
-        start: Instant,
-        num_acts: &mut u32,
-    ) -> Result<End, Failure> {
+    async fn strike(&self, client: &Client, scope: &Scope, run: &Run) -> Result<End, Failure> {
         let mut dice = Dice::new(self.seed);
         let mut signals = [
             signal(SignalKind::interrupt())?,
@@ -197,17 +194,15 @@ impl Chaos {
                 let coordinator = client.nodes().await?.coordinator_pid;
                 let struck = if self.partition {
                     let machine = dice.one_of(scope.machines(&job, coordinator));
-                    self.partition(machine, &job, start, &mut dice).await?
+                    self.partition(machine, &job, run, &mut dice).await?
                 } else {
                     let victim = dice.victim(scope.victims(&job, coordinator));
-                    self.act(victim, &job, start, &mut dice).await?
+                    self.act(victim, &job, run, &mut dice).await?
                 };
-                if struck {
-                    *num_acts += 1;
-                } else {
+                if !struck {
                     tell("no process of the job is here now");
                 }
-                if Some(*num_acts) == self.kills {
+                if Some(run.num_acts.get()) == self.kills {
                     return Ok(End::EnoughActs);
                 }
             }
@@ -227,7 +222,7 @@ impl Chaos {
         &self,
         victim: Option<Victim>,
         job: &v1::JobView,
-        start: Instant,
+        run: &Run,
         dice: &mut Dice,
     ) -> Result<bool, Failure> {
         let Some(victim) = victim else {
@@ -240,12 +235,12 @@ impl Chaos {
         };
         if !self.pause {
             let event = if victim.kill()? { "killed" } else { "missed" };
-            self.say(event, &whom, job, start, None);
+            self.say(event, &whom, job, run, None);
             return Ok(true);
         }
         let lasts = dice.up_to(MAX_PAUSE);
         let stopped = victim.stop()?;
-        self.say("paused", &whom, job, start, Some(lasts));
+        self.say("paused", &whom, job, run, Some(lasts));
         tokio::time::sleep(lasts).await;
         drop(stopped);
         Ok(true)
@@ -256,7 +251,7 @@ impl Chaos {
         &self,
         machine: Option<Machine>,
         job: &v1::JobView,
-        start: Instant,
+        run: &Run,
         dice: &mut Dice,
     ) -> Result<bool, Failure> {
         let Some(machine) = machine else {
@@ -273,7 +268,7 @@ impl Chaos {
             name: if self.json { &machine.name } else { &name },
             pid: machine.pid,
         };
-        self.say("cut", &whom, job, start, Some(lasts));
+        self.say("cut", &whom, job, run, Some(lasts));
         while tokio::time::Instant::now() < end {
             tokio::time::sleep(CUT_EVERY).await;
             cut.extend(&machine.inside, &machine.others)
@@ -282,15 +277,17 @@ impl Chaos {
         Ok(true)
     }
 
+    /// Says what is done now, and counts it: whatever ends it, it has begun.
     fn say(
         &self,
         event: &str,
         whom: &Whom<'_>,
         job: &v1::JobView,
-        start: Instant,
+        run: &Run,
         lasts: Option<Duration>,
     ) {
-        let after_s = start.elapsed().as_secs_f64();
+        run.num_acts.set(run.num_acts.get() + 1);
+        let after_s = run.start.elapsed().as_secs_f64();
         let for_s = lasts.map(|lasts| lasts.as_secs_f64());
         let Whom { what, name, pid } = whom;
         print_lines([if self.json {
@@ -307,6 +304,12 @@ impl Chaos {
             )
         }]);
     }
+}
+
+/// One run of the command.
+struct Run {
+    start: Instant,
+    num_acts: Cell<u32>,
 }
 
 /// Who was struck, for people.
