@@ -55,7 +55,9 @@ fn first(rank: u64, place: &'static str) -> impl Fn(&Point) -> bool + Send + Clo
 /// Kills who is held, and only then lets it go; says where it was.
 fn kill(sandbox: &Sandbox, held: Held) -> Point {
     sandbox.kill(held.point.pid, Signal::KILL);
-    held.point.clone()
+    let at = held.point.clone();
+    drop(held);
+    at
 }
 
 /// The worlds that were made, by what they say of themselves.
