@@ -59,7 +59,9 @@ fn first(rank: u64, place: &'static str) -> impl Fn(&Point) -> bool + Send + Clo
 )]
 fn kill(sandbox: &Sandbox, held: Held) -> Point {
     sandbox.kill(held.point.pid, Signal::KILL);
-    held.point.clone()
+    let at = held.point.clone();
+    drop(held);
+    at
 }
 
 /// The worlds that were made, by what they say of themselves.
