@@ -53,10 +53,6 @@ fn first(rank: u64, place: &'static str) -> impl Fn(&Point) -> bool + Send + Clo
 }
 
 /// Kills who is held, and only then lets it go; says where it was.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "a rank that is killed is held no more"
-)]
 fn kill(sandbox: &Sandbox, held: Held) -> Point {
     sandbox.kill(held.point.pid, Signal::KILL);
     let at = held.point.clone();
