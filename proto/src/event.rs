@@ -134,6 +134,17 @@ pub enum What {
         /// Which file, and what is wrong with it.
         reason: String,
     },
+    /// A rank could not write its files of a checkpoint, and the job went on without it.
+    Unwritten {
+        /// After so many steps.
+        step: u64,
+        /// The rank's number.
+        rank: u32,
+        /// On which worker.
+        worker: String,
+        /// Which file, and what the system said.
+        reason: String,
+    },
     /// A rank was lost.
     Lost {
         /// Its number.

@@ -3,20 +3,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, TrainCommand, processes_of};
+use muster_tests::{
+    Cluster, Finished, Halts, Point, Sandbox, Signal, Train, TrainCommand, eventually, processes_of,
+};
+use serde_json::Value;
 
 const STEPS: u64 = 180;
 const EVERY: u64 = 25;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn job(sandbox: &Sandbox, keep: u32) -> TrainCommand<'_> {
-    let train = sandbox.train("job.toml").workers(2);
+    job_on(sandbox, 2, keep)
+}
+
+fn job_on(sandbox: &Sandbox, num_workers: u32, keep: u32) -> TrainCommand<'_> {
+    let train = sandbox.train("job.toml").workers(num_workers);
     train
         .set(&format!("train.steps={STEPS}"))
         .set(&format!("checkpoint.every_steps={EVERY}"))
@@ -139,4 +147,209 @@ fn a_job_whose_only_checkpoint_is_damaged_fails_and_does_not_begin_anew() {
     let finished = job(&sandbox, 1).start().finish();
     assert_eq!(from_steps(&finished), [step]);
     check_is_completed(&finished);
+}
+
+/// A folder for checkpoints that can be exchanged for nothing, and back, at any moment.
+struct Disk {
+    link: PathBuf,
+    folder: PathBuf,
+}
+
+impl Disk {
+    fn new(sandbox: &Sandbox) -> Self {
+        let disk = Self {
+            link: sandbox.path().join("disk"),
+            folder: sandbox.path().join("real"),
+        };
+        fs::create_dir(&disk.folder).unwrap();
+        disk.point_at(&disk.folder);
+        disk
+    }
+
+    fn point_at(&self, target: &Path) {
+        let next = self.link.with_extension("next");
+        symlink(target, &next).unwrap();
+        fs::rename(next, &self.link).unwrap();
+    }
+
+    /// From here on nothing can be read or written.
+    fn fail(&self) {
+        self.point_at(Path::new("/dev/null"));
+    }
+
+    fn mend(&self) {
+        self.point_at(&self.folder);
+    }
+
+    fn setting(&self) -> String {
+        format!("checkpoint.folder={}", self.link.display())
+    }
+}
+
+/// Waits for the first event of a kind behind the checkpoint of this step.
+fn wait_for(train: &Train<'_>, kind: &str, step: u64) -> Value {
+    let is_it = |event: &Value| event["event"] == kind && event["step"].as_u64() > Some(step);
+    train.wait_for(is_it, DEADLINE)
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried() {
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    let disk = Disk::new(&sandbox);
+    let (name, value) = halts.variable();
+    let hold = halts.hold(|point| point.place == "write params" && point.step == 2 * EVERY);
+    let again = halts.hold(|point| point.place == "snapshot" && point.step == 4 * EVERY);
+    let train = job(&sandbox, 3).set(&disk.setting()).env(name, &value);
+    let train = train.start();
+    let held = hold.wait("the second checkpoint", DEADLINE);
+    disk.fail();
+    drop(held);
+    let told = wait_for(&train, "unwritten", EVERY);
+    let reason = told["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("could not") && reason.contains("Not a directory"),
+        "{told}"
+    );
+    assert!(
+        told["rank"].is_u64() && told["worker"].is_string(),
+        "{told}"
+    );
+    wait_for(&train, "unwritten", 2 * EVERY);
+    let held = again.wait("the fourth checkpoint", DEADLINE);
+    disk.mend();
+    drop(held);
+    let finished = train.finish();
+    check_is_completed(&finished);
+    assert_eq!(from_steps(&finished), [0], "the world went on");
+    let steps = |kind: &'static str| {
+        let steps = finished.of_kind(kind);
+        steps
+            .filter_map(|event| event["step"].as_u64())
+            .collect::<Vec<_>>()
+    };
+    let written = steps("checkpoint");
+    assert!(written.contains(&EVERY) && !written.contains(&(3 * EVERY)));
+    assert!(
+        written.contains(&(5 * EVERY)) && written.ends_with(&[STEPS]),
+        "{written:?}"
+    );
+    let unwritten = steps("unwritten");
+    assert!(
+        unwritten.iter().all(|step| !written.contains(step)),
+        "{unwritten:?}"
+    );
+}
+
+#[test]
+fn a_job_that_cannot_write_its_last_checkpoint_fails_and_goes_on_from_the_one_before() {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let disk = Disk::new(&sandbox);
+    let start = || job(&sandbox, 3).set(&disk.setting()).start();
+    let train = start();
+    train.wait_for_step(EVERY + 5, DEADLINE);
+    disk.fail();
+    train.interrupt();
+    let finished = train.finish();
+    check_has_failed(
+        &finished,
+        &["the last checkpoint, of step", "Not a directory"],
+    );
+    let rests_at = finished.end()["step"].as_u64();
+
+    disk.mend();
+    let train = start();
+    train.wait_for_step(2 * EVERY + 5, DEADLINE);
+    disk.fail();
+    let finished = train.finish();
+    assert_eq!(from_steps(&finished).first().copied(), rests_at);
+    check_has_failed(
+        &finished,
+        &[&format!("of step {STEPS}"), "run the job again"],
+    );
+    assert!(finished.of_kind("unwritten").count() > 0);
+
+    disk.mend();
+    check_is_completed(&start().finish());
+    assert_eq!(processes_of(&sandbox), [], "nothing is left behind");
+}
+
+/// Ranks go on without their coordinator, and leave out what nobody would ever remove.
+#[test]
+fn checkpoints_do_not_pile_up_while_the_coordinator_is_away() {
+    const KEEP: usize = 2;
+    let (mut cluster, halts) = (Cluster::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    let (name, value) = halts.variable();
+    cluster.environment.push((name.to_owned(), value));
+    cluster.start_worker("a", 2);
+    let folder = cluster.sandbox.path().join("kept");
+    let settings = [
+        "train.epochs=4000",
+        "workers.min=2",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep=2",
+        &format!("checkpoint.folder={}", folder.display()),
+    ];
+    cluster.submit("mlp.toml", &settings);
+    let newest = |cluster: &Cluster| {
+        let job = cluster.json(&["show", "digits-mlp", "--json"]);
+        let all = job["checkpoints"].as_array().unwrap().clone();
+        all.last().and_then(|newest| newest["step"].as_u64())
+    };
+    eventually(DEADLINE, "a checkpoint", || newest(&cluster));
+    let coordinator = cluster.children[0].id();
+    cluster.sandbox.kill(coordinator, Signal::KILL);
+    cluster.children[0].wait().unwrap();
+    let reached = |points: &[Point]| points.iter().map(|point| point.step).max().unwrap();
+    let away_from = reached(&halts.passed());
+    halts.wait_for("a hundred steps", DEADLINE, |point| {
+        point.step > away_from + 100
+    });
+    let folders = fs::read_dir(&folder).unwrap();
+    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let steps: BTreeSet<String> = names
+        .filter(|name| name.starts_with("step-"))
+        .map(|name| name[..13].to_owned())
+        .collect();
+    // Those that count, one more than as many that wait, and one that the coordinator was about to
+    // have removed.
+    assert!(steps.len() <= 2 * KEEP + 2, "{steps:?}");
+
+    cluster.start_coordinator();
+    eventually(DEADLINE, "a checkpoint of a later step", || {
+        (newest(&cluster) > Some(away_from + 100)).then_some(())
+    });
+    let said = cluster.text(&["cancel", "digits-mlp"]);
+    assert!(said.contains("checkpoint"), "{said}");
+    let waited = cluster.run(&["wait", "digits-mlp"]);
+    assert_eq!(waited.status.code(), Some(1), "cancelled is not completed");
+    let job = cluster.json(&["show", "digits-mlp", "--json"]);
+    assert_eq!(job["state"], "cancelled", "{job:#}");
+}
+
+/// Rank 0 writes a file for as long as the test lets it, and waits with the next snapshot.
+#[test]
+fn a_rank_that_waits_for_its_disk_leaves_a_world_that_is_closed_at_once() {
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    let (name, value) = halts.variable();
+    let hold = halts.hold(|point| point.place == "write params" && point.step == EVERY);
+    let train = job_on(&sandbox, 3, 3).env(name, &value).start();
+    let held = hold.wait("the first checkpoint", DEADLINE);
+    let first = |rank: u64, place: &'static str, step: u64| {
+        move |point: &Point| {
+            (point.generation, point.rank, point.step) == (1, rank, step) && point.place == place
+        }
+    };
+    assert_eq!(held.point.rank, 0);
+    halts.wait_for("the snapshot", DEADLINE, first(0, "snapshot", 2 * EVERY));
+    halts.wait_for("the next step", DEADLINE, first(2, "reduce", 2 * EVERY));
+    train.kill(train.pid_of_rank(2), Signal::KILL);
+    let is_out =
+        |point: &Point| (point.process, point.place.as_str()) == (held.point.process, "closed");
+    halts.wait_for("the end of the world", DEADLINE, is_out);
+    drop(held);
+    let finished = train.finish();
+    check_is_completed(&finished);
+    assert_eq!(finished.histories().len(), 1);
+    assert_eq!(finished.steps(), (1..=STEPS).collect::<Vec<_>>());
 }

@@ -123,6 +123,14 @@ fn remark(what: &What) -> Option<String> {
         What::Damaged { step, reason } => Some(format!(
             "the checkpoint of step {step} is damaged: {reason}"
         )),
+        What::Unwritten {
+            step,
+            rank,
+            worker,
+            reason,
+        } => Some(format!(
+            "step {step}: no checkpoint, since rank {rank} on {worker} cannot write its files: {reason}"
+        )),
         What::Distrusted { worker, reason } => {
             Some(format!("worker {worker} is used no more: {reason}"))
         }

@@ -143,7 +143,10 @@ impl Goodput {
                 );
             }
             What::Finished { state, step, .. } => self.finish(event.time, state, *step),
-            What::Rank { .. } | What::Damaged { .. } | What::Distrusted { .. } => {}
+            What::Rank { .. }
+            | What::Damaged { .. }
+            | What::Unwritten { .. }
+            | What::Distrusted { .. } => {}
         }
     }
 

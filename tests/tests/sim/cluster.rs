@@ -88,6 +88,7 @@ impl Sim {
             oracle: Oracle::new(),
             plant,
             files: BTreeMap::new(),
+            has_full_disks: seed % 7 == 2,
             points: Vec::new(),
             spawns: Vec::new(),
             exits: Vec::new(),

@@ -9,6 +9,7 @@ use muster_proto::v1;
 use super::model::State;
 use super::net::{Net, Node};
 use super::oracle::Oracle;
+use super::rng::mix;
 
 /// A bug of the model's, never of the product's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,8 @@ pub(crate) struct Env {
     pub(crate) plant: Plant,
     /// Checkpoint files by name; every machine sees them.
     pub(crate) files: BTreeMap<String, State>,
+    /// Whether files of checkpoints cannot be written now and then.
+    pub(crate) has_full_disks: bool,
     pub(crate) points: Vec<(Point, Node)>,
     pub(crate) spawns: Vec<Spawn>,
     /// Processes that ended by themselves, and how.
@@ -110,6 +113,11 @@ impl Env {
 
     pub(crate) fn point(&mut self, point: Point, node: Node) {
         self.points.push((point, node));
+    }
+
+    /// Whether a process finds no room for a file of this step's checkpoint.
+    pub(crate) fn refuses_to_write(&self, pid: u32, step: u64) -> bool {
+        self.has_full_disks && mix(u64::from(pid) << 32 ^ step).is_multiple_of(3)
     }
 
     pub(crate) fn new_pid(&mut self) -> u32 {

@@ -14,6 +14,7 @@ pub(crate) const NUM_ELEMENTS: usize = 5;
 pub(crate) const NUM_CHUNKS: u32 = 3;
 pub(crate) const TOTAL_STEPS: u64 = 70;
 pub(crate) const CHECKPOINT_EVERY: u64 = 6;
+pub(crate) const CHECKPOINT_KEEP: u32 = 2;
 pub(crate) const EVALUATE_EVERY: u64 = 5;
 
 /// The state of the job after so many steps.

@@ -162,8 +162,11 @@ impl Process {
         if let Report::Ready(ready) = report {
             // It says so once in its life, and perhaps as what it was before it entered this world.
             self.ready = ready.clone();
-        } else if matches!(report, Report::SuspectSamples(_)) {
-            // The next world's rank 0 says it again.
+        } else if matches!(
+            report,
+            Report::SuspectSamples(_) | Report::CheckpointUnwritten(_)
+        ) {
+            // The next world's rank 0 says the one again, and the other changes nothing.
         } else if key.generation == self.key.generation
             || key.history == self.key.history && matches!(report, Report::Failed(_))
         {

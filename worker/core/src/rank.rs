@@ -20,6 +20,7 @@
 mod holdings;
 mod plan;
 mod records;
+mod snapshots;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,6 +32,7 @@ use holdings::Holdings;
 pub use plan::{RankPlan, Rules};
 pub use records::Place;
 use records::Records;
+use snapshots::Snapshots;
 
 /// What a rank does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,12 @@ pub enum Next {
     /// Evaluate the held-out samples, together with the other ranks.
     Evaluate,
     /// Take a snapshot, and write its files of it beside training.
-    Checkpoint,
+    Checkpoint {
+        /// Whether the work ends behind it: this one may not be missing.
+        is_last: bool,
+    },
+    /// Go on without the checkpoint that is due: those before it wait for the coordinator.
+    LeaveOut,
     /// No more steps.
     End {
         /// Whether that is because it was told to stop.
@@ -88,15 +95,11 @@ pub struct RankMachine {
     stopping: bool,
     /// The state is a checkpoint's, and what follows that step was done before.
     restored: Option<u64>,
-    /// The newest step whose state is a checkpoint, or is becoming one.
-    snapped: Option<u64>,
-    /// A checkpoint was due, and did not come to count before the world changed.
-    is_overdue: bool,
+    snapshots: Snapshots,
     metrics: BTreeMap<String, f64>,
     records: Records,
     /// Durable files whose report waits.
     parts: VecDeque<v1::CheckpointPart>,
-    committed: Option<u64>,
     done: Option<v1::Done>,
     closed: Option<v1::Closed>,
 }
@@ -109,6 +112,7 @@ impl RankMachine {
             rules: Rules {
                 total_steps: 0,
                 checkpoint_every: 1,
+                checkpoint_keep: 1,
                 evaluate_every: None,
                 num_files: 0,
                 is_shared: false,
@@ -118,12 +122,10 @@ impl RankMachine {
             holdings: Holdings::default(),
             stopping: false,
             restored: None,
-            snapped: None,
-            is_overdue: false,
+            snapshots: Snapshots::default(),
             metrics: BTreeMap::new(),
             records: Records::default(),
             parts: VecDeque::new(),
-            committed: None,
             done: None,
             closed: None,
         }
@@ -135,8 +137,7 @@ impl RankMachine {
         self.rules = rules;
         if let Some(step) = state {
             self.restored = Some(step);
-            self.snapped = (step > 0).then_some(step);
-            self.committed = self.snapped;
+            self.snapshots.restored(step);
             self.holdings.restart(step);
         }
     }
@@ -262,17 +263,10 @@ impl RankMachine {
             // Whoever was rank 0 may have died with records that nobody else sent.
             self.records.send_all_again();
         }
-        self.committed = self
-            .committed
-            .max((plan.committed > 0).then_some(plan.committed));
+        self.snapshots.enter(&plan, &self.rules);
         if let Some(evaluated) = plan.healed {
             self.restored = None;
             self.holdings.evaluated = evaluated;
-            let step = plan.first_step;
-            let is_committed = plan.committed == step && step > 0;
-            self.snapped = is_committed.then_some(step);
-            let every = self.rules.checkpoint_every.max(1);
-            self.is_overdue = step / every * every > plan.committed;
         }
         // Who is told to stop says so again: all ranks end behind the same step.
         self.stopping = false;
@@ -346,12 +340,14 @@ impl RankMachine {
         if wants_evaluation && !self.holdings.evaluated {
             return Next::Evaluate;
         }
-        let wants_checkpoint =
-            is_last || self.stopping || self.is_overdue || is_due(self.rules.checkpoint_every);
-        if wants_checkpoint && self.snapped != Some(step) {
-            return Next::Checkpoint;
+        let ends = is_last || self.stopping;
+        if self.snapshots.wants(step, ends, &self.rules) {
+            return match self.snapshots.is_full(&self.rules) && !ends {
+                true => Next::LeaveOut,
+                false => Next::Checkpoint { is_last: ends },
+            };
         }
-        if is_last || self.stopping {
+        if ends {
             Next::End { stopped: !is_last }
         } else {
             Next::Step
@@ -423,8 +419,12 @@ impl RankMachine {
 
     /// The snapshot of this step is taken; its files follow.
     pub fn snapped(&mut self) {
-        self.snapped = self.holdings.step;
-        self.is_overdue = false;
+        self.snapshots.taken(self.holdings.step);
+    }
+
+    /// The checkpoint of this step is left out.
+    pub fn left_out(&mut self) {
+        self.snapshots.left_out(self.holdings.step);
     }
 
     /// A step, or its evaluation, is done. Every rank keeps the record until it is acknowledged;
@@ -453,6 +453,13 @@ impl RankMachine {
         self.records.acked(place);
     }
 
+    /// The same, where all ranks learn it with this step. What they do at a boundary may depend on that
+    /// alone: a checkpoint that one of them leaves out is none.
+    pub fn all_acked(&mut self, place: Place) {
+        self.acked(place);
+        self.snapshots.recorded(place.0);
+    }
+
     /// The newest record that is known to be durable.
     #[must_use]
     pub fn last_acked(&self) -> Place {
@@ -477,7 +484,7 @@ impl RankMachine {
 
     /// The checkpoint of a step counts, and with it all before it.
     pub fn committed(&mut self, step: u64) {
-        self.committed = self.committed.max(Some(step));
+        self.snapshots.committed(step);
     }
 
     /// No more steps are run: what to report when the last checkpoint counts.
@@ -497,8 +504,8 @@ impl RankMachine {
         while let Some(part) = self.parts.pop_front_if(|part| is_recorded(part.step)) {
             reports.push(Report::CheckpointPart(part));
         }
-        let committed = self.committed;
-        let is_over = |done: &mut v1::Done| committed >= Some(done.step) && is_recorded(done.step);
+        let snapshots = &self.snapshots;
+        let is_over = |done: &mut v1::Done| snapshots.counts(done.step) && is_recorded(done.step);
         reports.extend(self.done.take_if(is_over).map(Report::Done));
         reports
     }

@@ -37,6 +37,7 @@ pub(crate) fn live(
     let rules = Rules {
         total_steps: prepared.trainer.total_steps(),
         checkpoint_every: prepared.spec.checkpoint.every_steps,
+        checkpoint_keep: prepared.spec.checkpoint.keep,
         evaluate_every: prepared.spec.train.evaluate_every_steps,
         num_files: u32::try_from(Content::all(is_shared).len()).unwrap_or(u32::MAX),
         is_shared,

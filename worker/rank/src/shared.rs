@@ -56,6 +56,8 @@ struct Inner {
     /// Why the world is to be closed behind the step that runs.
     pause: Option<String>,
     is_dismissed: bool,
+    /// A snapshot is being written.
+    is_writing: bool,
     trouble: Option<Trouble>,
 }
 
@@ -93,6 +95,7 @@ impl Shared {
             revoker: None,
             pause: None,
             is_dismissed: false,
+            is_writing: false,
             trouble: None,
         };
         Self {
@@ -138,6 +141,15 @@ impl Shared {
         };
         let report = v1::RankReport {
             key: Some(key),
+            report: Some(report),
+        };
+        send(&mut self.control(), report);
+    }
+
+    /// Tells the coordinator of something that changes nothing. It may be lost with a connection.
+    pub(crate) fn mention(&self, report: Report) {
+        let report = v1::RankReport {
+            key: Some(self.key()),
             report: Some(report),
         };
         send(&mut self.control(), report);
@@ -395,6 +407,22 @@ impl Shared {
             let peers = inner.peers.as_ref().filter(|(of, _)| *of == generation);
             peers.map(|(_, addresses)| Ok(addresses.clone()))
         })
+    }
+
+    /// Waits until the thread that writes checkpoints is free, and takes it.
+    pub(crate) fn wait_for_writer(&self) -> Result<(), Trouble> {
+        self.wait_until(|inner| {
+            if !inner.machine.is_open() {
+                return Some(Err(Trouble::Closed));
+            }
+            (!std::mem::replace(&mut inner.is_writing, true)).then_some(Ok(()))
+        })
+    }
+
+    /// The thread that writes checkpoints is free.
+    pub(crate) fn writer_waits(&self) {
+        self.lock().is_writing = false;
+        self.changed.notify_all();
     }
 
     /// Waits while too many records are not acknowledged.

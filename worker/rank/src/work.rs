@@ -178,11 +178,18 @@ impl Work<'_> {
             match self.shared.tell(|machine| machine.next()) {
                 Next::Step => self.step(group, world)?,
                 Next::Evaluate => self.evaluate(group, world)?,
-                Next::Checkpoint => {
+                Next::Checkpoint { is_last } => {
                     let begun = Instant::now();
-                    self.checkpoint(world);
+                    self.checkpoint(world, is_last)?;
                     self.spent.snapshot += begun.elapsed();
                     self.shared.tell(RankMachine::snapped);
+                }
+                Next::LeaveOut => {
+                    tracing::warn!(
+                        step = self.trainer.step().0,
+                        "no checkpoint: too many wait to count until the coordinator is heard of"
+                    );
+                    self.shared.tell(RankMachine::left_out);
                 }
                 Next::End { stopped } => {
                     return self.end(group, world, stopped);
@@ -342,7 +349,7 @@ impl Work<'_> {
                 evaluation: self.evaluation.take(),
             },
         };
-        self.shared.tell(|machine| machine.acked(notes.acked));
+        self.shared.tell(|machine| machine.all_acked(notes.acked));
         self.apply(last, notes.stop, notes.pause, &times)?;
         // The state is that of this step, whether or not the world goes on.
         self.feed.copy(&notes.tickets, &self.trainer, self.shared);

@@ -71,6 +71,10 @@ fn what_changes_the_run_is_told_in_a_line() {
             r#""event":"damaged","step":25,"reason":"params is cut short""#,
             "the checkpoint of step 25 is damaged: params is cut short",
         ),
+        (
+            r#""event":"unwritten","step":25,"rank":1,"worker":"worker-2","reason":"no room""#,
+            "step 25: no checkpoint, since rank 1 on worker-2 cannot write its files: no room",
+        ),
     ] {
         assert_eq!(told(fields).as_deref(), Some(text));
     }

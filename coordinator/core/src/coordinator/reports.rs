@@ -124,7 +124,7 @@ impl Coordinator {
                 };
                 self.process_runs(session, running, now, outputs);
             }
-            From::Report(report) => self.process_reports(session, report, now),
+            From::Report(report) => self.process_reports(session, report, now, outputs),
             From::Exited(exited) => self.process_exited(session, exited, now, outputs),
         }
     }
@@ -166,13 +166,28 @@ impl Coordinator {
         self.publish(None, event(&key, seconds(now), what), outputs);
     }
 
-    fn process_reports(&mut self, session: Session, report: v1::RankReport, now: Now) {
+    fn process_reports(
+        &mut self,
+        session: Session,
+        report: v1::RankReport,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
         let (Some(key), Some(report)) = (report.key, report.report) else {
             return;
         };
-        let Some((job, _, member)) = self.member(session, &key) else {
+        let Some((job, worker, member)) = self.member(session, &key) else {
             return;
         };
+        if let (Member::Rank(rank), Report::CheckpointUnwritten(unwritten)) = (member, &report) {
+            let what = What::Unwritten {
+                step: unwritten.step,
+                rank: rank.0,
+                worker: worker.to_string(),
+                reason: unwritten.reason.clone(),
+            };
+            return self.publish(None, event(&key, seconds(now), what), outputs);
+        }
         let process = ProcessId(key.process);
         let is_current = Generation(key.generation) == self.state.jobs[&job].generation;
         let seats = match &report {
@@ -234,7 +249,7 @@ impl Coordinator {
                 watch.done.insert(process, done);
             }
             // It was said before it was told that it is a rank.
-            Report::Following(_) => self.num_stale_reports += 1,
+            Report::Following(_) | Report::CheckpointUnwritten(_) => self.num_stale_reports += 1,
         }
     }
 

@@ -7,7 +7,7 @@ use v1::rank_report::Report;
 
 use super::super::env::Env;
 use super::super::model::{
-    CHECKPOINT_EVERY, EVALUATE_EVERY, NUM_ELEMENTS, NUM_SHARDS, State, TOTAL_STEPS,
+    CHECKPOINT_EVERY, CHECKPOINT_KEEP, EVALUATE_EVERY, NUM_ELEMENTS, NUM_SHARDS, State, TOTAL_STEPS,
 };
 use super::follow::Following;
 use super::work::{FILES, Work};
@@ -47,6 +47,7 @@ impl Rank {
         let rules = Rules {
             total_steps: TOTAL_STEPS,
             checkpoint_every: CHECKPOINT_EVERY,
+            checkpoint_keep: CHECKPOINT_KEEP,
             evaluate_every: Some(EVALUATE_EVERY),
             num_files: 2,
             is_shared: false,

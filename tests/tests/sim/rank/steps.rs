@@ -146,7 +146,7 @@ impl Rank {
                 evaluation: work.evaluation.take(),
             },
         };
-        self.tell(env, |shared| shared.machine.acked(note.acked));
+        self.tell(env, |shared| shared.machine.all_acked(note.acked));
         self.busy((1, 2 * MS), Main::Merging(last, note), env);
         Ok(())
     }
@@ -256,11 +256,11 @@ impl Rank {
     }
 
     /// Hands a snapshot to the thread that writes.
-    pub(super) fn write(&mut self, files: Vec<u32>, env: &mut Env) {
+    pub(super) fn write(&mut self, files: Vec<u32>, is_last: bool, env: &mut Env) {
         let node = self.node();
         let work = self.work();
         if !files.is_empty() {
-            work.writing = Some((work.state.clone(), files.into()));
+            work.writing = Some((work.state.clone(), files.into(), is_last));
             env.point(Point::Writing, node);
             env.net.timer_between(node, (MS, 50 * MS), Timer::Written);
         }
@@ -271,11 +271,25 @@ impl Rank {
     pub(super) fn written(&mut self, env: &mut Env) {
         let node = self.node();
         let Some(work) = &mut self.work else { return };
-        let Some((state, left)) = &mut work.writing else {
+        let Some((state, left, is_last)) = &mut work.writing else {
             return;
         };
         let Some(file) = left.pop_front() else { return };
         let state = state.clone();
+        if !*is_last && env.refuses_to_write(self.pid, state.step) {
+            env.log(format_args!(
+                "p{} cannot write step {}",
+                self.pid, state.step
+            ));
+            work.writing = None;
+            let unwritten = v1::CheckpointUnwritten {
+                step: state.step,
+                reason: "the disk is full".to_owned(),
+            };
+            let key = self.shared.as_ref().map(|shared| shared.key.clone());
+            let report = Report::CheckpointUnwritten(unwritten);
+            return self.report(key.unwrap_or_default(), report, env);
+        }
         if left.is_empty() {
             work.writing = None;
         } else {

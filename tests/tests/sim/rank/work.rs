@@ -66,7 +66,7 @@ pub(crate) enum Main {
     Evaluating(VecDeque<u32>, Vec<(u32, f64)>),
     Gathering,
     /// The checkpoint before this one is still being written.
-    WaitingForWriter(Vec<u32>),
+    WaitingForWriter(Vec<u32>, bool),
     /// It waits until the others have heard its goodbye.
     Leaving {
         until: Time,
@@ -102,8 +102,9 @@ pub(crate) struct Work {
     pub(super) last: Option<Last>,
     pub(super) evaluation: Option<v1::StepRecord>,
     pub(super) world: Option<World>,
-    /// The snapshot that is being written, and which of its files are not.
-    pub(super) writing: Option<(State, VecDeque<u32>)>,
+    /// The snapshot that is being written, which of its files are not, and whether the work ends
+    /// behind it.
+    pub(super) writing: Option<(State, VecDeque<u32>, bool)>,
 }
 
 impl Work {
@@ -240,15 +241,17 @@ impl Rank {
                     None => return false,
                 }
             }
-            Main::WaitingForWriter(_) => {
-                if self.work().writing.is_some() {
-                    return false;
+            Main::WaitingForWriter(files, is_last) => {
+                let (files, is_last) = (files.clone(), *is_last);
+                match self.check() {
+                    Ok(()) if self.work().writing.is_some() => return false,
+                    Ok(()) => {
+                        self.main = Main::Waiting;
+                        self.write(files, is_last, env);
+                        self.boundary(env)
+                    }
+                    Err(trouble) => Err(trouble),
                 }
-                let main = std::mem::replace(&mut self.main, Main::Waiting);
-                if let Main::WaitingForWriter(files) = main {
-                    self.write(files, env);
-                }
-                self.boundary(env)
             }
             Main::Leaving { until } => {
                 if !self.leaving.is_empty() && env.net.now < *until {
@@ -447,14 +450,18 @@ impl Rank {
                     env.point(Point::Evaluating, self.node());
                     return self.evaluate(chunks, Vec::new(), env);
                 }
-                Next::Checkpoint => {
+                Next::Checkpoint { is_last } => {
                     let plan = self.work().world().plan;
                     let files: Vec<u32> = plan.files(2).collect();
                     if !files.is_empty() && self.work().writing.is_some() {
-                        self.main = Main::WaitingForWriter(files);
+                        self.main = Main::WaitingForWriter(files, is_last);
                         return Ok(());
                     }
-                    self.write(files, env);
+                    self.write(files, is_last, env);
+                }
+                Next::LeaveOut => {
+                    env.log(format_args!("p{} leaves a checkpoint out", self.pid));
+                    self.tell(env, |shared| shared.machine.left_out());
                 }
                 Next::End { stopped } => {
                     self.end(stopped, env);

@@ -7,6 +7,8 @@ pub struct Rules {
     pub total_steps: u64,
     /// A checkpoint after every so many steps; at least 1.
     pub checkpoint_every: u64,
+    /// How many checkpoints are kept. When more than so many wait for the coordinator, none is added.
+    pub checkpoint_keep: u32,
     /// An evaluation after every so many steps; always one at the end.
     pub evaluate_every: Option<u64>,
     /// How many files a checkpoint has.

@@ -6,6 +6,7 @@ use v1::step_record::Record;
 const RULES: Rules = Rules {
     total_steps: 5,
     checkpoint_every: 2,
+    checkpoint_keep: 1,
     evaluate_every: Some(3),
     num_files: 2,
     is_shared: false,
@@ -19,6 +20,10 @@ const PLAN: RankPlan = RankPlan {
     healed: None,
     committed: 0,
 };
+
+/// A snapshot on the way, and the one behind which the work ends.
+const ONE: Next = Next::Checkpoint { is_last: false };
+const LAST: Next = Next::Checkpoint { is_last: true };
 
 /// A rank in its first world, with the state of this step.
 fn rank_at(step: u64) -> RankMachine {
@@ -50,7 +55,8 @@ fn deeds(mut machine: RankMachine, stop_at: Option<u64>) -> Vec<(u64, Next)> {
                 step(&mut machine, stop);
             }
             Next::Evaluate => machine.evaluated(BTreeMap::new()),
-            Next::Checkpoint => machine.snapped(),
+            Next::Checkpoint { .. } => machine.snapped(),
+            Next::LeaveOut => machine.left_out(),
             Next::End { .. } => return deeds,
         }
     }
@@ -131,18 +137,18 @@ fn healed(generation: u64, first_step: u64, committed: u64) -> RankPlan {
 
 #[test]
 fn checkpoints_and_evaluations_come_at_their_steps_and_once_at_the_end() {
-    use Next::{Checkpoint, End, Evaluate, Step};
+    use Next::{End, Evaluate, Step};
     let expected = [
         (0, Step),
         (1, Step),
-        (2, Checkpoint),
+        (2, ONE),
         (2, Step),
         (3, Evaluate),
         (3, Step),
-        (4, Checkpoint),
+        (4, ONE),
         (4, Step),
         (5, Evaluate),
-        (5, Checkpoint),
+        (5, LAST),
         (5, End { stopped: false }),
     ];
     assert_eq!(deeds(rank_at(0), None), expected);
@@ -153,7 +159,7 @@ fn a_rank_that_is_told_to_stop_ends_behind_a_checkpoint() {
     let deeds = deeds(rank_at(0), Some(3));
     let expected = [
         (3, Next::Evaluate),
-        (3, Next::Checkpoint),
+        (3, LAST),
         (3, Next::End { stopped: true }),
     ];
     assert!(deeds.ends_with(&expected), "{deeds:?}");
@@ -172,7 +178,7 @@ fn a_rank_that_resumes_writes_the_checkpoint_it_came_from_no_second_time() {
     let expected = [
         (4, Next::Step),
         (5, Next::Evaluate),
-        (5, Next::Checkpoint),
+        (5, LAST),
         (5, Next::End { stopped: false }),
     ];
     assert_eq!(deeds(rank_at(4), None), expected);
@@ -280,6 +286,64 @@ fn a_world_that_is_closed_before_it_is_entered_is_reported_too() {
     assert!(machine.enter(healed(3, 0, 0)));
 }
 
+/// The coordinator is away: what a rank hears of it are the acknowledgements of records.
+#[test]
+fn checkpoints_are_left_out_while_too_many_wait_for_the_coordinator_but_for_the_last() {
+    let mut machine = RankMachine::new(1);
+    let rules = Rules {
+        total_steps: 12,
+        evaluate_every: None,
+        ..RULES
+    };
+    machine.prepared(rules, Some(0));
+    assert!(machine.enter(PLAN));
+    let mut ends_at = |num_steps: u64, acked: Option<u64>| {
+        let mut taken = Vec::new();
+        if let Some(step) = acked {
+            // What this rank alone knows changes nothing.
+            machine.acked((9, false));
+            machine.all_acked((step, false));
+        }
+        for _ in 0..num_steps {
+            step(&mut machine, false);
+            loop {
+                match machine.next() {
+                    next @ Next::Checkpoint { .. } => {
+                        taken.push((machine.step(), next));
+                        machine.snapped();
+                    }
+                    Next::LeaveOut => machine.left_out(),
+                    Next::Evaluate => machine.evaluated(BTreeMap::new()),
+                    Next::Step | Next::End { .. } => break,
+                }
+            }
+        }
+        taken
+    };
+    assert_eq!(ends_at(7, None), [(2, ONE), (4, ONE)], "not of step 6");
+    assert_eq!(ends_at(1, Some(1)), [], "both still wait");
+    assert_eq!(ends_at(2, Some(2)), [(10, ONE)], "one may be added");
+    assert_eq!(
+        ends_at(2, None),
+        [(12, LAST)],
+        "the last may not be missing"
+    );
+}
+
+#[test]
+fn a_new_world_is_proof_of_a_coordinator() {
+    let mut machine = rank_at(0);
+    for _ in 0..2 {
+        machine.snapped();
+        step(&mut machine, false);
+        step(&mut machine, false);
+    }
+    assert_eq!(machine.next(), Next::LeaveOut);
+    machine.close(1, cause("rank 1 is gone"));
+    assert!(machine.enter(healed(2, 4, 0)));
+    assert_eq!(machine.next(), ONE);
+}
+
 #[test]
 fn ranks_that_pause_close_behind_the_step() {
     let mut machine = rank_at(0);
@@ -296,7 +360,7 @@ fn ranks_that_pause_close_behind_the_step() {
 fn a_rank_that_stopped_in_a_world_that_closed_stops_again_behind_one_more_step() {
     let mut machine = rank_at(0);
     step(&mut machine, true);
-    assert_eq!(machine.next(), Next::Checkpoint);
+    assert_eq!(machine.next(), LAST);
     machine.close(1, cause("rank 1 is gone"));
     assert!(machine.enter(healed(2, 1, 0)));
     // A rank that enters now knows nothing of the stop: all do the same.
@@ -318,7 +382,7 @@ fn a_checkpoint_that_came_not_to_count_is_written_again() {
         "nobody is sure that all have it"
     );
     machine.evaluated(BTreeMap::new());
-    assert_eq!(machine.next(), Next::Checkpoint, "that of step 2 is lost");
+    assert_eq!(machine.next(), ONE, "that of step 2 is lost");
     machine.snapped();
     assert_eq!(machine.next(), Next::Step);
     machine.close(2, cause("rank 1 is gone"));

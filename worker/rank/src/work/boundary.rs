@@ -16,28 +16,31 @@ use crate::shared::Trouble;
 
 impl Work<'_> {
     /// Has this rank's files of a checkpoint written, beside the steps that follow.
-    pub(super) fn checkpoint(&self, world: &World) {
+    pub(super) fn checkpoint(&self, world: &World, is_last: bool) -> Result<(), Trouble> {
         let Some(sharing) = &world.sharing else {
             let all = Content::all(false);
             let files = world.plan.files(self.rules.num_files);
             let files: Vec<Content> = files
                 .filter_map(|file| all.get(file as usize).copied())
                 .collect();
-            if !files.is_empty() {
-                self.writer.write(self.trainer.snapshot(), files);
+            if files.is_empty() {
+                return Ok(());
             }
-            return;
+            return self
+                .writer
+                .write(|| self.trainer.snapshot(), files, is_last);
         };
         let files = sharing.files();
-        if !files.is_empty() {
-            let shares = files.iter().filter_map(|content| match content {
-                Content::Share(share) => Some(*share),
-                Content::Params | Content::Optimizer => None,
-            });
-            let has_params = files.contains(&Content::Params);
-            let snapshot = self.trainer.snapshot_of(has_params, &shares.collect());
-            self.writer.write(snapshot, files);
+        if files.is_empty() {
+            return Ok(());
         }
+        let shares = files.iter().filter_map(|content| match content {
+            Content::Share(share) => Some(*share),
+            Content::Params | Content::Optimizer => None,
+        });
+        let (has_params, shares) = (files.contains(&Content::Params), shares.collect());
+        let snapshot = || self.trainer.snapshot_of(has_params, &shares);
+        self.writer.write(snapshot, files, is_last)
     }
 
     /// Evaluates this rank's chunks and adds up everybody's, in the order of the chunks.

@@ -92,3 +92,25 @@ fn a_checkpoint_that_no_rank_can_read_fails_the_job_in_the_end_and_still_counts(
     assert_eq!(num_of(&bench, "damaged"), 0);
     assert_eq!(view.manifests.len(), 1);
 }
+
+#[test]
+fn a_checkpoint_that_a_rank_cannot_write_is_told_and_the_job_goes_on_to_the_next_one() {
+    let (mut bench, ranks) = running();
+    let (session, key) = &ranks[1];
+    let unwritten = v1::CheckpointUnwritten {
+        step: 1,
+        reason: "no room".to_owned(),
+    };
+    bench.report(*session, key, Report::CheckpointUnwritten(unwritten));
+    let told = bench.events.last().map(|(_, event)| event.what.clone());
+    let expected = What::Unwritten {
+        step: 1,
+        rank: 1,
+        worker: "b".to_owned(),
+        reason: "no room".to_owned(),
+    };
+    assert_eq!(told, Some(expected));
+    bench.checkpoint(&ranks, 2);
+    let view = bench.coordinator.job_view(JOB).unwrap();
+    assert_eq!((view.state.as_str(), view.manifests.len()), ("running", 1));
+}
