@@ -256,13 +256,18 @@ impl Train<'_> {
                 return event.clone();
             }
             if let Some(line) = &said.malformed {
-                panic!("a line of the output is no JSON: {line:?}");
+                panic!("a line of the output is no JSON: {line:?}\n{}", tell(&said));
             }
-            assert!(!said.events_ended, "the output ended before the event came");
+            assert!(
+                !said.events_ended,
+                "the output ended before the event came\n{}",
+                tell(&said)
+            );
             let left = deadline.saturating_sub(start.elapsed());
             assert!(
                 !left.is_zero(),
-                "the event did not come within {deadline:?}"
+                "the event did not come within {deadline:?}\n{}",
+                tell(&said)
             );
             let waited = self.said.changed.wait_timeout(said, left);
             said = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -335,7 +340,10 @@ impl Train<'_> {
             match self.child.try_wait().expect("wait for the program") {
                 Some(status) => break status,
                 None if start.elapsed() < deadline => thread::sleep(Duration::from_millis(10)),
-                None => panic!("the program goes on after {deadline:?}"),
+                None => panic!(
+                    "the program goes on after {deadline:?}\n{}",
+                    tell(&self.said.lock())
+                ),
             }
         };
         let what = "the end of the program's output behind its own end";
@@ -369,10 +377,6 @@ impl Train<'_> {
 impl Drop for Train<'_> {
     fn drop(&mut self) {
         if !self.is_finished {
-            if thread::panicking() {
-                // Whatever the test waited for: why it did not come may have been said.
-                eprintln!("{}", tell(&self.said.lock()));
-            }
             self.sandbox.kill_all();
             // Without this the killed child stays a zombie until the test process ends.
             let _ = self.child.wait();
