@@ -57,6 +57,9 @@ impl Network {
         ip("link set lo up");
         ip("link add br0 type bridge");
         ip(&format!("addr add {}/24 dev br0", Self::HOST));
+        // Else it is that of one of its ports, and another one when that is cut: machines would send to
+        // the old one for as long as they remember it.
+        ip("link set br0 address 02:00:00:00:00:fe");
         ip("link set br0 up");
         Self {
             machines: Vec::new(),
