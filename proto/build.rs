@@ -8,6 +8,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "muster/rank.proto",
         "muster/worker.proto",
         "muster/client.proto",
+        "muster/log.proto",
+        "muster/peer.proto",
+        "muster/operator.proto",
     ];
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("proto");
     println!("cargo:rerun-if-changed={}", root.display());

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::dice::Dice;
 use self::links::Cut;
 pub(crate) use self::victims::is_local;
-use self::victims::{Machine, Scope, Victim};
+use self::victims::{Machine, Victim};
 use crate::client::{Client, To};
 use crate::failure::{Failure, INTERRUPTED, Outcome};
 use crate::output::{print_lines, tell};
@@ -120,13 +120,12 @@ impl Chaos {
                 self.job, job.state
             )));
         }
-        let scope = Scope::new(&self.what, client.is_on_this_machine().await);
         self.warn();
         let run = Run {
             start: Instant::now(),
             num_acts: Cell::new(0),
         };
-        let end = self.strike(&client, &scope, &run).await;
+        let end = self.strike(&client, &run).await;
         let (reason, code) = match &end {
             Ok(End::JobEnded(state)) => (format!("the job has ended ({state})"), 0),
             Ok(End::TimeIsOver) => ("the time is over".to_owned(), 0),
@@ -178,7 +177,7 @@ impl Chaos {
     }
 
     /// One act after the other, until there is a reason to end.
-    async fn strike(&self, client: &Client, scope: &Scope, run: &Run) -> Result<End, Failure> {
+    async fn strike(&self, client: &Client, run: &Run) -> Result<End, Failure> {
         let mut dice = Dice::new(self.seed);
         let mut signals = [
             signal(SignalKind::interrupt())?,
@@ -192,11 +191,13 @@ impl Chaos {
                 tokio::time::sleep(dice.wait(self.kill_every)).await;
                 let job = client.job(&self.job).await?;
                 let coordinator = client.nodes().await?.coordinator_pid;
+                let is_here = client.is_on_this_machine().await;
+                let coordinator = is_here.then_some(coordinator);
                 let struck = if self.partition {
-                    let machine = dice.one_of(scope.machines(&job, coordinator));
+                    let machine = dice.one_of(victims::machines(&job, coordinator));
                     self.partition(machine, &job, run, &mut dice).await?
                 } else {
-                    let victim = dice.victim(scope.victims(&job, coordinator));
+                    let victim = dice.victim(victims::victims(&self.what, &job, coordinator));
                     self.act(victim, &job, run, &mut dice).await?
                 };
                 if !struck {

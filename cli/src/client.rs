@@ -1,109 +1,102 @@
-//! A client of a coordinator: asks again while it does not answer, for a stated time, and with the
-//! same request id, so that nothing is done twice.
+//! A client of the coordinators: its calls, under one request id each, so that nothing is done
+//! twice. Which coordinator is asked, and for how long, is in [`coordinators`]; what does not end
+//! with one answer is in [`streams`].
+
+mod coordinators;
+mod streams;
 
 use std::io::Read as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use muster_proto::event::{Event, What};
-use muster_proto::v1::clients_client::ClientsClient;
-use muster_proto::{address, v1};
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use muster_proto::{leader, v1};
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Streaming};
 
-use crate::chaos::is_local;
+use self::coordinators::Coordinators;
+pub(crate) use self::streams::{Events, Logs};
 use crate::failure::Failure;
 
-/// Which coordinator a command speaks to.
+/// Which coordinators a command speaks to.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct To {
-    /// Where the coordinator is
+    /// Where coordinators are; the one that leads is found from any of them
     #[arg(
         long,
-        value_name = "HOST:PORT",
+        value_name = "HOST:PORT,...",
         env = "MUSTER_COORDINATOR",
-        default_value = "127.0.0.1:4600"
+        default_value = "127.0.0.1:4600",
+        value_delimiter = ','
     )]
-    to: String,
-    /// How long to try when it does not answer, in seconds
+    coordinator: Vec<String>,
+    /// How long to try when none answers, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     timeout: u64,
 }
 
-/// Between two attempts.
-const RETRY_WAIT: Duration = Duration::from_millis(100);
+/// Which coordinators a command looks at that changes nothing.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct At {
+    #[command(flatten)]
+    to: To,
+    /// Take what the first coordinator that answers has applied, even when it does not lead: it may
+    /// be old
+    #[arg(long)]
+    stale: bool,
+}
 
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
-
-/// A connection that is opened when it is needed.
+/// A client; its clones go to the same coordinator.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    address: String,
-    timeout: Duration,
-    /// What the user can do when it does not answer.
-    what_to_do: &'static str,
-    inner: ClientsClient<Channel>,
+    coordinators: Coordinators,
+    /// Whether an older state is good enough for its looks.
+    stale: bool,
 }
 
 impl Client {
-    /// The client of the coordinator that a command names.
+    /// The client of the coordinators that a command names.
     pub(crate) fn new(to: &To) -> Result<Self, Failure> {
-        let what_to_do = "is it running? --to names another, --timeout waits longer";
-        Self::at(&to.to, Duration::from_secs(to.timeout), what_to_do)
+        let what_to_do = "does one run there? --coordinator names others, --timeout waits longer";
+        let timeout = Duration::from_secs(to.timeout);
+        Self::of(to.coordinator.clone(), timeout, what_to_do)
     }
 
-    /// The client of the coordinator at an address; `what_to_do` ends the complaint that it does not
-    /// answer.
-    pub(crate) fn at(
-        address: &str,
-        timeout: Duration,
-        what_to_do: &'static str,
-    ) -> Result<Self, Failure> {
-        let channel = address::endpoint(address)
-            .map_err(Failure::bad_input)?
-            .connect_lazy();
-        let inner = ClientsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    /// The same, of a command that only looks.
+    pub(crate) fn looking(at: &At) -> Result<Self, Failure> {
+        let client = Self::new(&at.to)?;
         Ok(Self {
-            address: address.to_owned(),
-            timeout,
-            what_to_do,
-            inner,
+            stale: at.stale,
+            ..client
         })
     }
 
-    /// Whether the coordinator that it speaks to is on this machine.
-    pub(crate) async fn is_on_this_machine(&self) -> bool {
-        let found = tokio::net::lookup_host(&self.address).await;
-        found.is_ok_and(|mut found| found.all(|address| is_local(address.ip())))
+    /// The client of the coordinators at these addresses; `what_to_do` ends the complaint that none
+    /// answers.
+    pub(crate) fn of(
+        given: Vec<String>,
+        timeout: Duration,
+        what_to_do: &'static str,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            coordinators: Coordinators::new(given, timeout, what_to_do)?,
+            stale: false,
+        })
     }
 
-    /// Asks until there is an answer, or the time is over.
-    async fn ask<T, F: Future<Output = Result<T, Status>>>(
-        &self,
-        ask: impl Fn(ClientsClient<Channel>) -> F,
-    ) -> Result<T, Failure> {
-        let start = Instant::now();
-        loop {
-            let left = self.timeout.saturating_sub(start.elapsed());
-            let status = match tokio::time::timeout(left, ask(self.inner.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(status)) => status,
-                Err(_) => Status::unavailable("it is silent"),
-            };
-            if !is_worth_asking_again(status.code()) {
-                return Err(Failure::bad_input(status.message()));
-            }
-            if start.elapsed() + RETRY_WAIT >= self.timeout {
-                let seconds = self.timeout.as_secs();
-                return Err(Failure::bad_input(format!(
-                    "the coordinator at {} did not answer for {seconds} s ({}); {}",
-                    self.address,
-                    reason_of(&status),
-                    self.what_to_do
-                )));
-            }
-            tokio::time::sleep(RETRY_WAIT).await;
+    /// Whether the coordinator that answered last is on this machine.
+    pub(crate) async fn is_on_this_machine(&self) -> bool {
+        self.coordinators.is_on_this_machine().await
+    }
+
+    /// A request for what is.
+    fn look<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if self.stale {
+            let yes = MetadataValue::from_static("1");
+            request.metadata_mut().insert(leader::STALE, yes);
         }
+        request
     }
 
     pub(crate) async fn submit(&self, submit: v1::Submit) -> Result<v1::SubmitReply, Failure> {
@@ -111,11 +104,12 @@ impl Client {
             request_id: request_id()?,
             submit: Some(submit),
         };
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.submit_job(request).await?.into_inner()) }
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request.clone();
+                async move { Ok(inner.submit_job(request).await?.into_inner()) }
+            })
+            .await
     }
 
     pub(crate) async fn stop(&self, job: &str, why: v1::StopWhy) -> Result<v1::StopReply, Failure> {
@@ -127,11 +121,12 @@ impl Client {
             request_id: request_id()?,
             stop: Some(stop),
         };
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.stop_job(request).await?.into_inner()) }
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request.clone();
+                async move { Ok(inner.stop_job(request).await?.into_inner()) }
+            })
+            .await
     }
 
     pub(crate) async fn scale(&self, job: &str, max: u32) -> Result<v1::ScaleReply, Failure> {
@@ -143,11 +138,12 @@ impl Client {
             request_id: request_id()?,
             scale: Some(scale),
         };
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.scale_job(request).await?.into_inner()) }
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request.clone();
+                async move { Ok(inner.scale_job(request).await?.into_inner()) }
+            })
+            .await
     }
 
     pub(crate) async fn drain(
@@ -163,11 +159,12 @@ impl Client {
             request_id: request_id()?,
             drain: Some(drain),
         };
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.drain_node(request).await?.into_inner()) }
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request.clone();
+                async move { Ok(inner.drain_node(request).await?.into_inner()) }
+            })
+            .await
     }
 
     pub(crate) async fn abandon_state(&self, job: &str) -> Result<v1::AbandonStateReply, Failure> {
@@ -178,59 +175,103 @@ impl Client {
             request_id: request_id()?,
             abandon: Some(abandon),
         };
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.abandon_state(request).await?.into_inner()) }
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request.clone();
+                async move { Ok(inner.abandon_state(request).await?.into_inner()) }
+            })
+            .await
     }
 
     pub(crate) async fn ledger(&self, job: &str) -> Result<v1::LedgerReply, Failure> {
-        let request = v1::ShowLedgerRequest {
-            job: job.to_owned(),
+        let request = || {
+            let job = job.to_owned();
+            self.look(v1::ShowLedgerRequest { job })
         };
-        self.ask(|mut inner| {
-            let request = request.clone();
-            async move { Ok(inner.show_ledger(request).await?.into_inner()) }
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request();
+                async move { Ok(inner.show_ledger(request).await?.into_inner()) }
+            })
+            .await
     }
 
     pub(crate) async fn jobs(&self) -> Result<Vec<v1::JobView>, Failure> {
-        let reply = self.ask(|mut inner| async move {
-            Ok(inner.list_jobs(v1::ListJobsRequest {}).await?.into_inner())
+        let reply = self.coordinators.ask(|mut inner| {
+            let request = self.look(v1::ListJobsRequest {});
+            async move { Ok(inner.list_jobs(request).await?.into_inner()) }
         });
         Ok(reply.await?.jobs)
     }
 
     pub(crate) async fn job(&self, job: &str) -> Result<v1::JobView, Failure> {
-        let request = v1::ShowJobRequest {
-            job: job.to_owned(),
+        let request = || {
+            let job = job.to_owned();
+            self.look(v1::ShowJobRequest { job })
         };
-        self.ask(|mut inner| {
+        self.coordinators
+            .ask(|mut inner| {
+                let request = request();
+                async move { Ok(inner.show_job(request).await?.into_inner()) }
+            })
+            .await
+    }
+
+    /// What the coordinator that is asked first knows of its group.
+    pub(crate) async fn group(&self) -> Result<v1::GroupReply, Failure> {
+        self.coordinators
+            .ask_operators(|mut inner| async move {
+                Ok(inner.group(v1::GroupRequest {}).await?.into_inner())
+            })
+            .await
+    }
+
+    pub(crate) async fn change_group(
+        &self,
+        change: v1::change_group_request::Change,
+    ) -> Result<String, Failure> {
+        let request = v1::ChangeGroupRequest {
+            change: Some(change),
+        };
+        let reply = self.coordinators.ask_operators(|mut inner| {
             let request = request.clone();
-            async move { Ok(inner.show_job(request).await?.into_inner()) }
-        })
-        .await
+            async move { Ok(inner.change_group(request).await?.into_inner()) }
+        });
+        Ok(reply.await?.message)
+    }
+
+    /// Has another coordinator lead; 0 for whichever is furthest.
+    pub(crate) async fn transfer(&self, to: u64) -> Result<String, Failure> {
+        let reply = self.coordinators.ask_operators(|mut inner| async move {
+            Ok(inner
+                .transfer(v1::TransferRequest { to })
+                .await?
+                .into_inner())
+        });
+        Ok(reply.await?.message)
+    }
+
+    /// All that is true now, in pieces.
+    pub(crate) async fn backup(&self) -> Result<Streaming<v1::SnapshotPiece>, Failure> {
+        let reply = self.coordinators.ask_operators(|mut inner| async move {
+            Ok(inner.backup(v1::BackupRequest {}).await?.into_inner())
+        });
+        reply.await
     }
 
     pub(crate) async fn nodes(&self) -> Result<v1::ListNodesReply, Failure> {
-        self.ask(|mut inner| async move {
-            Ok(inner
-                .list_nodes(v1::ListNodesRequest {})
-                .await?
-                .into_inner())
-        })
-        .await
+        self.coordinators
+            .ask(|mut inner| {
+                let request = self.look(v1::ListNodesRequest {});
+                async move { Ok(inner.list_nodes(request).await?.into_inner()) }
+            })
+            .await
     }
 
-    /// What a job's ranks printed. A follower's stream is opened again when it breaks.
+    /// What a job's ranks printed. A follower's stream is opened again when it breaks, where the leader
+    /// is then.
     pub(crate) fn logs(&self, request: v1::LogsRequest) -> Logs {
-        Logs {
-            client: self.clone(),
-            request,
-            stream: None,
-        }
+        Logs::new(self.coordinators.clone(), request)
     }
 
     /// Waits for the end of a job.
@@ -262,15 +303,14 @@ impl Client {
         }
     }
 
-    /// A job's events from a position on. A follower's stream is opened again when it breaks.
+    /// A job's events from a position on. A follower's stream is opened again when it breaks, where the
+    /// leader is then.
     pub(crate) fn events(&self, job: &str, from: u64, follow: bool) -> Events {
-        Events {
-            client: self.clone(),
-            job: job.to_owned(),
-            next: from,
-            follow,
-            stream: None,
-        }
+        let job = job.to_owned();
+        Events::new(
+            self.coordinators.clone(),
+            v1::EventsRequest { job, from, follow },
+        )
     }
 }
 
@@ -283,115 +323,12 @@ pub(crate) struct End {
     pub(crate) json: String,
 }
 
-/// A job's events, one by one.
-#[derive(Debug)]
-pub(crate) struct Events {
-    client: Client,
-    job: String,
-    next: u64,
-    follow: bool,
-    stream: Option<Streaming<v1::EventRecord>>,
-}
-
-impl Events {
-    /// The next event, or `None` at the end of what is known, if it does not follow.
-    pub(crate) async fn next(&mut self) -> Result<Option<v1::EventRecord>, Failure> {
-        loop {
-            let mut stream = match self.stream.take() {
-                Some(stream) => stream,
-                None => {
-                    let request = v1::EventsRequest {
-                        job: self.job.clone(),
-                        from: self.next,
-                        follow: self.follow,
-                    };
-                    let open = |mut inner: ClientsClient<Channel>| {
-                        let request = request.clone();
-                        async move { Ok(inner.events(request).await?.into_inner()) }
-                    };
-                    self.client.ask(open).await?
-                }
-            };
-            match stream.message().await {
-                Ok(Some(record)) => {
-                    self.next = record.seq + 1;
-                    self.stream = Some(stream);
-                    return Ok(Some(record));
-                }
-                Ok(None) if !self.follow => return Ok(None),
-                Ok(None) => {}
-                Err(status) if is_worth_asking_again(status.code()) => {}
-                Err(status) => return Err(Failure::failed(status.message())),
-            }
-            // The coordinator went away in the middle: ask it again, but not in a tight loop.
-            tokio::time::sleep(RETRY_WAIT).await;
-        }
-    }
-}
-
-/// What a job's ranks printed, line by line.
-#[derive(Debug)]
-pub(crate) struct Logs {
-    client: Client,
-    /// From the next line on.
-    request: v1::LogsRequest,
-    stream: Option<Streaming<v1::LogRecord>>,
-}
-
-impl Logs {
-    /// The next line, or `None` at the end of what is kept, if it does not follow.
-    pub(crate) async fn next(&mut self) -> Result<Option<v1::LogRecord>, Failure> {
-        loop {
-            let mut stream = match self.stream.take() {
-                Some(stream) => stream,
-                None => {
-                    let open = |mut inner: ClientsClient<Channel>| {
-                        let request = self.request.clone();
-                        async move { Ok(inner.logs(request).await?.into_inner()) }
-                    };
-                    self.client.ask(open).await?
-                }
-            };
-            match stream.message().await {
-                Ok(Some(line)) => {
-                    self.request.from = self.request.from.max(line.seq + 1);
-                    self.stream = Some(stream);
-                    return Ok(Some(line));
-                }
-                Ok(None) if !self.request.follow => return Ok(None),
-                Ok(None) => {}
-                Err(status) if is_worth_asking_again(status.code()) => {}
-                Err(status) => return Err(Failure::failed(status.message())),
-            }
-            // The coordinator went away in the middle: ask it again, but not in a tight loop.
-            tokio::time::sleep(RETRY_WAIT).await;
-        }
-    }
-}
-
-/// Whether a later attempt may succeed. A connection that breaks shows as `Unknown` or `Cancelled`.
-fn is_worth_asking_again(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable
-            | Code::Unknown
-            | Code::Cancelled
-            | Code::DeadlineExceeded
-            | Code::Internal
-    )
-}
-
-/// A status in words. A connection that failed says so only in the cause that lies deepest.
-fn reason_of(status: &Status) -> String {
-    let causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
-    causes
-        .last()
-        .map_or_else(|| status.message().to_owned(), ToString::to_string)
-}
-
 /// Names a request, so that asking again is not asking twice.
 fn request_id() -> Result<Vec<u8>, Failure> {
     let mut bytes = vec![0; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

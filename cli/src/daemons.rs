@@ -1,5 +1,6 @@
 //! `muster coordinator`, `muster worker` and `muster rank`: the long-lived processes.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,20 +14,73 @@ use tokio_util::sync::CancellationToken;
 use muster_cluster::plan::Patience;
 
 use crate::failure::{Failure, Outcome};
+use crate::group::GroupCommand;
 use crate::jobfile;
 use crate::output::print_lines;
 
-/// Run a coordinator: the replicated truth of a cluster
+/// Where a coordinator listens that is not told where.
+pub(crate) const DEFAULT_PORT: u16 = 4600;
+
+/// Run a coordinator, the replicated truth of a cluster; or look after a group of them
 #[derive(Debug, Args)]
-#[command(after_help = "Example: muster coordinator --data /var/lib/muster --listen 10.0.0.1:4600")]
-pub(crate) struct Coordinator {
-    /// Where it keeps its log and the jobs' events
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+Examples: muster coordinator --data /var/lib/muster --listen 10.0.0.1:4600
+          muster coordinator --data /var/lib/muster --id 1 \\
+              --peers 1=10.0.0.1:4600,2=10.0.0.2:4600,3=10.0.0.3:4600
+          muster coordinator status --coordinator 10.0.0.1:4600,10.0.0.2:4600
+
+A group of 3 goes on without any one of them, a group of 5 without any two. Every member is given the \
+same --peers when it is first started; its data folder knows them from then on."
+)]
+pub(crate) struct CoordinatorCommand {
+    #[command(subcommand)]
+    group: Option<GroupCommand>,
+    #[command(flatten)]
+    coordinator: Option<Coordinator>,
+}
+
+impl CoordinatorCommand {
+    pub(crate) async fn run(self) -> Outcome {
+        match (self.group, self.coordinator) {
+            (Some(group), _) => group.run().await,
+            (None, Some(coordinator)) => coordinator.run().await,
+            (None, None) => Err(Failure::bad_input(
+                "--data is missing: where does it keep its log?",
+            )),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Coordinator {
+    /// Where it keeps its log, snapshots and the jobs' events
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// Where it listens; port 0 takes a free one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4600")]
-    listen: SocketAddr,
-    /// The folder of checkpoints of jobs that name none [default: checkpoints in --data]
+    /// Where it listens; port 0 takes a free one [default: its address in --peers, or 127.0.0.1:4600]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Its number in the group [default: as its data folder says, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    id: Option<u64>,
+    /// All members that found the group, this one included
+    #[arg(long, value_name = "N=HOST:PORT", value_delimiter = ',', value_parser = member)]
+    peers: Vec<(u64, String)>,
+    /// Members of a group that exists, and that has taken this one in (`muster coordinator add`)
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        conflicts_with = "peers"
+    )]
+    join: Vec<String>,
+    /// The members are where --peers says now, and not where they were
+    #[arg(long, requires = "peers")]
+    moved: bool,
+    /// The folder of checkpoints of jobs that name none; the same for all members of a group
+    /// [default: checkpoints in --data]
     #[arg(long, value_name = "FOLDER")]
     checkpoints: Option<PathBuf>,
     /// A machine from which nothing comes for so long is missed; all other times follow from it
@@ -60,9 +114,19 @@ impl Coordinator {
             )));
         }
         let ready_json = self.ready_json;
+        let peers = peers(self.peers)?;
+        let own = self.id.and_then(|id| peers.get(&id));
+        let own = own.and_then(|address| address.parse().ok());
+        let default = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
         let options = muster_coordinator::Options {
             data: self.data,
-            listen: self.listen,
+            listen: self.listen.or(own).unwrap_or(default),
+            group: muster_coordinator::Group {
+                id: self.id,
+                peers,
+                join: self.join,
+                have_moved: self.moved,
+            },
             checkpoints: self.checkpoints,
             patience: Patience {
                 detect_ms: self.detect_ms,
@@ -92,12 +156,40 @@ impl Coordinator {
     }
 }
 
+/// All members of --peers.
+pub(crate) fn peers(given: Vec<(u64, String)>) -> Result<BTreeMap<u64, String>, Failure> {
+    let mut peers = BTreeMap::new();
+    for (id, address) in given {
+        if let Some(other) = peers.insert(id, address.clone()) {
+            return Err(Failure::bad_input(format!(
+                "--peers: {other} and {address} are both member {id}; every member has a number of its own"
+            )));
+        }
+    }
+    Ok(peers)
+}
+
+/// A member of --peers.
+pub(crate) fn member(text: &str) -> Result<(u64, String), String> {
+    let expected = "expected NUMBER=HOST:PORT, such as 1=10.0.0.1:4600";
+    let (id, address) = text.split_once('=').ok_or(expected)?;
+    let id = id.parse().ok().filter(|id| *id > 0);
+    let id = id.ok_or_else(|| format!("{text}: the number is not one from 1 on; {expected}"))?;
+    muster_proto::address::endpoint(address)?;
+    Ok((id, address.to_owned()))
+}
+
 /// Run a worker: lend this machine's devices to a cluster
 #[derive(Debug, Args)]
 #[command(after_help = "Example: muster worker --join 10.0.0.1:4600 --host 10.0.0.2 --devices 2")]
 pub(crate) struct Worker {
-    /// Where coordinators are; several are tried in turn
-    #[arg(long, value_name = "HOST:PORT", required = true, value_delimiter = ',')]
+    /// Where coordinators are; the one that leads is found from any of them
+    #[arg(
+        long,
+        value_name = "HOST:PORT,...",
+        required = true,
+        value_delimiter = ','
+    )]
     pub(crate) join: Vec<String>,
     /// Its name, one of its own in the cluster [default: this machine's]
     #[arg(long)]

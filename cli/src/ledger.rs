@@ -12,7 +12,7 @@ use muster_rank::Verified;
 use serde_json::{Value, json};
 
 use self::spans::{Span, spans};
-use crate::client::{Client, To};
+use crate::client::{At, Client};
 use crate::failure::{Failure, Outcome};
 use crate::output::print_lines;
 use crate::show;
@@ -37,7 +37,7 @@ pub(crate) struct Ledger {
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
-    to: To,
+    at: At,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -48,7 +48,7 @@ const MAX_TRIES: u32 = 5;
 
 impl Ledger {
     pub(crate) async fn run(self) -> Outcome {
-        let client = Client::new(&self.to)?;
+        let client = Client::looking(&self.at)?;
         let mut ledger = client.ledger(&self.job).await?;
         self.print(&ledger);
         if !self.verify {

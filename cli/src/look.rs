@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use clap::Args;
 use muster_proto::v1;
 
-use crate::client::{Client, To};
+use crate::client::{At, Client, To};
 use crate::failure::Outcome;
 use crate::output::print_lines;
 use crate::show;
 
 /// List the jobs, and why each that waits does so
 #[derive(Debug, Args)]
-#[command(after_help = "Example: muster ps --to 10.0.0.1:4600")]
+#[command(after_help = "Example: muster ps --coordinator 10.0.0.1:4600,10.0.0.2:4600")]
 pub(crate) struct Ps {
     #[command(flatten)]
-    to: To,
+    at: At,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -23,7 +23,7 @@ pub(crate) struct Ps {
 
 impl Ps {
     pub(crate) async fn run(self) -> Outcome {
-        let jobs = Client::new(&self.to)?.jobs().await?;
+        let jobs = Client::looking(&self.at)?.jobs().await?;
         if self.json {
             print_lines(jobs.iter().map(|job| show::json::job(job).to_string()));
         } else {
@@ -40,7 +40,7 @@ pub(crate) struct Show {
     /// The job's name
     job: String,
     #[command(flatten)]
-    to: To,
+    at: At,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,7 +48,7 @@ pub(crate) struct Show {
 
 impl Show {
     pub(crate) async fn run(self) -> Outcome {
-        let job = Client::new(&self.to)?.job(&self.job).await?;
+        let job = Client::looking(&self.at)?.job(&self.job).await?;
         print_lines([if self.json {
             show::json::job(&job).to_string()
         } else {
@@ -63,7 +63,7 @@ impl Show {
 #[command(after_help = "Example: muster nodes --json")]
 pub(crate) struct Nodes {
     #[command(flatten)]
-    to: To,
+    at: At,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -71,7 +71,7 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) async fn run(self) -> Outcome {
-        let nodes = Client::new(&self.to)?.nodes().await?.nodes;
+        let nodes = Client::looking(&self.at)?.nodes().await?.nodes;
         if self.json {
             print_lines(nodes.iter().map(|node| show::json::node(node).to_string()));
         } else {

@@ -5,14 +5,17 @@ mod client;
 mod daemons;
 mod elastic;
 mod failure;
+mod group;
 mod job;
 mod jobfile;
 mod ledger;
+mod local;
 mod look;
 mod manage;
 mod output;
 mod show;
 mod train;
+mod up;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -39,7 +42,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::Train),
-    Coordinator(daemons::Coordinator),
+    Up(up::Up),
+    Coordinator(daemons::CoordinatorCommand),
     Worker(daemons::Worker),
     #[command(hide = true)]
     Rank(daemons::Rank),
@@ -83,6 +87,7 @@ fn run(command: Command) -> Outcome {
             output::print_lines([String::from_utf8_lossy(&script).into_owned()]);
         }
         Command::Train(train) => return block_on(train.run()),
+        Command::Up(up) => return block_on(up.run()),
         Command::Coordinator(coordinator) => return block_on(coordinator.run()),
         Command::Worker(worker) => return block_on(worker.run()),
         Command::Submit(submit) => return block_on(submit.run()),
@@ -175,23 +180,23 @@ mod tests {
             "worker --join a:1,b:2 --name n --devices 2 --host 10.0.0.1 --state s --threads 2 --tree",
             "rank",
             "rank --probe",
-            "submit job.toml --to a:1 --set a=b --json --timeout 3",
-            "ps --json",
-            "show digits --to a:1 --json",
+            "submit job.toml --coordinator a:1 --set a=b --json --timeout 3",
+            "ps --json --stale",
+            "show digits --coordinator a:1,b:2 --json --stale",
             "logs digits --follow --rank 1 --json",
             "logs digits -f --events",
             "cancel digits --json",
             "wait digits --json",
-            "nodes --json",
-            "scale digits 4 --to a:1 --json",
+            "nodes --json --stale",
+            "scale digits 4 --coordinator a:1 --json",
             "drain a --json --wait",
             "drain a --undo",
             "chaos digits --kill-every 2s",
             "chaos digits --kill-every 500ms --what rank,worker,coordinator --for 2m --kills 3 --json",
-            "chaos digits --kill-every 1m --pause --seed 7 --to a:1",
-            "job abandon-state digits --to a:1 --json",
-            "ledger digits --json",
-            "ledger digits --verify --to a:1",
+            "chaos digits --kill-every 1m --pause --seed 7 --coordinator a:1",
+            "job abandon-state digits --coordinator a:1 --json",
+            "ledger digits --json --stale",
+            "ledger digits --verify --coordinator a:1",
             "completions bash",
             "job-reference",
         ] {
@@ -214,6 +219,7 @@ mod tests {
             "worker --join a:1 --host name",
             "logs digits --rank 0 --events",
             "ps --timeout soon",
+            "cancel digits --stale",
             "scale digits",
             "scale digits 0",
             "scale digits -1",

@@ -13,7 +13,7 @@ use crate::output::print_lines;
 /// Submit a job to a cluster
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: muster submit examples/digits/job.toml --to 10.0.0.1:4600 --set train.seed=7"
+    after_help = "Example: muster submit examples/digits/job.toml --coordinator 10.0.0.1:4600 --set train.seed=7"
 )]
 pub(crate) struct Submit {
     #[command(flatten)]

@@ -1,11 +1,8 @@
 //! `muster train`: a cluster on this machine for one job. Starts a coordinator and workers as
 //! children, submits the job, tells what happens, and leaves no process behind.
 
-mod lock;
-mod patience;
 mod report;
 mod run;
-mod tree;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -14,10 +11,10 @@ use clap::Args;
 
 use crate::failure::{Failure, Outcome};
 use crate::jobfile::{JobArguments, prepare, state_folder};
-use lock::lock;
+use crate::local::{Tree, lock};
 use report::{Format, Reporter};
-use run::{Run, Signals};
-use tree::Tree;
+use run::Run;
+pub(crate) use run::Signals;
 
 /// Train a job on this machine
 #[derive(Debug, Args)]
@@ -36,6 +33,9 @@ pub(crate) struct Train {
     /// on with as few as its workers.min [default: one per processor, within the job's range]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
+    /// How many coordinators: 3 go on without any one of them [default: as many as before, or 1]
+    #[arg(long, value_name = "N", value_parser = one_three_or_five)]
+    coordinators: Option<u32>,
     /// How many threads each computes with [default: its share of the processors]
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZero<usize>>,
@@ -80,6 +80,7 @@ impl Train {
             prepared: &prepared,
             folder: &folder,
             workers,
+            coordinators: self.coordinators.unwrap_or_else(|| num_before(&folder)),
             threads: self
                 .threads
                 .map_or((processors / ranks as usize).max(1), std::num::NonZero::get),
@@ -97,4 +98,19 @@ impl Train {
         }
         outcome
     }
+}
+
+/// How many coordinators a group may have.
+pub(crate) fn one_three_or_five(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ (1 | 3 | 5)) => Ok(number),
+        _ => Err("expected 1, 3 or 5, of which a majority must be alive".to_owned()),
+    }
+}
+
+/// How many coordinators kept their state in a folder before.
+pub(crate) fn num_before(folder: &std::path::Path) -> u32 {
+    let has = |id: &u32| folder.join(format!("coordinator-{id}")).exists();
+    let number = (1u32..).take_while(has).last();
+    number.unwrap_or(1)
 }

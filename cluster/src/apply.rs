@@ -4,6 +4,7 @@
 mod answer;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::command::{
     Command, NumericsClass, Outcome, OutcomeKind, RequestId, Stamped, StopWhy, Submission,
@@ -15,37 +16,52 @@ use crate::state::{ClusterState, Job, LedgerEntry, Manifest, Phase, Poison, Seat
 
 pub use answer::{Answer, Effect, Refusal};
 
-/// How many answers are remembered for retries.
-const MAX_ANSWERED: usize = 4096;
-
 impl ClusterState {
     /// Applies one command. Commands that carry a request already answered give the same answer
     /// again and change nothing.
     pub fn apply(&mut self, stamped: Stamped) -> Answer {
-        self.stamp_ms = self.stamp_ms.max(stamped.stamp_ms);
+        self.pass(stamped.stamp_ms);
         if let Some(request) = stamped.request
             && let Some(answer) = self.answer_to(request)
         {
-            return answer.clone();
+            return answer;
         }
         let answer = self.change(stamped.command);
         if let Some(request) = stamped.request {
-            self.answered.push_back((request, answer.clone()));
-            if self.answered.len() > MAX_ANSWERED {
-                self.answered.pop_front();
-            }
+            self.answered.remember(request, &answer, self.stamp_ms);
         }
         answer
     }
 
+    /// Time goes on to the stamp of an entry, never back.
+    pub fn pass(&mut self, stamp_ms: u64) {
+        self.stamp_ms = self.stamp_ms.max(stamp_ms);
+    }
+
     /// The answer that a request got, if it is remembered.
     #[must_use]
-    pub fn answer_to(&self, request: RequestId) -> Option<&Answer> {
-        self.answered
-            .iter()
-            .rev()
-            .find(|(known, _)| *known == request)
-            .map(|(_, answer)| answer)
+    pub fn answer_to(&self, request: RequestId) -> Option<Answer> {
+        self.answered.answer_to(request)
+    }
+
+    /// The jobs that have not ended, by name.
+    pub fn open_jobs(&self) -> impl Iterator<Item = (&JobName, &Arc<Job>)> {
+        let open = self.open.iter();
+        open.filter_map(|name| self.jobs.get_key_value(name))
+    }
+
+    /// How many jobs have not ended.
+    #[must_use]
+    pub fn num_open_jobs(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Puts a job there as it is, as a snapshot has it.
+    pub fn restore_job(&mut self, name: JobName, job: Job) {
+        if !job.is_over() {
+            self.open.insert(name.clone());
+        }
+        self.jobs.insert(name, Arc::new(job));
     }
 
     fn change(&mut self, command: Command) -> Answer {
@@ -124,6 +140,7 @@ impl ClusterState {
     fn job_mut(&mut self, name: &JobName) -> Result<&mut Job, Refusal> {
         self.jobs
             .get_mut(name)
+            .map(Arc::make_mut)
             .ok_or_else(|| Refusal::UnknownJob(name.to_string()))
     }
 
@@ -134,7 +151,7 @@ impl ClusterState {
         let identity = Identity::of(&spec);
         let name = spec.name.clone();
         let submitted_ms = self.stamp_ms;
-        let Some(job) = self.jobs.get_mut(&name) else {
+        let Some(job) = self.jobs.get_mut(&name).map(Arc::make_mut) else {
             let job = Job {
                 submission,
                 spec,
@@ -154,7 +171,7 @@ impl ClusterState {
                 num_submissions: 1,
                 submitted_ms,
             };
-            self.jobs.insert(name.clone(), job);
+            self.restore_job(name.clone(), job);
             return Ok(Effect::Queued {
                 job: name,
                 from: Step(0),
@@ -202,10 +219,9 @@ impl ClusterState {
         job.distrusted.clear();
         job.num_submissions += 1;
         job.submitted_ms = submitted_ms;
-        Ok(Effect::Queued {
-            job: name,
-            from: job.committed_step(),
-        })
+        let from = job.committed_step();
+        self.open.insert(name.clone());
+        Ok(Effect::Queued { job: name, from })
     }
 
     fn stop(&mut self, name: &JobName, why: StopWhy) -> Answer {
@@ -218,6 +234,7 @@ impl ClusterState {
             Phase::Queued => {
                 let outcome = job.rest(why.into(), "it had no world".to_owned());
                 job.end(outcome);
+                self.open.remove(name);
                 Ok(Effect::Stopping {
                     job: name.clone(),
                     at_rest: true,
@@ -389,15 +406,18 @@ impl ClusterState {
             });
         }
         job.end(outcome);
+        self.open.remove(name);
         Ok(Effect::Finished { job: name.clone() })
     }
 
-    /// The devices of a worker that processes of jobs hold now.
+    /// The devices that processes of jobs hold now, by worker.
     #[must_use]
-    pub fn num_busy_devices(&self, worker: &WorkerName) -> u32 {
-        let held = self.jobs.values().flat_map(Job::held_workers);
-        let busy = held.filter(|holder| *holder == worker).count();
-        u32::try_from(busy).unwrap_or(u32::MAX)
+    pub fn busy_devices(&self) -> BTreeMap<&WorkerName, u32> {
+        let mut busy = BTreeMap::new();
+        for worker in self.open_jobs().flat_map(|(_, job)| job.held_workers()) {
+            *busy.entry(worker).or_default() += 1;
+        }
+        busy
     }
 
     /// The class that a job's world runs in.

@@ -8,9 +8,10 @@
 //! 3. [`job`]: a job as written (`JobDraft`) and as understood (`JobSpec`).
 //! 4. [`shares`]: who keeps which part of an optimizer's state.
 //! 5. [`state`]: what Raft replicates; [`command`]: what can be asked of it; [`apply`]: how a
-//!    command changes it.
+//!    command changes it; [`answered`]: what retries are answered.
 //! 6. [`plan`]: what the leader decides, from the state, what it observed, and the time.
 
+pub mod answered;
 pub mod apply;
 mod chain;
 pub mod command;

@@ -136,7 +136,8 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
     let mut plan = Plan::default();
     let mut free = free_devices(state, observed);
     // Jobs are served in the order of their submission; the name settles ties.
-    let mut order: Vec<(&JobName, &Job)> = state.jobs.iter().collect();
+    let open = state.open_jobs().map(|(name, job)| (name, job.as_ref()));
+    let mut order: Vec<(&JobName, &Job)> = open.collect();
     order.sort_by_key(|(name, job)| (job.submitted_ms, *name));
     for (name, job) in order {
         let watch = observed
@@ -145,6 +146,11 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
             .filter(|watch| watch.generation == job.generation);
         let (why, since, poison) = match &job.phase {
             Phase::Ended(_) => continue,
+            Phase::Queued if !free.values().any(|devices| *devices > 0) => {
+                // Nobody has to look where there is nothing.
+                plan.waits.insert(name.clone(), place::nothing_is_free(job));
+                continue;
+            }
             Phase::Queued => {
                 let why = match job.committed_step() {
                     Step(0) => "first world".to_owned(),
@@ -291,6 +297,7 @@ type Devices = BTreeMap<WorkerName, i64>;
 
 /// The devices that no world holds, of the workers that are there.
 fn free_devices(state: &ClusterState, observed: &Observed) -> Devices {
+    let busy = state.busy_devices();
     let alive = observed
         .connected
         .iter()
@@ -300,7 +307,8 @@ fn free_devices(state: &ClusterState, observed: &Observed) -> Devices {
                 .get(worker)
                 .filter(|node| node.incarnation == *incarnation)
                 .filter(|_| !state.draining.contains(worker))?;
-            let free = i64::from(node.num_devices) - i64::from(state.num_busy_devices(worker));
+            let busy = busy.get(worker).copied().unwrap_or_default();
+            let free = i64::from(node.num_devices) - i64::from(busy);
             Some((worker.clone(), free))
         });
     alive.collect()

@@ -1,10 +1,11 @@
 //! What Raft replicates: jobs, worlds, manifests and nodes. Heartbeats, ranks' progress and
 //! metrics are not here: they are the leader's observation.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::apply::Answer;
-use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, RequestId, StopWhy, Submission};
+use crate::answered::Answered;
+use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, StopWhy, Submission};
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
 use crate::job::{Identity, JobSpec};
 use crate::shares::{Holders, Move, NUM_SHARES};
@@ -13,8 +14,10 @@ use crate::tree::Run;
 /// Everything that survives the loss of a coordinator.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterState {
-    /// Every job by name.
-    pub jobs: BTreeMap<JobName, Job>,
+    /// Every job by name. A copy of the state shares those that have not changed since.
+    pub jobs: BTreeMap<JobName, Arc<Job>>,
+    /// The jobs that have not ended.
+    pub(crate) open: BTreeSet<JobName>,
     /// Every worker that ever registered, by name.
     pub nodes: BTreeMap<WorkerName, Node>,
     /// The workers that an operator wants free: they get no ranks, and those they have leave at a
@@ -23,7 +26,7 @@ pub struct ClusterState {
     /// The latest stamp; it never goes back.
     pub stamp_ms: u64,
     /// The answers to the last requests, so that a retry gets the first answer.
-    pub(crate) answered: VecDeque<(RequestId, Answer)>,
+    pub answered: Answered,
 }
 
 /// One job.

@@ -7,20 +7,19 @@ use muster_cluster::apply::Effect;
 use muster_cluster::command::Command;
 use muster_coordinator_core::Reply;
 use muster_proto::v1::clients_server::Clients;
-use muster_proto::{convert, v1};
+use muster_proto::{convert, leader, v1};
 use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::driver::{Call, Handle};
+use crate::calls::{Call, Handle};
 use crate::logs::Logs;
-use crate::records::{Durable, Records};
+use crate::records::Records;
 use crate::words;
-use crate::workers::ended;
 
 /// Events or lines that may wait for one client.
 const MAX_WAITING: usize = 256;
@@ -48,34 +47,24 @@ impl ClientsService {
     async fn apply(&self, request: &[u8], command: Command) -> Result<Effect, Status> {
         let request = convert::request_id(request)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (answer, receiver) = oneshot::channel();
-        self.driver
-            .call(Call::Request {
-                request,
-                command,
-                answer,
-            })
-            .await
-            .map_err(ended)?;
-        match receiver.await {
-            Ok(Reply::Applied(Ok(effect))) => Ok(effect),
-            Ok(Reply::Applied(Err(refusal))) => {
-                Err(Status::failed_precondition(refusal.to_string()))
-            }
-            Ok(Reply::Unavailable(reason)) => Err(Status::unavailable(reason)),
-            Err(_) => Err(Status::unavailable(
-                "the coordinator ended before it could answer; ask again",
-            )),
+        let request = |answer| Call::Request {
+            request,
+            command,
+            answer,
+        };
+        match self.driver.ask(request).await?? {
+            Reply::Applied(Ok(effect)) => Ok(effect),
+            Reply::Applied(Err(refusal)) => Err(Status::failed_precondition(refusal.to_string())),
+            other => Err(Status::internal(format!("a command led to {other:?}"))),
         }
     }
 
-    async fn must_exist(&self, job: &str) -> Result<v1::JobView, Status> {
+    async fn must_exist(&self, is_stale: bool, job: &str) -> Result<v1::JobView, Status> {
         let name = job.to_owned();
         let view = self
             .driver
-            .look(move |coordinator, _| coordinator.job_view(&name))
-            .await
-            .map_err(ended)?;
+            .look(is_stale, move |coordinator, _| coordinator.job_view(&name))
+            .await?;
         view.ok_or_else(|| {
             Status::not_found(format!(
                 "no job is named {job:?}; `muster ps` lists the jobs"
@@ -114,9 +103,8 @@ impl Clients for ClientsService {
         let name = job.to_string();
         let first = self
             .driver
-            .look(move |coordinator, _| coordinator.first_event(&name))
-            .await
-            .map_err(ended)?;
+            .look(true, move |coordinator, _| coordinator.first_event(&name))
+            .await?;
         Ok(Response::new(v1::SubmitReply {
             job: job.to_string(),
             status: status.into(),
@@ -163,7 +151,7 @@ impl Clients for ClientsService {
         let max = scale.max;
         self.apply(&request.request_id, Command::Scale { job: name, max })
             .await?;
-        let view = self.must_exist(&scale.job).await?;
+        let view = self.must_exist(true, &scale.job).await?;
         Ok(Response::new(v1::ScaleReply {
             message: words::scaled(&view, max),
             workers_min: view.workers_min,
@@ -189,7 +177,7 @@ impl Clients for ClientsService {
         self.apply(&request.request_id, command).await?;
         let reply = self
             .driver
-            .look(move |coordinator, _| {
+            .look(true, move |coordinator, _| {
                 let jobs = coordinator.jobs_on(&worker);
                 let views = jobs.iter().filter_map(|job| coordinator.job_view(job));
                 let views: Vec<v1::JobView> = views.collect();
@@ -198,8 +186,7 @@ impl Clients for ClientsService {
                     jobs,
                 }
             })
-            .await
-            .map_err(ended)?;
+            .await?;
         Ok(Response::new(reply))
     }
 
@@ -212,7 +199,7 @@ impl Clients for ClientsService {
             .abandon
             .ok_or_else(|| Status::invalid_argument("no job is named"))?;
         let job = convert::job_name(&abandon.job).map_err(invalid)?;
-        let before = self.must_exist(&abandon.job).await?;
+        let before = self.must_exist(false, &abandon.job).await?;
         self.apply(&request.request_id, Command::AbandonState { job })
             .await?;
         let committed_step = before.manifests.last().map_or(0, |last| last.step);
@@ -226,26 +213,25 @@ impl Clients for ClientsService {
         &self,
         request: Request<v1::ShowLedgerRequest>,
     ) -> Result<Response<v1::LedgerReply>, Status> {
+        let is_stale = is_stale(&request);
         let job = request.into_inner().job;
-        self.must_exist(&job).await?;
+        self.must_exist(is_stale, &job).await?;
         let ledger = self
             .driver
-            .look(move |coordinator, _| coordinator.ledger(&job))
-            .await
-            .map_err(ended)?;
+            .look(true, move |coordinator, _| coordinator.ledger(&job))
+            .await?;
         let ledger = ledger.ok_or_else(|| Status::internal("the job has no ledger"))?;
         Ok(Response::new(ledger))
     }
 
     async fn list_jobs(
         &self,
-        _: Request<v1::ListJobsRequest>,
+        request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsReply>, Status> {
         let jobs = self
             .driver
-            .look(|coordinator, _| coordinator.job_views())
-            .await
-            .map_err(ended)?;
+            .look(is_stale(&request), |coordinator, _| coordinator.job_views())
+            .await?;
         Ok(Response::new(v1::ListJobsReply { jobs }))
     }
 
@@ -253,18 +239,18 @@ impl Clients for ClientsService {
         &self,
         request: Request<v1::ShowJobRequest>,
     ) -> Result<Response<v1::JobView>, Status> {
-        Ok(Response::new(
-            self.must_exist(&request.into_inner().job).await?,
-        ))
+        let is_stale = is_stale(&request);
+        let job = request.into_inner().job;
+        Ok(Response::new(self.must_exist(is_stale, &job).await?))
     }
 
     async fn list_nodes(
         &self,
-        _: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesReply>, Status> {
         let nodes = self
             .driver
-            .look(|coordinator, now| {
+            .look(is_stale(&request), |coordinator, now| {
                 let mut nodes = coordinator.node_views(now);
                 for node in nodes.iter_mut().filter(|node| node.draining) {
                     let jobs = node.jobs.iter();
@@ -274,8 +260,7 @@ impl Clients for ClientsService {
                 }
                 nodes
             })
-            .await
-            .map_err(ended)?;
+            .await?;
         Ok(Response::new(v1::ListNodesReply {
             nodes,
             coordinator_pid: std::process::id(),
@@ -286,12 +271,21 @@ impl Clients for ClientsService {
         &self,
         request: Request<v1::EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
+        let is_stale = is_stale(&request);
+        let epoch = self.driver.lead().borrow().epoch;
         let request = request.into_inner();
-        self.must_exist(&request.job).await?;
-        let (path, durable) = self.records.stream(&request.job);
+        self.must_exist(is_stale, &request.job).await?;
+        // What is applied is in the file.
+        self.records.written().await;
+        let (path, length) = self.records.stream(&request.job);
         let (sender, receiver) = mpsc::channel(MAX_WAITING);
+        let driver = self.driver.clone();
         tokio::spawn(async move {
-            if let Err(status) = send_events(path, durable, &request, &sender).await {
+            let sent = tokio::select! {
+                sent = send_events(path, length, &request, &sender) => sent,
+                status = driver.deposed(epoch), if !is_stale => Err(status),
+            };
+            if let Err(status) = sent {
                 // The client may have gone meanwhile.
                 let _ = sender.send(Err(status)).await;
             }
@@ -303,8 +297,11 @@ impl Clients for ClientsService {
         &self,
         request: Request<v1::LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
+        let is_stale = is_stale(&request);
+        let epoch = self.driver.lead().borrow().epoch;
         let request = request.into_inner();
-        self.must_exist(&request.job).await?;
+        self.must_exist(is_stale, &request.job).await?;
+        let driver = self.driver.clone();
         let unreadable = |error| {
             Status::internal(format!(
                 "the log of job {} cannot be read: {error}",
@@ -325,9 +322,15 @@ impl Clients for ClientsService {
             if !request.follow {
                 return;
             }
+            let deposed = driver.deposed(epoch);
+            tokio::pin!(deposed);
             loop {
                 let (job, record) = tokio::select! {
                     () = sender.closed() => return,
+                    status = &mut deposed, if !is_stale => {
+                        let _ = sender.send(Err(status)).await;
+                        return;
+                    }
                     line = live.recv() => match line {
                         Ok(line) => line,
                         Err(RecvError::Lagged(_)) => {
@@ -350,15 +353,20 @@ impl Clients for ClientsService {
     }
 }
 
+/// Whether a client is content with what this coordinator knows.
+fn is_stale<T>(request: &Request<T>) -> bool {
+    request.metadata().contains_key(leader::STALE)
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
 fn invalid(error: convert::BadMessage) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// Sends the lines of a job's file that are durable, and, to a follower, those that become so.
+/// Sends the lines of a job's file, and, to a follower, those that come.
 async fn send_events(
     path: PathBuf,
-    mut durable: watch::Receiver<Durable>,
+    mut length: watch::Receiver<u64>,
     request: &v1::EventsRequest,
     sender: &mpsc::Sender<Result<v1::EventRecord, Status>>,
 ) -> Result<(), Status> {
@@ -368,7 +376,7 @@ async fn send_events(
     let (mut position, mut seq) = (0, 0);
     let mut line = String::new();
     loop {
-        let end = durable.borrow_and_update().bytes;
+        let end = *length.borrow_and_update();
         while position < end {
             if file.is_none() {
                 file = Some(BufReader::new(File::open(&path).await.map_err(unreadable)?));
@@ -398,7 +406,7 @@ async fn send_events(
         }
         tokio::select! {
             () = sender.closed() => return Ok(()),
-            changed = durable.changed() => if changed.is_err() { return Ok(()) },
+            changed = length.changed() => if changed.is_err() { return Ok(()) },
         }
     }
 }

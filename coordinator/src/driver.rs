@@ -1,94 +1,52 @@
 //! The one task that owns the coordinator's machine: it feeds it, keeps its clock, and carries out
 //! what it says. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use muster_cluster::command::{Command, RequestId};
+use muster_coordinator_core::consensus::{Change, Mark, ReplicaId};
 use muster_coordinator_core::coordinator::TICK_MS;
-use muster_coordinator_core::{Coordinator, Input, Now, Output, Reply, ReplyTo, Session};
-use muster_proto::event::What;
+use muster_coordinator_core::{Coordinator, Input, Now, Output, ReplyTo, Session, Snapshot};
 use muster_proto::v1;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::records::{Records, RecordsError};
+use crate::calls::{Answer, Call, Handle, Lead, Look, PeerCall};
+use crate::peers::{Peers, Refused};
+use crate::records::{Lengths, Records, RecordsError};
+use crate::snapshots::{SnapshotError, Snapshotter};
 use crate::store::StoreError;
-use crate::store::thread::{Batch, Report, StoreThread};
+use crate::store::thread::{Report, StoreThread};
 
-/// Calls that may wait for the driver.
-const MAX_WAITING_CALLS: usize = 1024;
+mod acts;
+mod elected;
 
-/// Orders that may wait for a slow worker. A stream that is further behind is ended.
-const MAX_WAITING_ORDERS: usize = 1024;
+pub(crate) use elected::Elected;
 
-/// Where a worker's orders go.
-pub(crate) type Orders = mpsc::Sender<v1::to_worker::Message>;
+/// Calls that are taken together: the machine thinks once about them.
+const MAX_TAKEN: usize = 512;
 
-/// Reads what it wants of the machine, and sends it where it wants.
-pub(crate) type Look = Box<dyn FnOnce(&Coordinator, Now) + Send>;
+/// How long a leader that is told to end waits for another one to lead.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the services ask of the driver.
-pub(crate) enum Call {
-    /// For the machine.
-    Input(Input),
-    /// A worker's stream began with this.
-    Hello {
-        session: Session,
-        hello: v1::WorkerHello,
-        orders: Orders,
-    },
-    /// A client's command.
-    Request {
-        request: Option<RequestId>,
-        command: Command,
-        answer: oneshot::Sender<Reply>,
-    },
-    /// A look at what is.
-    Look(Look),
-}
+/// Acknowledgements that a slow worker's stream may be behind. One that is further behind is ended,
+/// and the worker sends again what it has.
+const MAX_ACKS_BEHIND: usize = 4096;
 
 /// What other threads report.
+#[derive(Debug)]
 pub(crate) enum Note {
-    Persisted(u64),
-    StoreFailed(StoreError),
+    Store(Report),
     RecordsFailed(RecordsError),
-}
-
-/// The services' end.
-#[derive(Clone, Debug)]
-pub(crate) struct Handle {
-    calls: mpsc::Sender<Call>,
-}
-
-/// The driver has ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ended;
-
-impl Handle {
-    pub(crate) async fn call(&self, call: Call) -> Result<(), Ended> {
-        self.calls.send(call).await.map_err(|_| Ended)
-    }
-
-    /// What a look at the machine gives.
-    pub(crate) async fn look<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Coordinator, Now) -> T + Send + 'static,
-    ) -> Result<T, Ended> {
-        let (sender, receiver) = oneshot::channel();
-        let look = move |coordinator: &Coordinator, now| {
-            // The caller may have gone meanwhile.
-            let _ = sender.send(look(coordinator, now));
-        };
-        self.call(Call::Look(Box::new(look))).await?;
-        receiver.await.map_err(|_| Ended)
-    }
-}
-
-/// A queue of orders for one stream.
-pub(crate) fn orders() -> (Orders, mpsc::Receiver<v1::to_worker::Message>) {
-    mpsc::channel(MAX_WAITING_ORDERS)
+    Snapshot(Result<(Mark, u64), SnapshotError>),
+    Unreachable(ReplicaId),
+    SnapshotSent {
+        to: ReplicaId,
+        is_there: bool,
+    },
+    /// A member wants nothing of this one.
+    Refused(ReplicaId, Refused),
 }
 
 /// Why a driver ended by itself.
@@ -100,202 +58,379 @@ pub enum DriverError {
     /// The events cannot be written.
     #[error(transparent)]
     Records(#[from] RecordsError),
+    /// A snapshot cannot be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The machine refuses to go on.
     #[error("the replicated log contradicts itself: {0}")]
     Broken(String),
+    /// The group does not want it.
+    #[error("{0}")]
+    Refused(String),
+    /// It was removed.
+    #[error("member {0} was removed from the group; its data folder can go")]
+    Removed(u64),
+}
+
+/// Where an answer goes.
+type AnswerTo = tokio::sync::oneshot::Sender<Answer>;
+
+/// What a driver works with.
+pub(crate) struct Parts {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) store: StoreThread,
+    pub(crate) records: Records,
+    pub(crate) snapshotter: Snapshotter,
+    pub(crate) peers: Peers,
+    pub(crate) notes: mpsc::UnboundedReceiver<Note>,
 }
 
 /// The task.
 pub(crate) struct Driver {
-    coordinator: Coordinator,
-    store: StoreThread,
-    records: Records,
+    parts: Parts,
     calls: mpsc::Receiver<Call>,
-    notes: mpsc::UnboundedReceiver<Note>,
+    peer_calls: mpsc::Receiver<PeerCall>,
+    lead: watch::Sender<Lead>,
+    acks: broadcast::Sender<v1::RecordAck>,
     start: Instant,
-    sessions: BTreeMap<Session, Orders>,
-    answers: BTreeMap<ReplyTo, oneshot::Sender<Reply>>,
+    sessions: BTreeMap<Session, crate::calls::Orders>,
+    answers: BTreeMap<ReplyTo, AnswerTo>,
     next_answer: u64,
-    /// Who waits for the log to be replayed.
+    /// Who waits to see what is true now; and those of them that the read under way is for.
     looks: Vec<Look>,
+    reading: Option<(ReplyTo, Vec<Look>)>,
+    /// Where a snapshot ended that was asked for, and the size of its file.
+    snapshots: BTreeMap<u64, u64>,
+    /// Where the newest snapshot ends that was received.
+    restored: u64,
+    /// How often whether it leads has changed.
+    epoch: u64,
+    elected: Elected,
+    /// The members that do not listen to this one, while nobody leads.
+    refused_by: BTreeSet<ReplicaId>,
+    /// What came in, and is to be given to the machine.
+    inputs: Vec<Input>,
 }
 
 impl Driver {
-    /// A driver, the services' handle to it, and what the machine wants first.
-    pub(crate) fn new(
-        coordinator: Coordinator,
-        records: Records,
-        notes: mpsc::UnboundedReceiver<Note>,
-        store: StoreThread,
-    ) -> (Self, Handle) {
-        let (calls, receiver) = mpsc::channel(MAX_WAITING_CALLS);
+    /// A driver, and the services' handle to it.
+    pub(crate) fn new(parts: Parts) -> (Self, Handle) {
+        let (handle, calls, peer_calls, lead) = Handle::new(MAX_ACKS_BEHIND);
         let driver = Self {
-            coordinator,
-            store,
-            records,
-            calls: receiver,
-            notes,
+            parts,
+            calls,
+            peer_calls,
+            lead,
+            acks: handle.acks.clone(),
             start: Instant::now(),
             sessions: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_answer: 1,
             looks: Vec::new(),
+            reading: None,
+            snapshots: BTreeMap::new(),
+            restored: 0,
+            epoch: 0,
+            elected: Elected::default(),
+            refused_by: BTreeSet::new(),
+            inputs: Vec::new(),
         };
-        (driver, Handle { calls })
+        (driver, handle)
     }
 
     /// Runs until it is told to end, or cannot go on. `first` is what the machine said at its start.
     pub(crate) async fn run(
         mut self,
         first: Vec<Output>,
+        handle: Handle,
         shutdown: CancellationToken,
     ) -> Result<(), DriverError> {
+        self.parts.peers.start(handle);
         self.carry_out(first)?;
+        self.after();
         let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
         // A machine that was held up must see the gap, not a burst that hides it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ends_at = None::<Instant>;
+        let (mut notes, mut peers, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         loop {
+            if let Some(at) = ends_at
+                && (!self.has_to_hand_over() || Instant::now() >= at)
+            {
+                break;
+            }
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
-                Some(note) = self.notes.recv() => match note {
-                    Note::Persisted(batch) => self.input(Input::Persisted { batch })?,
-                    Note::StoreFailed(error) => return Err(error.into()),
-                    Note::RecordsFailed(error) => return Err(error.into()),
-                },
-                _ = ticks.tick() => self.input(Input::Tick)?,
-                Some(call) = self.calls.recv() => self.take(call)?,
+                () = shutdown.cancelled(), if ends_at.is_none() => {
+                    ends_at = Some(Instant::now() + TRANSFER_TIMEOUT);
+                    if self.has_to_hand_over() {
+                        self.inputs.push(Input::Transfer(None));
+                    }
+                }
+                1.. = self.parts.notes.recv_many(&mut notes, MAX_TAKEN) => {
+                    for note in notes.drain(..) {
+                        self.note(note)?;
+                    }
+                }
+                1.. = self.peer_calls.recv_many(&mut peers, MAX_TAKEN) => {
+                    for call in peers.drain(..) {
+                        self.peer_call(call);
+                    }
+                }
+                _ = ticks.tick() => self.inputs.push(Input::Tick),
+                1.. = self.calls.recv_many(&mut calls, MAX_TAKEN) => {
+                    for call in calls.drain(..) {
+                        self.call(call);
+                    }
+                }
             }
+            self.step()?;
         }
-        self.store.shutdown();
+        self.parts.store.shutdown();
         Ok(())
     }
 
-    fn take(&mut self, call: Call) -> Result<(), DriverError> {
+    /// Whether others would be without a leader if it ended now.
+    fn has_to_hand_over(&self) -> bool {
+        self.parts.coordinator.is_leader()
+            && self.parts.coordinator.status().membership.voters.len() > 1
+    }
+
+    fn note(&mut self, note: Note) -> Result<(), DriverError> {
+        let input = match note {
+            Note::Store(Report::Durable { batch }) => Input::Persisted { batch },
+            Note::Store(Report::Rests { mark }) => {
+                self.parts.snapshotter.remove_below(mark.index);
+                let num_bytes = self.snapshots.remove(&mark.index).unwrap_or_default();
+                Input::Snapshotted { mark, num_bytes }
+            }
+            Note::Store(Report::Failed(error)) => return Err(error.into()),
+            Note::RecordsFailed(error) => return Err(error.into()),
+            Note::Snapshot(written) => {
+                let (mark, num_bytes) = written?;
+                if mark.index <= self.restored {
+                    // The log rests on a newer one by now, which was received.
+                    self.inputs.push(Input::Snapshotted { mark, num_bytes });
+                    return Ok(());
+                }
+                self.snapshots.insert(mark.index, num_bytes);
+                // When the thread has ended, its last note says why.
+                let _ = self.parts.store.rest_on(mark);
+                return Ok(());
+            }
+            Note::Unreachable(peer) => Input::Unreachable(peer),
+            Note::SnapshotSent { to, is_there } => Input::SnapshotSent { to, is_there },
+            Note::Refused(peer, refused) => return self.refused(peer, &refused),
+        };
+        self.inputs.push(input);
+        Ok(())
+    }
+
+    /// Another member does not listen to this one. One that is wrong itself ends; one that is not,
+    /// waits until the other one is mended.
+    fn refused(&mut self, peer: ReplicaId, refused: &Refused) -> Result<(), DriverError> {
+        let Refused { reason, is_final } = refused;
+        let coordinator = &self.parts.coordinator;
+        if coordinator.leader().is_some() {
+            self.refused_by.clear();
+        }
+        self.refused_by.insert(peer);
+        let num_members = coordinator.members().iter().count();
+        let num_left = num_members.saturating_sub(self.refused_by.len());
+        // Without those that refuse it, it would never belong to a majority.
+        if *is_final || num_left <= num_members / 2 {
+            let peer = peer.0;
+            let reason = format!("member {peer} refuses this one: {reason}");
+            return Err(DriverError::Refused(reason));
+        }
+        tracing::warn!(peer = peer.0, reason, "a member refuses this one");
+        Ok(())
+    }
+
+    fn peer_call(&mut self, call: PeerCall) {
+        match call {
+            PeerCall::Hello { hello, answer } => {
+                let admitted = self.parts.coordinator.admit(hello);
+                if let Ok(member) = &admitted {
+                    self.inputs.push(Input::PeerHello(member.clone()));
+                }
+                // The connection may have ended meanwhile.
+                let _ = answer.send(admitted);
+            }
+            PeerCall::Messages { from, messages } => {
+                let inputs = messages.into_iter().map(|bytes| Input::Peer {
+                    from,
+                    bytes,
+                    snapshot: None,
+                });
+                self.inputs.extend(inputs);
+            }
+            PeerCall::Snapshot {
+                from,
+                bytes,
+                snapshot,
+            } => self.inputs.push(Input::Peer {
+                from,
+                bytes,
+                snapshot: Some(snapshot),
+            }),
+        }
+    }
+
+    fn call(&mut self, call: Call) {
         match call {
             Call::Input(input) => {
                 if let Input::WorkerGone { session } = input {
                     self.sessions.remove(&session);
                 }
-                self.input(input)
+                self.inputs.push(input);
+            }
+            Call::Record { epoch, record } => {
+                // What came while another one led is sent again, over a new stream.
+                if epoch == self.lead.borrow().epoch {
+                    self.inputs.push(Input::Record(record));
+                }
             }
             Call::Hello {
                 session,
                 hello,
                 orders,
+                answer,
             } => {
-                self.sessions.insert(session, orders);
-                self.input(Input::Hello { session, hello })
+                let lead = self.lead.borrow().clone();
+                // The stream may have ended meanwhile.
+                if answer.send(lead.check()).is_ok() && lead.is_me {
+                    self.sessions.insert(session, orders);
+                    self.inputs.push(Input::Hello { session, hello });
+                }
             }
             Call::Request {
                 request,
                 command,
                 answer,
             } => {
-                let reply_to = ReplyTo(self.next_answer);
-                self.next_answer += 1;
-                self.answers.insert(reply_to, answer);
-                self.input(Input::Request {
+                let reply_to = self.reply_to(answer);
+                self.inputs.push(Input::Request {
                     reply_to,
                     request,
                     command,
-                })
+                });
             }
-            Call::Look(look) => {
-                self.looks.push(look);
-                self.show();
-                Ok(())
+            Call::Change {
+                change,
+                address,
+                answer,
+            } => {
+                let reply_to = self.reply_to(answer);
+                let change = match change {
+                    // The next number that nobody had.
+                    Change::AddLearner(ReplicaId(0)) => {
+                        let newest = self.parts.coordinator.members().newest();
+                        Change::AddLearner(ReplicaId(newest + 1))
+                    }
+                    change => change,
+                };
+                self.inputs.push(Input::Change {
+                    reply_to,
+                    change,
+                    address,
+                });
+            }
+            Call::Transfer(to) => self.inputs.push(Input::Transfer(to)),
+            Call::Look { look, is_stale } => {
+                if is_stale {
+                    look(Ok((&self.parts.coordinator, self.now())));
+                } else {
+                    self.looks.push(look);
+                }
+            }
+            Call::Elected(answer) => {
+                let _ = answer.send(self.elected.clone());
             }
         }
+    }
+
+    fn reply_to(&mut self, answer: AnswerTo) -> ReplyTo {
+        let reply_to = ReplyTo(self.next_answer);
+        self.next_answer += 1;
+        self.answers.insert(reply_to, answer);
+        reply_to
     }
 
     fn now(&self) -> Now {
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Now {
             monotonic_ms: millis(self.start.elapsed()),
-            wall_ms: wall.map(millis).unwrap_or_default(),
+            wall_ms: wall_ms(),
         }
     }
 
-    fn input(&mut self, input: Input) -> Result<(), DriverError> {
-        let mut outputs = Vec::new();
-        let now = self.now();
-        self.coordinator.handle(input, now, &mut outputs);
-        self.carry_out(outputs)?;
-        self.show();
-        Ok(())
-    }
-
-    /// Lets those who wait look at the machine, once its state is not an older one.
-    fn show(&mut self) {
-        if self.coordinator.is_leader() {
+    /// Gives the machine what came in, and does what it wants.
+    fn step(&mut self) -> Result<(), DriverError> {
+        loop {
+            self.ask_to_read();
+            if self.inputs.is_empty() {
+                return Ok(());
+            }
+            let inputs = std::mem::take(&mut self.inputs);
+            let mut outputs = Vec::new();
             let now = self.now();
-            for look in self.looks.drain(..) {
-                look(&self.coordinator, now);
-            }
+            self.parts.coordinator.handle_all(inputs, now, &mut outputs);
+            self.carry_out(outputs)?;
+            self.after();
         }
     }
 
-    fn carry_out(&mut self, outputs: Vec<Output>) -> Result<(), DriverError> {
-        for output in outputs {
-            match output {
-                Output::Persist {
-                    batch,
-                    entries,
-                    hard_state,
-                    restore,
-                } => {
-                    // When the thread has ended, its last note says why.
-                    let _ = self.store.write(Batch {
-                        batch,
-                        entries,
-                        hard_state,
-                        restore,
-                    });
-                }
-                Output::Reply { reply_to, reply } => {
-                    if let Some(answer) = self.answers.remove(&reply_to) {
-                        // The client may have gone meanwhile.
-                        let _ = answer.send(reply);
-                    }
-                }
-                Output::ToWorker { session, message } => self.order(session, message),
-                Output::Event { index, event } => {
-                    let (job, history) = (&event.job, event.history);
-                    match &event.what {
-                        What::Step { step, .. } => {
-                            tracing::debug!(job, history, step, "a step was applied");
-                        }
-                        what => tracing::info!(job, history, ?what, "news of a job"),
-                    }
-                    self.records.append(index, event);
-                }
-                Output::Ack(ack) => self.records.acknowledge(ack),
-                Output::Broken { reason } => return Err(DriverError::Broken(reason)),
-            }
+    /// Asks once for all that want to see what is true now; those that come meanwhile wait for the
+    /// next time.
+    fn ask_to_read(&mut self) {
+        if self.reading.is_none() && !self.looks.is_empty() {
+            let reply_to = ReplyTo(self.next_answer);
+            self.next_answer += 1;
+            self.reading = Some((reply_to, std::mem::take(&mut self.looks)));
+            self.inputs.push(Input::Read { reply_to });
         }
-        Ok(())
     }
 
-    /// Gives an order to a stream. A stream that is behind by a thousand orders is ended: the
-    /// worker comes back and is told what holds then.
-    fn order(&mut self, session: Session, message: v1::to_worker::Message) {
-        let is_last = matches!(message, v1::to_worker::Message::Refused(_));
-        let Some(orders) = self.sessions.get(&session) else {
-            return;
-        };
-        let is_full = orders.try_send(message).is_err();
-        if is_last || is_full {
-            self.sessions.remove(&session);
+    /// Tells the services who leads, where that has changed.
+    fn after(&mut self) {
+        let coordinator = &self.parts.coordinator;
+        let is_me = coordinator.is_leader();
+        let other = coordinator.leader();
+        let other = other.filter(|leader| *leader != coordinator.options().id);
+        let address = other.and_then(|leader| self.parts.peers.address_of(leader));
+        let epoch = self.epoch;
+        self.lead.send_if_modified(|lead| {
+            let now = Lead {
+                is_me,
+                epoch,
+                address,
+            };
+            let is_news = *lead != now;
+            *lead = now;
+            is_news
+        });
+        let leader = self.parts.coordinator.leader();
+        let term = self.parts.coordinator.term();
+        if self.elected.note(leader, term, wall_ms()) {
+            let leader = leader.map(|leader| leader.0);
+            tracing::info!(leader, term, why = self.elected.why, "another one leads");
         }
     }
 }
 
-/// What the store's thread reports, as a note to the driver.
-pub(crate) fn note_of(report: Report) -> Note {
-    match report {
-        Report::Durable { batch } => Note::Persisted(batch),
-        Report::Failed(error) => Note::StoreFailed(error),
-    }
+/// How many bytes of events a snapshot counts.
+pub(crate) fn lengths_of(snapshot: &Snapshot) -> Lengths {
+    let lengths = snapshot.event_bytes();
+    lengths
+        .map(|(job, bytes)| (job.to_string(), bytes))
+        .collect()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    wall.map(millis).unwrap_or_default()
 }

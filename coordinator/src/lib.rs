@@ -4,19 +4,32 @@
 //! 1. [`serve`]: the process, from its start to its end.
 //! 2. [`store`]: the replicated log on disk.
 //!
-//! Inside: `door` admits connections, the driver owns the machine, `records` the events' files, `logs` what ranks print,
-//! `workers` and `clients` are the two services, and `words` says what a client's command leads to.
+//! Inside: `founding` and `identity` say which member of which group it is; the driver owns the machine
+//! and `calls` is the way to it; `door` admits connections; `workers`, `clients` and `peers` are the
+//! services, and `operators` another, with its `backup`s; `records` are the events' files, `snapshots` those
+//! of the state, `logs` what ranks print; `words` says what a client's command leads to.
 
+mod backup;
+mod calls;
 mod clients;
 mod door;
 mod driver;
+mod founding;
+mod identity;
 mod logs;
+mod operators;
+mod peers;
 mod records;
 mod serve;
+mod snapshots;
 pub mod store;
 mod words;
 mod workers;
 
+pub use backup::{BackupError, receive as receive_backup, restore};
 pub use driver::DriverError;
+pub use founding::FoundingError;
+pub use identity::IdentityError;
 pub use records::RecordsError;
-pub use serve::{Error, Options, serve};
+pub use serve::{Error, Group, Options, serve};
+pub use snapshots::SnapshotError;

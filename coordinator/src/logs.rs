@@ -43,6 +43,8 @@ struct Inner {
     folder: PathBuf,
     files: Mutex<BTreeMap<String, Open>>,
     live: broadcast::Sender<(String, v1::LogRecord)>,
+    /// Those that came from workers, for the other members.
+    taken: broadcast::Sender<(String, v1::LogRecord)>,
 }
 
 /// The logs of all jobs.
@@ -57,6 +59,7 @@ impl Logs {
             folder: folder.to_owned(),
             files: Mutex::new(BTreeMap::new()),
             live,
+            taken: broadcast::Sender::new(MAX_LINES_BEHIND),
         })))
     }
 
@@ -82,7 +85,32 @@ impl Logs {
             tracing::warn!(job = key.job, %error, "a line of a rank's log is lost");
         }
         // Nobody may be listening.
+        let _ = self.0.taken.send((key.job.clone(), record.clone()));
         let _ = self.0.live.send((key.job.clone(), record));
+    }
+
+    /// The lines that come from workers from now on.
+    pub(crate) fn taken(&self) -> broadcast::Receiver<(String, v1::LogRecord)> {
+        self.0.taken.subscribe()
+    }
+
+    /// Keeps a line as the leader has numbered it, so that it is here when the leader is gone.
+    pub(crate) async fn keep(&self, line: v1::PeerLine) {
+        let Some(mut record) = line.record else {
+            return;
+        };
+        // The name becomes a file's.
+        if convert::job_name(&line.job).is_err() {
+            return;
+        }
+        let mut files = self.0.files.lock().await;
+        if let Some(open) = files.get_mut(&line.job) {
+            open.next_seq = open.next_seq.max(record.seq);
+        }
+        if let Err(error) = self.write(&mut files, &line.job, &mut record).await {
+            tracing::warn!(job = line.job, %error, "a line of a rank's log is lost");
+        }
+        let _ = self.0.live.send((line.job, record));
     }
 
     /// Numbers a line and appends it.
@@ -101,7 +129,7 @@ impl Logs {
         }
         if !files.contains_key(job) {
             let last = self.kept(job).await?.last().map_or(0, |line| line.seq);
-            let open = self.open_file(job, last + 1).await?;
+            let open = self.open_file(job, record.seq.max(last + 1)).await?;
             files.insert(job.to_owned(), open);
         }
         let open = files

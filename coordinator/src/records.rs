@@ -1,28 +1,27 @@
-//! The jobs' event streams on disk: one file a job, one JSON object a line, appended and synced by
-//! a thread of its own. What an event means, and whether it was told before, is decided elsewhere.
+//! The jobs' event streams on disk: one file a job, one JSON object a line, appended by a thread of its
+//! own. They follow from the log: what a crash takes from them is written again when the log is
+//! applied again, from the snapshot on that it rests on. What an event means, and whether it was told
+//! before, is decided elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use muster_proto::event::Event;
-use muster_proto::v1;
-use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{oneshot, watch};
 
-/// One line of a file.
-#[derive(Debug, Serialize, Deserialize)]
-struct Line {
-    #[serde(flatten)]
-    event: Event,
-    /// The entry of the replicated log that it tells of.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    entry: Option<u64>,
-}
+mod staging;
+
+pub(crate) use staging::{Staged, staging_folder};
+
+/// Files that are open at once.
+const MAX_OPEN_FILES: usize = 128;
+
+/// More than so many changed files are synced with all others of their file system.
+const MAX_SINGLE_SYNCS: usize = 64;
 
 /// Why the events cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -36,132 +35,136 @@ pub enum RecordsError {
         #[source]
         source: io::Error,
     },
-    /// A line is not an event.
-    #[error("{}, line {line}: this is no event: {reason}; restore the file from a copy", .path.display())]
-    Damaged {
+    /// There is less than the snapshot counts.
+    #[error("{}: {found} bytes are there, and the snapshot counts {expected}; restore the folder from a backup, or have this member replaced", .path.display())]
+    Short {
         /// The file.
         path: PathBuf,
-        /// From 1.
-        line: usize,
-        /// What does not fit.
-        reason: String,
+        /// Its length.
+        found: u64,
+        /// What it should be.
+        expected: u64,
     },
 }
 
-/// How much of a job's stream is durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Durable {
-    pub(crate) bytes: u64,
-}
+/// How many bytes of events each job has behind an entry of the log.
+pub(crate) type Lengths = BTreeMap<String, u64>;
 
-/// What the thread is given, in order.
 enum Item {
     Event {
-        index: Option<u64>,
-        event: Box<Event>,
+        job: String,
+        line: String,
     },
-    Ack(v1::RecordAck),
+    /// The state is that of a snapshot which was received.
+    Install {
+        index: u64,
+        lengths: Lengths,
+    },
+    /// Say when all before is written.
+    Written(oneshot::Sender<()>),
+    /// Say when all before is durable.
+    Durable(std::sync::mpsc::SyncSender<()>),
 }
 
-type Streams = Arc<Mutex<BTreeMap<String, watch::Sender<Durable>>>>;
+#[derive(Debug, Default)]
+struct Streams {
+    lengths: Lengths,
+    /// Of the jobs that somebody follows.
+    followed: BTreeMap<String, watch::Sender<u64>>,
+}
 
 /// The streams of all jobs.
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
     folder: PathBuf,
-    streams: Streams,
+    streams: Arc<Mutex<Streams>>,
     items: Sender<Item>,
-    acks: broadcast::Sender<v1::RecordAck>,
 }
 
-/// Acknowledgements that a slow worker's stream may be behind. One that is further behind is ended,
-/// and the worker sends again what it has.
-const MAX_ACKS_BEHIND: usize = 4096;
-
-/// What the files hold, in order, each event with the entry it tells of.
-pub(crate) type Past = Vec<(Option<u64>, Event)>;
-
 impl Records {
-    /// Reads the files of a folder, and starts the thread that appends to them. A last line that
-    /// was cut off by the end of the process before is removed: it was never acknowledged.
-    /// `failed` is called once, on that thread, when the disk fails.
+    /// Takes the files of a folder back to what the snapshot counts that the log rests on, and starts
+    /// the thread that appends to them. `failed` is called once, on that thread, when the disk fails.
     pub(crate) fn open(
         folder: &Path,
+        index: u64,
+        lengths: Lengths,
         failed: impl FnOnce(RecordsError) + Send + 'static,
-    ) -> Result<(Self, Past), RecordsError> {
+    ) -> Result<Self, RecordsError> {
         fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
-        let mut past = Past::new();
-        let mut known = BTreeMap::new();
-        let files = fs::read_dir(folder).map_err(|source| io_error(folder, source))?;
-        for file in files {
-            let path = file.map_err(|source| io_error(folder, source))?.path();
-            if path
-                .extension()
-                .is_none_or(|extension| extension != "jsonl")
-            {
-                continue;
-            }
-            let Some(job) = path
-                .file_stem()
-                .map(|job| job.to_string_lossy().into_owned())
-            else {
-                continue;
-            };
-            let bytes = read(&path, &mut past)?;
-            known.insert(job, watch::Sender::new(Durable { bytes }));
-        }
-        let streams: Streams = Arc::new(Mutex::new(known));
+        staging::install(folder, index, &lengths)?;
+        let streams = Arc::new(Mutex::new(Streams {
+            lengths,
+            followed: BTreeMap::new(),
+        }));
         let (items, receiver) = channel();
-        let acks = broadcast::Sender::new(MAX_ACKS_BEHIND);
-        let records = Self {
-            folder: folder.to_owned(),
-            streams,
-            items,
-            acks,
-        };
         let writer = Writer {
-            folder: records.folder.clone(),
-            streams: Arc::clone(&records.streams),
-            acks: records.acks.clone(),
+            folder: folder.to_owned(),
+            streams: Arc::clone(&streams),
             files: BTreeMap::new(),
+            changed: BTreeSet::new(),
         };
         thread::Builder::new()
             .name("records".to_owned())
             .spawn(move || writer.run(&receiver, failed))
             .map_err(|source| io_error(folder, source))?;
-        Ok((records, past))
+        let folder = folder.to_owned();
+        Ok(Self {
+            folder,
+            streams,
+            items,
+        })
     }
 
-    /// Hands over an event. Whoever follows its job sees it once it is durable.
-    pub(crate) fn append(&self, index: Option<u64>, event: Event) {
+    /// Hands over the line of an event.
+    pub(crate) fn append(&self, job: String, line: String) {
         // The thread ends only after a failure, which it reported.
-        let _ = self.items.send(Item::Event {
-            index,
-            event: Box::new(event),
-        });
+        let _ = self.items.send(Item::Event { job, line });
     }
 
-    /// Sends an acknowledgement when all events before it are durable.
-    pub(crate) fn acknowledge(&self, ack: v1::RecordAck) {
-        let _ = self.items.send(Item::Ack(ack));
+    /// Makes the files those of a snapshot that was received.
+    pub(crate) fn install(&self, index: u64, lengths: Lengths) {
+        let _ = self.items.send(Item::Install { index, lengths });
     }
 
-    /// The acknowledgements from now on.
-    pub(crate) fn acks(&self) -> broadcast::Receiver<v1::RecordAck> {
-        self.acks.subscribe()
+    /// Waits until what was handed over is in the files.
+    pub(crate) async fn written(&self) {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.items.send(Item::Written(sender));
+        let _ = receiver.await;
     }
 
-    /// A job's file, and how much of it is durable; changes as it grows.
-    pub(crate) fn stream(&self, job: &str) -> (PathBuf, watch::Receiver<Durable>) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let stream = streams
-            .entry(job.to_owned())
-            .or_insert_with(|| watch::Sender::new(Durable::default()));
+    /// Waits until what was handed over survives a loss of power; false if the disk has failed.
+    pub(crate) fn sync(&self) -> bool {
+        let (sender, receiver) = sync_channel(1);
+        let _ = self.items.send(Item::Durable(sender));
+        receiver.recv().is_ok()
+    }
+
+    /// A job's file, and how much of it is there; changes as it grows.
+    pub(crate) fn stream(&self, job: &str) -> (PathBuf, watch::Receiver<u64>) {
+        let mut streams = lock(&self.streams);
+        let length = streams.lengths.get(job).copied().unwrap_or_default();
+        let followed = streams.followed.entry(job.to_owned());
+        let stream = followed.or_insert_with(|| watch::Sender::new(length));
         (path_of(&self.folder, job), stream.subscribe())
+    }
+
+    /// How much of each of these jobs' files is there.
+    pub(crate) fn lengths(&self) -> Lengths {
+        lock(&self.streams).lengths.clone()
+    }
+
+    /// The folder of the files.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 }
 
-fn path_of(folder: &Path, job: &str) -> PathBuf {
+fn lock(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
+    streams.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn path_of(folder: &Path, job: &str) -> PathBuf {
     folder.join(format!("{job}.jsonl"))
 }
 
@@ -172,103 +175,113 @@ fn io_error(path: &Path, source: io::Error) -> RecordsError {
     }
 }
 
-/// Reads a file into `past`; returns its length after a torn last line is cut off.
-fn read(path: &Path, past: &mut Past) -> Result<u64, RecordsError> {
-    let bytes = fs::read(path).map_err(|source| io_error(path, source))?;
-    let whole = bytes
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |end| end + 1);
-    if whole < bytes.len() {
-        tracing::warn!(file = %path.display(), bytes = bytes.len() - whole, "cut off an unfinished last line");
-        let file = OpenOptions::new()
-            .write(true)
-            .open(path)
-            .map_err(|source| io_error(path, source))?;
-        let cut = file.set_len(whole as u64).and_then(|()| file.sync_data());
-        cut.map_err(|source| io_error(path, source))?;
-    }
-    for (number, line) in (1..).zip(bytes[..whole].split_inclusive(|byte| *byte == b'\n')) {
-        let line: Line = serde_json::from_slice(line).map_err(|error| RecordsError::Damaged {
-            path: path.to_owned(),
-            line: number,
-            reason: error.to_string(),
-        })?;
-        past.push((line.entry, line.event));
-    }
-    Ok(whole as u64)
-}
-
 /// The thread's side.
 struct Writer {
     folder: PathBuf,
-    streams: Streams,
-    acks: broadcast::Sender<v1::RecordAck>,
+    streams: Arc<Mutex<Streams>>,
     files: BTreeMap<String, File>,
+    /// What is not durable yet.
+    changed: BTreeSet<String>,
 }
 
 impl Writer {
     fn run(mut self, items: &Receiver<Item>, failed: impl FnOnce(RecordsError)) {
         while let Ok(first) = items.recv() {
-            // What waits shares one sync.
-            let batch: Vec<Item> = std::iter::once(first).chain(items.try_iter()).collect();
-            if let Err(error) = self.write(batch) {
+            // What waits for one file shares one write.
+            let batch = std::iter::once(first).chain(items.try_iter());
+            if let Err(error) = self.take(batch) {
                 failed(error);
                 return;
             }
         }
     }
 
-    fn write(&mut self, batch: Vec<Item>) -> Result<(), RecordsError> {
-        let mut texts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut acks = Vec::new();
+    fn take(&mut self, batch: impl Iterator<Item = Item>) -> Result<(), RecordsError> {
+        let mut texts: BTreeMap<String, String> = BTreeMap::new();
         for item in batch {
             match item {
-                Item::Event {
-                    index: entry,
-                    event,
-                } => {
-                    let text = texts.entry(event.job.clone()).or_default();
-                    let line = Line {
-                        event: *event,
-                        entry,
-                    };
-                    serde_json::to_writer(&mut *text, &line)
-                        .map_err(|error| io_error(&self.folder, io::Error::other(error)))?;
-                    text.push(b'\n');
+                Item::Event { job, line } => {
+                    texts.entry(job).or_default().push_str(&line);
+                    continue;
                 }
-                Item::Ack(ack) => acks.push(ack),
+                Item::Install { index, lengths } => {
+                    self.write(&mut texts)?;
+                    self.files.clear();
+                    self.changed.clear();
+                    staging::install(&self.folder, index, &lengths)?;
+                    let mut streams = lock(&self.streams);
+                    for (job, stream) in &streams.followed {
+                        stream.send_replace(lengths.get(job).copied().unwrap_or_default());
+                    }
+                    streams.lengths = lengths;
+                }
+                Item::Written(done) => {
+                    self.write(&mut texts)?;
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                }
+                Item::Durable(done) => {
+                    self.write(&mut texts)?;
+                    self.sync()?;
+                    let _ = done.send(());
+                }
             }
         }
-        for (job, text) in texts {
+        self.write(&mut texts)
+    }
+
+    fn write(&mut self, texts: &mut BTreeMap<String, String>) -> Result<(), RecordsError> {
+        for (job, text) in std::mem::take(texts) {
             self.append(&job, &text)
                 .map_err(|source| io_error(&path_of(&self.folder, &job), source))?;
-        }
-        for ack in acks {
-            // Nobody listens while no worker is connected.
-            let _ = self.acks.send(ack);
         }
         Ok(())
     }
 
-    fn append(&mut self, job: &str, text: &[u8]) -> io::Result<()> {
+    fn append(&mut self, job: &str, text: &str) -> io::Result<()> {
+        if self.files.len() >= MAX_OPEN_FILES {
+            self.files.clear();
+        }
         if !self.files.contains_key(job) {
             let path = path_of(&self.folder, job);
             let file = OpenOptions::new().create(true).append(true).open(&path)?;
-            File::open(&self.folder)?.sync_all()?;
             self.files.insert(job.to_owned(), file);
         }
-        let file = self
-            .files
-            .get_mut(job)
-            .ok_or_else(|| io::Error::other("the file was not opened"))?;
-        file.write_all(text)?;
-        file.sync_data()?;
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let stream = streams
-            .entry(job.to_owned())
-            .or_insert_with(|| watch::Sender::new(Durable::default()));
-        stream.send_modify(|durable| durable.bytes += text.len() as u64);
+        let file = self.files.get_mut(job);
+        let file = file.ok_or_else(|| io::Error::other("the file was not opened"))?;
+        file.write_all(text.as_bytes())?;
+        if !self.changed.contains(job) {
+            self.changed.insert(job.to_owned());
+        }
+        let mut streams = lock(&self.streams);
+        let length = streams.lengths.entry(job.to_owned()).or_default();
+        *length += text.len() as u64;
+        let length = *length;
+        if let Some(stream) = streams.followed.get(job) {
+            if stream.is_closed() {
+                streams.followed.remove(job);
+            } else {
+                stream.send_replace(length);
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), RecordsError> {
+        let folder = File::open(&self.folder).map_err(|source| io_error(&self.folder, source))?;
+        if self.changed.len() > MAX_SINGLE_SYNCS {
+            let synced = rustix::fs::syncfs(&folder);
+            synced.map_err(|source| io_error(&self.folder, source.into()))?;
+        } else {
+            for job in &self.changed {
+                let path = path_of(&self.folder, job);
+                let synced = File::open(&path).and_then(|file| file.sync_all());
+                synced.map_err(|source| io_error(&path, source))?;
+            }
+            let synced = folder.sync_all();
+            synced.map_err(|source| io_error(&self.folder, source))?;
+        }
+        self.changed.clear();
         Ok(())
     }
 }

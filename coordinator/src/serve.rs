@@ -1,12 +1,17 @@
 //! The coordinator's process: what it opens, in which order, and how it ends.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use muster_cluster::plan::Patience;
 use muster_coordinator_core::Coordinator;
+use muster_coordinator_core::consensus::{Recovered, ReplicaId};
+use muster_coordinator_core::coordinator::GENESIS_INDEX;
 use muster_proto::v1::clients_server::ClientsServer;
+use muster_proto::v1::coordinators_server::CoordinatorsServer;
+use muster_proto::v1::operators_server::OperatorsServer;
 use muster_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -15,27 +20,47 @@ use tonic::transport::Server;
 
 use crate::clients::ClientsService;
 use crate::door::{self, Refusals};
-use crate::driver::{Driver, DriverError, Note, note_of};
+use crate::driver::{Driver, DriverError, Note, Parts, lengths_of};
+use crate::founding::{self, FoundingError};
+use crate::identity::IdentityError;
 use crate::logs::Logs;
+use crate::operators::{Disk, OperatorsService};
+use crate::peers::{CoordinatorsService, Peers};
 use crate::records::{Records, RecordsError};
+use crate::snapshots::{self, SnapshotError, Snapshotter};
 use crate::store::thread::StoreThread;
 use crate::store::{Store, StoreError};
 use crate::workers::WorkersService;
 
 /// The longest message that a service takes, in bytes.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// What a coordinator is told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where it keeps its log, events and the ranks' output.
+    /// Where it keeps its log, snapshots, events and the ranks' output.
     pub data: PathBuf,
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Its part in a group.
+    pub group: Group,
     /// The folder of checkpoints for jobs that name none; `None`: `checkpoints` in `data`.
     pub checkpoints: Option<PathBuf>,
     /// How long it waits for what.
     pub patience: Patience,
+}
+
+/// A coordinator's part in a group.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    /// Its number; `None`: as its data folder says, or 1.
+    pub id: Option<u64>,
+    /// All that found a group, with this one, and where each is reached; empty for a group of one.
+    pub peers: BTreeMap<u64, String>,
+    /// Members of a group that exists and has taken this one in.
+    pub join: Vec<String>,
+    /// Whether `peers` says where the members are now, whatever was said before.
+    pub have_moved: bool,
 }
 
 /// Why a coordinator cannot start, or go on.
@@ -57,6 +82,15 @@ pub enum Error {
     /// The events cannot be read.
     #[error(transparent)]
     Records(#[from] RecordsError),
+    /// A snapshot cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// It is not known who it is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// It cannot be a member as it is told.
+    #[error(transparent)]
+    Founding(#[from] FoundingError),
     /// The log makes no sense.
     #[error("{}: {reason}; restore the folder from a copy", .folder.display())]
     Recover {
@@ -99,74 +133,87 @@ pub async fn serve(
         .map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
 
-    let (notes, receiver) = mpsc::unbounded_channel();
-    let (driver, handle, records, logs, first) = open(&options, &notes, receiver)?;
+    let Opened {
+        parts,
+        logs,
+        disk,
+        first,
+    } = open(&options, address).await?;
+    let records = parts.records.clone();
+    let (driver, handle) = Driver::new(parts);
     let refusals = Refusals::default();
+    let members = CoordinatorsService::new(
+        handle.clone(),
+        records.clone(),
+        logs.clone(),
+        disk.snapshots.clone(),
+    );
+    let workers = WorkersService::new(handle.clone(), logs.clone(), refusals.clone());
+    let clients = ClientsService::new(handle.clone(), records.clone(), logs);
+    let operators = OperatorsService::new(handle.clone(), records, disk);
     let server = Server::builder()
-        .add_service(
-            WorkersServer::new(WorkersService::new(
-                handle.clone(),
-                records.clone(),
-                logs.clone(),
-                refusals.clone(),
-            ))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES),
-        )
-        .add_service(
-            ClientsServer::new(ClientsService::new(handle, records, logs))
-                .max_decoding_message_size(MAX_MESSAGE_BYTES),
-        )
+        .add_service(CoordinatorsServer::new(members).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(WorkersServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(ClientsServer::new(clients).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(OperatorsServer::new(operators))
         .serve_with_incoming(door::admit(listener, refusals.clone()));
     tracing::info!(%address, data = %options.data.display(), "coordinator serves");
     ready(address);
     // Streams last as long as their workers: a server that waited for them would never end.
     tokio::select! {
-        ended = driver.run(first, shutdown) => Ok(ended?),
+        ended = driver.run(first, handle, shutdown) => Ok(ended?),
         ended = server => Ok(ended?),
     }
 }
 
-type Opened = (
-    Driver,
-    crate::driver::Handle,
-    Records,
-    Logs,
-    Vec<muster_coordinator_core::Output>,
-);
+struct Opened {
+    parts: Parts,
+    logs: Logs,
+    disk: Disk,
+    first: Vec<muster_coordinator_core::Output>,
+}
 
 /// Opens what is on disk, and builds the machine from it.
-fn open(
-    options: &Options,
-    notes: &mpsc::UnboundedSender<Note>,
-    receiver: mpsc::UnboundedReceiver<Note>,
-) -> Result<Opened, Error> {
-    let io_error = |path: &Path, source| Error::Io {
-        path: path.to_owned(),
-        source,
+async fn open(options: &Options, address: SocketAddr) -> Result<Opened, Error> {
+    let io_error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { path, source }
     };
-    let data =
-        std::path::absolute(&options.data).map_err(|source| io_error(&options.data, source))?;
-    std::fs::create_dir_all(&data).map_err(|source| io_error(&data, source))?;
-    let checkpoints = options
-        .checkpoints
-        .clone()
-        .unwrap_or_else(|| data.join("checkpoints"));
-    let checkpoints =
-        std::path::absolute(&checkpoints).map_err(|source| io_error(&checkpoints, source))?;
+    let data = std::path::absolute(&options.data).map_err(io_error(&options.data))?;
+    founding::check_first(options, address, &data).await?;
+    std::fs::create_dir_all(&data).map_err(io_error(&data))?;
+    let checkpoints = options.checkpoints.clone();
+    let checkpoints = checkpoints.unwrap_or_else(|| data.join("checkpoints"));
+    let checkpoints = std::path::absolute(&checkpoints).map_err(io_error(&checkpoints))?;
 
     // The store first: its lock keeps a second coordinator from touching anything else.
     let folder = data.join("log");
-    let (store, recovered, meta) = Store::open(&folder)?;
+    let (mut store, recovered, meta) = Store::open(&folder)?;
+    let me = founding::member(options, address, &data, meta.cluster_id, &recovered).await?;
+    let folder_of_snapshots = data.join("snapshots");
+    std::fs::create_dir_all(&folder_of_snapshots).map_err(io_error(&folder_of_snapshots))?;
+    let recovered = begin(&mut store, recovered, &me)?;
+    let start = recovered.start.index;
+    let is_behind_a_snapshot = start > GENESIS_INDEX;
+    let snapshot = is_behind_a_snapshot.then(|| snapshots::load(&folder_of_snapshots, start));
+    let snapshot = snapshot.transpose()?;
+    let lengths = snapshot.as_ref().map(lengths_of).unwrap_or_default();
+
+    let (notes, receiver) = mpsc::unbounded_channel();
+    // The driver may have ended when something is noted.
     let failed = notes.clone();
-    let (records, past) = Records::open(&data.join("events"), move |error| {
-        // The driver may have ended already.
+    let records = Records::open(&data.join("events"), start, lengths, move |error| {
         let _ = failed.send(Note::RecordsFailed(error));
     })?;
-    let logs =
-        Logs::open(&data.join("logs")).map_err(|source| io_error(&data.join("logs"), source))?;
+    let logs = data.join("logs");
+    let logs = Logs::open(&logs).map_err(io_error(&logs))?;
+    let options_of_core = muster_coordinator_core::coordinator::Options {
+        checkpoints: checkpoints.display().to_string(),
+        ..me.options
+    };
     let mut first = Vec::new();
-    let checkpoints = checkpoints.display().to_string();
-    let coordinator = Coordinator::new(recovered, meta.cluster_id, checkpoints, past, &mut first)
+    let coordinator = Coordinator::new(options_of_core, recovered, snapshot, &mut first);
+    let coordinator = coordinator
         .map_err(|reason| Error::Recover {
             folder: folder.clone(),
             reason,
@@ -174,9 +221,50 @@ fn open(
         .with_patience(options.patience);
     let reports = notes.clone();
     let report = move |report| {
-        let _ = reports.send(note_of(report));
+        let _ = reports.send(Note::Store(report));
     };
-    let store = StoreThread::spawn(store, report).map_err(|source| io_error(&folder, source))?;
-    let (driver, handle) = Driver::new(coordinator, records.clone(), receiver, store);
-    Ok((driver, handle, records, logs, first))
+    let store = StoreThread::spawn(store, report).map_err(io_error(&folder))?;
+    let written = notes.clone();
+    let snapshotter =
+        Snapshotter::spawn(folder_of_snapshots.clone(), records.clone(), move |done| {
+            let _ = written.send(Note::Snapshot(done));
+        });
+    let snapshotter = snapshotter.map_err(io_error(&data))?;
+    let disk = Disk {
+        data,
+        snapshots: folder_of_snapshots.clone(),
+        syncs: store.syncs(),
+    };
+    let peers = Peers::new(notes, records.clone(), logs.clone(), folder_of_snapshots);
+    let parts = Parts {
+        coordinator,
+        store,
+        records,
+        snapshotter,
+        peers,
+        notes: receiver,
+    };
+    Ok(Opened {
+        parts,
+        logs,
+        disk,
+        first,
+    })
+}
+
+/// The log of one that founds a group begins behind an entry that is never seen.
+fn begin(
+    store: &mut Store,
+    recovered: Recovered,
+    me: &founding::Me,
+) -> Result<Recovered, StoreError> {
+    let is_new = recovered == Recovered::default();
+    let founders: Vec<ReplicaId> = me.options.founders.keys().copied().collect();
+    if !is_new || founders.is_empty() {
+        return Ok(recovered);
+    }
+    let genesis = Recovered::genesis(founders);
+    store.append(&[], Some(genesis.hard_state), Some(&genesis.start))?;
+    store.sync()?;
+    Ok(genesis)
 }

@@ -14,6 +14,7 @@ mod watermark;
 
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::ops::RangeBounds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,16 @@ use sled::{Transactional as _, Tree};
 
 pub use error::StoreError;
 use watermark::Watermark;
+
+/// What sled may write without a sync. It reuses a segment of its log (512 KiB) as soon as what was
+/// in it lies in later ones that are full, whether or not those are on the disk: after a loss of
+/// power both may be gone. Half a segment between two syncs keeps a sync between the two.
+const MAX_UNSYNCED_BYTES: usize = 256 << 10;
+/// What sled writes for a key beside its value. After each tenth change to a page it writes all of
+/// the page, of up to 16 keys.
+const BYTES_PER_KEY: usize = 1 << 10;
+/// Keys that are removed at once.
+const MAX_REMOVED: usize = 64;
 
 /// An open store; nobody else opens its folder meanwhile.
 #[derive(Debug)]
@@ -40,6 +51,10 @@ pub struct Store {
     last_index: u64,
     /// How many batches were ever appended; the number of the last one.
     num_batches: u64,
+    /// The format of what is in it.
+    version: u32,
+    /// About how much sled has written since the last sync, at most.
+    num_unsynced_bytes: usize,
     num_syncs: Arc<AtomicU64>,
     /// Let go of last.
     _lock: lock::Lock,
@@ -70,9 +85,10 @@ impl Store {
         let lock = lock.ok_or_else(|| StoreError::InUse {
             folder: folder.to_owned(),
         })?;
+        durable::remove_unfinished(folder).map_err(io_error)?;
         let (db, log, meta) = open_sled(folder)?;
         let files = durable::Files::open(folder).map_err(io_error)?;
-        let has_version = check_version(folder, &meta)?;
+        let version = check_version(folder, &meta)?;
         let num_batches = read_num_batches(folder, &meta)?;
         let watermark = Watermark::open(folder, num_batches).map_err(io_error)?;
         let watermark = watermark.map_err(|reason| damaged(folder, "store", reason))?;
@@ -86,10 +102,12 @@ impl Store {
             start: Mark::default(),
             last_index: 0,
             num_batches,
+            num_unsynced_bytes: 0,
+            version: version.unwrap_or(format::VERSION_WITHOUT_START),
             num_syncs: Arc::new(AtomicU64::new(0)),
             _lock: lock,
         };
-        if !has_version {
+        if version.is_none() {
             store.begin()?;
         }
         store.start = store.read_start()?;
@@ -101,6 +119,8 @@ impl Store {
         let last = recovered.entries.last().map_or(0, |entry| entry.index);
         store.last_index = last.max(store.start.index);
         let cluster_id = store.read_cluster_id()?;
+        // What is found counts as durable from now on, but a killed process may not have synced it.
+        store.sync()?;
         Ok((store, recovered, Meta { cluster_id }))
     }
 
@@ -138,22 +158,31 @@ impl Store {
             expected - 1
         };
         let num_batches = self.num_batches + 1;
+        // The parts of an entry that is written over may be more than its successor's.
         let overtaken = match restore {
-            Some(_) => self.indexes()?,
-            None => (last + 1..self.last_index + 1).collect(),
+            Some(_) => self.keys(..)?,
+            None => self.keys(format::key(first.min(last + 1), 0)..)?,
+        };
+        let parts: Vec<_> = entries.iter().flat_map(format::encode_entry).collect();
+        let version = match restore {
+            _ if parts.len() > entries.len() => format::VERSION,
+            Some(_) => format::VERSION_WITHOUT_PARTS,
+            None => format::VERSION_WITHOUT_START,
         };
         guard(&self.folder, || {
             let both = (&self.log, &self.meta);
             let written = both.transaction(|(log, meta)| {
-                for index in &overtaken {
-                    log.remove(&index.to_be_bytes())?;
+                for key in &overtaken {
+                    log.remove(key)?;
                 }
                 if let Some(mark) = restore {
                     meta.insert(format::KEY_START, format::encode_start(mark))?;
-                    meta.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes())?;
                 }
-                for entry in entries {
-                    log.insert(&entry.index.to_be_bytes(), format::encode_entry(entry))?;
+                if version > self.version {
+                    meta.insert(format::KEY_FORMAT, &version.to_le_bytes())?;
+                }
+                for (key, value) in &parts {
+                    log.insert(key.as_slice(), value.as_slice())?;
                 }
                 if let Some(hard_state) = &hard_state {
                     meta.insert(
@@ -177,7 +206,12 @@ impl Store {
         }
         self.last_index = last;
         self.num_batches = num_batches;
-        Ok(())
+        self.version = self.version.max(version);
+        let num_bytes: usize = parts
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        self.written(num_bytes, parts.len() + overtaken.len())
     }
 
     /// The log rests on a snapshot from now on, which is durable elsewhere and covers entries that are
@@ -186,14 +220,20 @@ impl Store {
     /// # Errors
     /// When sled fails.
     pub fn rest_on(&mut self, mark: &Mark) -> Result<(), StoreError> {
+        if mark.index <= self.start.index {
+            // A newer one was received meanwhile.
+            return Ok(());
+        }
+        let version = self.version.max(format::VERSION_WITHOUT_PARTS);
         guard(&self.folder, || {
             let mut batch = sled::Batch::default();
             batch.insert(format::KEY_START, format::encode_start(mark));
-            batch.insert(format::KEY_FORMAT, &format::VERSION.to_le_bytes());
+            batch.insert(format::KEY_FORMAT, &version.to_le_bytes());
             self.meta.apply_batch(batch)
         })?;
         self.start = mark.clone();
-        Ok(())
+        self.version = version;
+        self.written(0, 1)
     }
 
     /// Removes the entries up to one that the snapshot covers. Whether they come back after a loss of
@@ -203,29 +243,37 @@ impl Store {
     /// When sled fails.
     pub fn discard(&mut self, through: u64) -> Result<(), StoreError> {
         let through = through.min(self.start.index);
-        let covered = self
-            .indexes()?
-            .into_iter()
-            .take_while(|index| *index <= through);
-        let mut batch = sled::Batch::default();
-        for index in covered {
-            batch.remove(&index.to_be_bytes());
+        let covered = self.keys(..format::key(through + 1, 0))?;
+        // Each entry goes as a whole, but they need not go together.
+        let is_same = |a: &sled::IVec, b: &sled::IVec| a[..8] == b[..8];
+        let mut covered = covered.chunk_by(is_same).peekable();
+        while covered.peek().is_some() {
+            let mut batch = sled::Batch::default();
+            let mut num_removed = 0;
+            while num_removed < MAX_REMOVED
+                && let Some(keys) = covered.next()
+            {
+                keys.iter().for_each(|key| batch.remove(key));
+                num_removed += keys.len();
+            }
+            guard(&self.folder, || self.log.apply_batch(batch))?;
+            self.written(0, num_removed)?;
         }
-        guard(&self.folder, || self.log.apply_batch(batch))
+        Ok(())
     }
 
-    /// The indexes of the entries that are there.
-    fn indexes(&self) -> Result<Vec<u64>, StoreError> {
-        let keys = guard(&self.folder, || {
-            self.log.iter().keys().collect::<Result<Vec<_>, _>>()
-        })?;
-        keys.iter().map(|key| self.index_of(key)).collect()
+    /// The keys of a range of the log.
+    fn keys(&self, range: impl RangeBounds<Vec<u8>>) -> Result<Vec<sled::IVec>, StoreError> {
+        guard(&self.folder, || self.log.range(range).keys().collect())
     }
 
-    fn index_of(&self, key: &[u8]) -> Result<u64, StoreError> {
-        let key = key.try_into();
-        let index = key.map_err(|_| self.damaged("log", "a key is not 8 bytes".to_owned()))?;
-        Ok(u64::from_be_bytes(index))
+    /// Syncs once sled may have written half a segment of its log without one.
+    fn written(&mut self, num_bytes: usize, num_keys: usize) -> Result<(), StoreError> {
+        self.num_unsynced_bytes += 3 * num_bytes + BYTES_PER_KEY * (num_keys + 1);
+        if self.num_unsynced_bytes > MAX_UNSYNCED_BYTES {
+            self.sync()?;
+        }
+        Ok(())
     }
 
     /// Returns when all that was appended survives a loss of power.
@@ -242,6 +290,7 @@ impl Store {
             folder: self.folder.clone(),
             source,
         })?;
+        self.num_unsynced_bytes = 0;
         self.num_syncs.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -314,12 +363,27 @@ impl Store {
         let found = guard(&self.folder, || {
             self.log.iter().collect::<Result<Vec<_>, _>>()
         })?;
-        let entry = |(key, value): (sled::IVec, sled::IVec)| {
-            let index = self.index_of(&key)?;
-            format::decode_entry(index, &value)
+        let parts = found
+            .iter()
+            .map(|(key, value)| {
+                let (index, part) =
+                    format::decode_key(key).map_err(|reason| self.damaged("log", reason))?;
+                Ok((index, part, value))
+            })
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        let entry = |parts: &[(u64, u16, &sled::IVec)]| {
+            let index = parts[0].0;
+            let is_whole = (0..).zip(parts).all(|(number, part)| part.1 == number);
+            let value: Vec<u8> = parts
+                .iter()
+                .flat_map(|part| part.2.iter().copied())
+                .collect();
+            let entry = is_whole.then(|| format::decode_entry(index, &value));
+            entry
+                .unwrap_or_else(|| Err("a part is missing".to_owned()))
                 .map_err(|reason| self.damaged(&format!("entry {index}"), reason))
         };
-        found.into_iter().map(entry).collect()
+        parts.chunk_by(|a, b| a.0 == b.0).map(entry).collect()
     }
 
     fn damaged(&self, what: &str, reason: String) -> StoreError {
@@ -337,16 +401,16 @@ fn open_sled(folder: &Path) -> Result<(sled::Db, Tree, Tree), StoreError> {
     })
 }
 
-/// Refuses a store of another version; false if it has none yet.
-fn check_version(folder: &Path, meta: &Tree) -> Result<bool, StoreError> {
+/// Refuses a store of another version; `None` if it has none yet.
+fn check_version(folder: &Path, meta: &Tree) -> Result<Option<u32>, StoreError> {
     let Some(value) = guard(folder, || meta.get(format::KEY_FORMAT))? else {
-        return Ok(false);
+        return Ok(None);
     };
     let version = value.as_ref().try_into();
     let version =
         version.map_err(|_| damaged(folder, "format version", "it is not 4 bytes".to_owned()))?;
     match u32::from_le_bytes(version) {
-        format::VERSION | format::VERSION_WITHOUT_START => Ok(true),
+        found @ format::VERSION_WITHOUT_START..=format::VERSION => Ok(Some(found)),
         found => Err(StoreError::Version {
             folder: folder.to_owned(),
             found,
@@ -399,6 +463,6 @@ fn guard<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, 
 }
 
 #[cfg(test)]
-mod crash;
+mod durability;
 #[cfg(test)]
 mod tests;

@@ -14,10 +14,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use v1::from_worker::Message as From;
 
+use crate::calls::{Call, Handle, orders};
 use crate::door::Refusals;
-use crate::driver::{Call, Ended, Handle, orders};
 use crate::logs::Logs;
-use crate::records::Records;
 
 /// Acknowledgements that may wait for one stream.
 const MAX_WAITING_ACKS: usize = 64;
@@ -28,17 +27,15 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug)]
 pub(crate) struct WorkersService {
     driver: Handle,
-    records: Records,
     logs: Logs,
     refusals: Refusals,
     num_sessions: AtomicU64,
 }
 
 impl WorkersService {
-    pub(crate) fn new(driver: Handle, records: Records, logs: Logs, refusals: Refusals) -> Self {
+    pub(crate) fn new(driver: Handle, logs: Logs, refusals: Refusals) -> Self {
         Self {
             driver,
-            records,
             logs,
             refusals,
             num_sessions: AtomicU64::new(0),
@@ -72,14 +69,13 @@ impl Workers for WorkersService {
         };
         let session = Session(self.num_sessions.fetch_add(1, Ordering::Relaxed) + 1);
         let (orders, receiver) = orders();
-        self.driver
-            .call(Call::Hello {
-                session,
-                hello,
-                orders,
-            })
-            .await
-            .map_err(ended)?;
+        let hello = |answer| Call::Hello {
+            session,
+            hello,
+            orders,
+            answer,
+        };
+        self.driver.ask(hello).await??;
         let driver = self.driver.clone();
         tokio::spawn(async move {
             // It ends with the stream, whoever ended it.
@@ -101,20 +97,41 @@ impl Workers for WorkersService {
                 message: Some(message),
             })
         });
-        Ok(Response::new(Box::pin(replies)))
+        let lead = self.driver.lead();
+        let last_word = tokio_stream::once(()).filter_map(move |()| {
+            let check = lead.borrow().check();
+            check.err().map(Err)
+        });
+        Ok(Response::new(Box::pin(replies.chain(last_word))))
     }
 
     async fn bulk(
         &self,
         request: Request<Streaming<v1::BulkItem>>,
     ) -> Result<Response<Self::BulkStream>, Status> {
+        let epoch = {
+            let lead = self.driver.lead();
+            let lead = lead.borrow();
+            lead.check()?;
+            lead.epoch
+        };
         let mut items = request.into_inner();
         let (driver, logs) = (self.driver.clone(), self.logs.clone());
-        let mut acks = self.records.acks();
+        let mut acks = self.driver.acks.subscribe();
+        let handle = self.driver.clone();
         let (sender, receiver) = mpsc::channel(MAX_WAITING_ACKS);
         tokio::spawn(async move {
+            let deposed = handle.deposed(epoch);
+            tokio::pin!(deposed);
             loop {
-                match acks.recv().await {
+                let ack = tokio::select! {
+                    ack = acks.recv() => ack,
+                    status = &mut deposed => {
+                        let _ = sender.send(Err(status)).await;
+                        return;
+                    }
+                };
+                match ack {
                     Ok(ack) => {
                         if sender.send(Ok(ack)).await.is_err() {
                             return;
@@ -133,7 +150,7 @@ impl Workers for WorkersService {
             while let Ok(Some(item)) = items.message().await {
                 let taken = match item.item {
                     Some(v1::bulk_item::Item::Record(record)) => {
-                        driver.call(Call::Input(Input::Record(record))).await
+                        driver.call(Call::Record { epoch, record }).await
                     }
                     Some(v1::bulk_item::Item::Log(line)) => {
                         logs.append(&line).await;
@@ -148,8 +165,4 @@ impl Workers for WorkersService {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
-}
-
-pub(crate) fn ended(_: Ended) -> Status {
-    Status::unavailable("the coordinator is shutting down; try again")
 }

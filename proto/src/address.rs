@@ -12,6 +12,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The same where a caller can go elsewhere: another may lead already, and one that was only slow
+/// costs a connection.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
+const PING_INTERVAL_OF_SEVERAL: Duration = Duration::from_secs(1);
+const PING_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
+
 /// What can be connected to at `host:port`.
 ///
 /// # Errors
@@ -32,6 +38,17 @@ pub fn endpoint(address: &str) -> Result<Endpoint, String> {
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true))
+}
+
+/// The same for one of several coordinators: a machine that vanished is given up sooner.
+///
+/// # Errors
+/// As [`endpoint`].
+pub fn endpoint_of_several(address: &str) -> Result<Endpoint, String> {
+    Ok(endpoint(address)?
+        .connect_timeout(CONNECT_TIMEOUT_OF_SEVERAL)
+        .http2_keep_alive_interval(PING_INTERVAL_OF_SEVERAL)
+        .keep_alive_timeout(PING_TIMEOUT_OF_SEVERAL))
 }
 
 #[cfg(test)]

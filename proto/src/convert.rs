@@ -1,6 +1,7 @@
 //! What Raft replicates, from the vocabulary to the wire and back. Bytes that make no sense are an
 //! error with a name, never a panic.
 
+mod state;
 mod world;
 
 use std::path::PathBuf;
@@ -14,6 +15,9 @@ use prost::Message;
 
 use crate::v1;
 
+pub use state::{
+    answered, job_of, job_state, member, member_bytes, remembered, snapshot, snapshot_bytes,
+};
 pub use world::{placements, runs, shards};
 
 /// A message that is not one of ours, or lacks what it must have.
@@ -58,9 +62,49 @@ pub fn worker_name(text: &str) -> Result<WorkerName, BadMessage> {
     WorkerName::new(text).map_err(senseless("worker"))
 }
 
-/// An entry of the log as bytes.
-#[must_use]
-pub fn encode(stamped: &Stamped) -> Vec<u8> {
+/// An entry of the replicated log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogEntry {
+    /// A change of the replicated state.
+    Command(Stamped),
+    /// What the leader observed.
+    Records(v1::Records),
+    /// A member of the group showed itself.
+    Seen(v1::Member),
+}
+
+impl LogEntry {
+    /// The entry as bytes.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        use v1::log_entry::Entry as Wire;
+        let entry = match self {
+            LogEntry::Command(stamped) => Wire::Command(stamped_command(&stamped)),
+            LogEntry::Records(records) => Wire::Records(records),
+            LogEntry::Seen(member) => Wire::Seen(v1::MemberSeen {
+                member: Some(member),
+            }),
+        };
+        v1::LogEntry { entry: Some(entry) }.encode_to_vec()
+    }
+
+    /// An entry from bytes.
+    ///
+    /// # Errors
+    /// [`BadMessage`], which names what is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadMessage> {
+        use v1::log_entry::Entry as Wire;
+        let message = v1::LogEntry::decode(bytes)
+            .map_err(|error| BadMessage::Undecodable(error.to_string()))?;
+        Ok(match message.entry.ok_or(BadMessage::Missing("entry"))? {
+            Wire::Command(command) => LogEntry::Command(stamped(command)?),
+            Wire::Records(records) => LogEntry::Records(records),
+            Wire::Seen(seen) => LogEntry::Seen(seen.member.ok_or(BadMessage::Missing("member"))?),
+        })
+    }
+}
+
+fn stamped_command(stamped: &Stamped) -> v1::StampedCommand {
     use v1::stamped_command::Command as Wire;
     let command = match &stamped.command {
         Command::Submit(submission) => Wire::Submit(submission.into()),
@@ -152,17 +196,10 @@ pub fn encode(stamped: &Stamped) -> Vec<u8> {
         request_id,
         command: Some(command),
     }
-    .encode_to_vec()
 }
 
-/// An entry of the log from bytes.
-///
-/// # Errors
-/// [`BadMessage`], which names what is wrong.
-pub fn decode(bytes: &[u8]) -> Result<Stamped, BadMessage> {
+fn stamped(message: v1::StampedCommand) -> Result<Stamped, BadMessage> {
     use v1::stamped_command::Command as Wire;
-    let message = v1::StampedCommand::decode(bytes)
-        .map_err(|error| BadMessage::Undecodable(error.to_string()))?;
     let request = request_id(&message.request_id)?;
     let command = match message.command.ok_or(BadMessage::Missing("command"))? {
         Wire::Submit(submit) => Command::Submit(submit.into()),

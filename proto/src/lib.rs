@@ -8,6 +8,7 @@ pub mod address;
 pub mod convert;
 pub mod event;
 pub mod frame;
+pub mod leader;
 
 /// The messages and services, generated.
 #[allow(

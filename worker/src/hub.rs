@@ -47,8 +47,9 @@ pub(crate) enum Note {
     Connected {
         control: mpsc::UnboundedSender<ToCoordinator>,
         records: mpsc::UnboundedSender<v1::StepRecord>,
-        lines: Lines,
     },
+    /// The coordinator takes lines.
+    Listens(Lines),
     Disconnected,
     FromCoordinator(FromCoordinator),
     Ack(v1::RecordAck),
@@ -250,18 +251,16 @@ impl Hub {
 
     fn take(&mut self, note: Note) {
         match note {
-            Note::Connected {
-                control,
-                records,
-                lines,
-            } => {
+            Note::Connected { control, records } => {
                 for record in self.unacked.iter() {
                     let _ = records.send(record.clone());
                 }
                 self.control = Some(control);
                 self.records = Some(records);
-                self.lines.send_replace(Some(lines));
                 self.input(Input::Connected);
+            }
+            Note::Listens(lines) => {
+                self.lines.send_replace(Some(lines));
             }
             Note::Disconnected => {
                 self.control = None;

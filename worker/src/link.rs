@@ -1,11 +1,13 @@
 //! The coordinator's side: a connection for orders and reports and one for records and logs, so that
-//! neither waits behind the other; both are opened again whenever one ends.
+//! neither waits behind the other; both are opened again whenever one ends, at the coordinator that
+//! leads. Where that is, [`Route`] says.
 
 use std::time::{Duration, Instant};
 
 use muster_cluster::error_chain;
+use muster_proto::leader::{self, Next, Route};
+use muster_proto::v1;
 use muster_proto::v1::workers_client::WorkersClient;
-use muster_proto::{address, v1};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
@@ -14,7 +16,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
 use crate::hub::{Lines, Note, Notes};
-use crate::run::Error;
 
 /// The first wait between two attempts; it doubles up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_millis(100);
@@ -23,7 +24,7 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 /// How often the log says that nobody answers.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a coordinator may take to agree to a stream.
+/// How long the only coordinator may take to agree to a stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Log lines that may wait for a slow connection; those beyond are dropped.
@@ -31,42 +32,41 @@ const MAX_WAITING_LINES: usize = 4096;
 
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// The addresses of coordinators, as given.
-pub(crate) fn endpoints(join: &[String]) -> Result<Vec<(String, Endpoint)>, Error> {
-    let endpoint = |address: &String| match address::endpoint(address) {
-        Ok(endpoint) => Ok((address.clone(), endpoint)),
-        Err(reason) => Err(Error::BadAddress(reason)),
-    };
-    join.iter().map(endpoint).collect()
-}
-
-/// Keeps a connection to the first coordinator that answers, until `ended`.
-pub(crate) async fn keep(
-    endpoints: Vec<(String, Endpoint)>,
-    notes: Notes,
-    ended: CancellationToken,
-) {
+/// Keeps a connection to the coordinator that leads, until `ended`.
+pub(crate) async fn keep(mut route: Route, notes: Notes, ended: CancellationToken) {
     let mut wait = MIN_WAIT;
     let mut silent_since = Instant::now();
     let mut complained = None::<Instant>;
-    for (address, endpoint) in endpoints.iter().cycle() {
+    loop {
+        let address = route.current().to_owned();
+        let start = Instant::now();
         let outcome = tokio::select! {
             () = ended.cancelled() => return,
-            outcome = talk(endpoint, &notes) => outcome,
+            outcome = talk(&route, &notes) => outcome,
         };
-        let reason = match outcome {
-            // It was connected: the next attempt follows at once.
-            Ok(reason) => {
+        let status = match outcome {
+            // It was connected: the next attempt follows soon.
+            Ok(status) => {
                 (wait, silent_since, complained) = (MIN_WAIT, Instant::now(), None);
+                // One that ends each stream as it begins, and names another one, has not led.
+                if start.elapsed() > MIN_WAIT {
+                    route.answered();
+                }
+                let reason = status.message();
                 tracing::warn!(coordinator = %address, reason, "the coordinator's stream ended");
-                reason
+                status
             }
-            Err(reason) => reason,
+            Err(status) => status,
         };
+        if route.heard(&status) == Next::AtOnce {
+            tracing::info!(coordinator = %route.current(), named_by = %address, "goes to the leader");
+            continue;
+        }
         if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
             complained = Some(Instant::now());
             let seconds = silent_since.elapsed().as_secs();
-            tracing::warn!(coordinator = %address, reason, "the coordinator does not answer since {seconds} s; trying on");
+            let reason = status.message();
+            tracing::warn!(coordinator = %address, reason, "no coordinator takes this worker since {seconds} s; trying on");
         }
         tokio::select! {
             () = ended.cancelled() => return,
@@ -77,34 +77,41 @@ pub(crate) async fn keep(
 }
 
 /// Both connections, from their opening to the end of one. `Err` when they did not open; both say why.
-async fn talk(endpoint: &Endpoint, notes: &Notes) -> Result<String, String> {
+async fn talk(route: &Route, notes: &Notes) -> Result<Status, Status> {
+    let endpoint = route.endpoint().map_err(Status::unavailable)?;
     let clients = Clients {
-        control: client(endpoint).await?,
-        bulk: client(endpoint).await?,
+        control: client(&endpoint).await?,
+        bulk: client(&endpoint).await?,
+        patience: if route.has_others() {
+            leader::PATIENCE
+        } else {
+            ANSWER_TIMEOUT
+        },
     };
     let (control, from_hub) = mpsc::unbounded_channel();
     let (records, records_from_hub) = mpsc::unbounded_channel();
-    let (lines, lines_from_ranks) = mpsc::channel(MAX_WAITING_LINES);
-    let up = Note::Connected {
-        control,
-        records,
-        lines: Lines(lines),
-    };
-    notes.send(up).map_err(|_| "the worker ends".to_owned())?;
-    let outcome = converse(clients, notes, from_hub, records_from_hub, lines_from_ranks).await;
+    let up = Note::Connected { control, records };
+    notes.send(up).map_err(|_| worker_ends())?;
+    let outcome = converse(clients, notes, from_hub, records_from_hub).await;
     // The worker may be ending.
     let _ = notes.send(Note::Disconnected);
     outcome
 }
 
+fn worker_ends() -> Status {
+    Status::cancelled("the worker ends")
+}
+
 struct Clients {
     control: WorkersClient<Channel>,
     bulk: WorkersClient<Channel>,
+    /// How long it may take to agree to a stream.
+    patience: Duration,
 }
 
-async fn client(endpoint: &Endpoint) -> Result<WorkersClient<Channel>, String> {
+async fn client(endpoint: &Endpoint) -> Result<WorkersClient<Channel>, Status> {
     let channel = endpoint.connect().await;
-    let channel = channel.map_err(|error| error_chain(&error))?;
+    let channel = channel.map_err(|error| Status::unavailable(error_chain(&error)))?;
     Ok(WorkersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
@@ -113,70 +120,80 @@ async fn converse(
     notes: &Notes,
     control: mpsc::UnboundedReceiver<v1::from_worker::Message>,
     records: mpsc::UnboundedReceiver<v1::StepRecord>,
-    lines: mpsc::Receiver<v1::LogLine>,
-) -> Result<String, String> {
+) -> Result<Status, Status> {
+    let patience = clients.patience;
     let messages = UnboundedReceiverStream::new(control).map(|message| v1::FromWorker {
         message: Some(message),
     });
-    let orders = opened(clients.control.control(messages)).await?;
+    let orders = opened(clients.control.control(messages), patience).await?;
     let records = UnboundedReceiverStream::new(records).map(|record| v1::BulkItem {
         item: Some(v1::bulk_item::Item::Record(record)),
     });
-    let lines = ReceiverStream::new(lines).map(|line| v1::BulkItem {
+    let (lines, lines_from_ranks) = mpsc::channel(MAX_WAITING_LINES);
+    let lines_from_ranks = ReceiverStream::new(lines_from_ranks).map(|line| v1::BulkItem {
         item: Some(v1::bulk_item::Item::Log(line)),
     });
-    let acks = opened(clients.bulk.bulk(records.merge(lines))).await?;
+    let items = records.merge(lines_from_ranks);
+    let acks = opened(clients.bulk.bulk(items), patience).await?;
+    // Only now: lines that are told to one who refuses are lost.
+    let listens = Note::Listens(Lines(lines));
+    notes.send(listens).map_err(|_| worker_ends())?;
     Ok(tokio::select! {
-        reason = read_orders(orders, notes) => reason,
-        reason = read_acks(acks, notes) => reason,
+        status = read_orders(orders, notes) => status,
+        status = read_acks(acks, notes) => status,
     })
 }
 
 /// A stream that was asked for, once the coordinator has agreed. One that takes the connection and
 /// says nothing must not keep the worker from trying another.
-async fn opened<T>(answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, String> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(status.message().to_owned()),
-        Err(_) => Err(format!(
+async fn opened<T>(
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+    patience: Duration,
+) -> Result<T, Status> {
+    match tokio::time::timeout(patience, answer).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::unavailable(format!(
             "it took the connection and said nothing for {} s",
-            ANSWER_TIMEOUT.as_secs()
-        )),
+            patience.as_secs()
+        ))),
     }
 }
 
-async fn read_orders(mut orders: Streaming<v1::ToWorker>, notes: &Notes) -> String {
+async fn read_orders(mut orders: Streaming<v1::ToWorker>, notes: &Notes) -> Status {
     loop {
         match orders.message().await {
             Ok(Some(v1::ToWorker {
                 message: Some(message),
             })) => {
                 if notes.send(Note::FromCoordinator(message)).is_err() {
-                    return "the worker ends".to_owned();
+                    return worker_ends();
                 }
             }
             Ok(Some(_)) => {}
-            other => return reason_of(other.map(|_| ())),
+            other => return end_of(other),
         }
     }
 }
 
-async fn read_acks(mut acks: Streaming<v1::RecordAck>, notes: &Notes) -> String {
+async fn read_acks(mut acks: Streaming<v1::RecordAck>, notes: &Notes) -> Status {
     loop {
         match acks.message().await {
             Ok(Some(ack)) => {
                 if notes.send(Note::Ack(ack)).is_err() {
-                    return "the worker ends".to_owned();
+                    return worker_ends();
                 }
             }
-            other => return reason_of(other.map(|_| ())),
+            other => return end_of(other),
         }
     }
 }
 
-fn reason_of(outcome: Result<(), Status>) -> String {
+fn end_of<T>(outcome: Result<T, Status>) -> Status {
     match outcome {
-        Ok(()) => "it was closed".to_owned(),
-        Err(status) => status.message().to_owned(),
+        Ok(_) => Status::unavailable("it was closed"),
+        Err(status) => status,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use muster_proto::leader::Route;
 use muster_proto::v1;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -21,7 +22,7 @@ use crate::{door, link, probe};
 /// What a worker is told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where coordinators are, tried in this order; each `host:port`.
+    /// Where coordinators are, each `host:port`: the one that leads is found from any of them.
     pub join: Vec<String>,
     /// Its name, one of its own in the cluster.
     pub name: String,
@@ -85,7 +86,7 @@ pub enum Error {
 /// # Errors
 /// When it cannot start, or is refused.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let endpoints = link::endpoints(&options.join)?;
+    let route = Route::new(options.join.clone()).map_err(Error::BadAddress)?;
     let state = options.state.display();
     let home = Home::open(&options.state)
         .await
@@ -152,7 +153,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     tokio::spawn(async move {
         tokio::select! {
             () = ended.cancelled() => {}
-            () = is_complete.cancelled() => link::keep(endpoints, notes, ended.clone()).await,
+            () = is_complete.cancelled() => link::keep(route, notes, ended.clone()).await,
         }
     });
     hub.run(receiver, shutdown).await

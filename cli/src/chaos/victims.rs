@@ -14,14 +14,6 @@ use super::What;
 use super::links::Process;
 use crate::failure::Failure;
 
-/// What may be struck.
-#[derive(Debug)]
-pub(super) struct Scope {
-    what: Vec<What>,
-    /// Whether the coordinator that answers is on this machine.
-    has_coordinator: bool,
-}
-
 /// A process of this machine that may be struck.
 #[derive(Debug)]
 pub(super) struct Victim {
@@ -47,65 +39,56 @@ pub(super) struct Machine {
 #[derive(Debug)]
 pub(super) struct Stopped<'a>(&'a Victim);
 
-impl Scope {
-    pub(super) fn new(what: &[What], has_coordinator: bool) -> Self {
-        Self {
-            what: what.to_vec(),
-            has_coordinator,
+/// The processes of these kinds of a job that are here now, in an order that only the job decides.
+/// `coordinator`: the one that leads, if it is on this machine.
+pub(super) fn victims(what: &[What], job: &v1::JobView, coordinator: Option<u32>) -> Vec<Victim> {
+    let mut victims: Vec<Victim> = Vec::new();
+    let wants = |one| what.contains(&one);
+    for (found, worker) in ranks(job) {
+        let daemon = daemon_of(found.pid).filter(|_| wants(What::Worker));
+        if wants(What::Rank) {
+            victims.push(found);
+        }
+        let is_new = |pid: &u32| victims.iter().all(|known| known.pid != *pid);
+        if let Some(daemon) = daemon.filter(is_new) {
+            let name = format!("worker {worker}");
+            victims.extend(Victim::find(What::Worker, daemon, name, None));
         }
     }
+    if let Some(coordinator) = coordinator.filter(|_| wants(What::Coordinator)) {
+        let name = "the coordinator".to_owned();
+        victims.extend(Victim::find(What::Coordinator, coordinator, name, None));
+    }
+    victims
+}
 
-    /// Those of a job that are here now, in an order that only the job decides.
-    pub(super) fn victims(&self, job: &v1::JobView, coordinator: u32) -> Vec<Victim> {
-        let mut victims: Vec<Victim> = Vec::new();
-        let wants = |what| self.what.contains(&what);
-        for (found, worker) in ranks(job) {
-            let daemon = daemon_of(found.pid).filter(|_| wants(What::Worker));
-            if wants(What::Rank) {
-                victims.push(found);
-            }
-            let is_new = |pid: &u32| victims.iter().all(|known| known.pid != *pid);
-            if let Some(daemon) = daemon.filter(is_new) {
-                let name = format!("worker {worker}");
-                victims.extend(Victim::find(What::Worker, daemon, name, None));
-            }
-        }
-        if self.has_coordinator && wants(What::Coordinator) {
-            let name = "the coordinator".to_owned();
-            victims.extend(Victim::find(What::Coordinator, coordinator, name, None));
-        }
-        victims
+/// The workers of a job that have ranks here, by name.
+pub(super) fn machines(job: &v1::JobView, coordinator: Option<u32>) -> Vec<Machine> {
+    let mut pids: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for (found, worker) in ranks(job) {
+        let name = || format!("worker {worker}");
+        let daemon = daemon_of(found.pid);
+        let daemon = daemon.and_then(|pid| Victim::find(What::Worker, pid, name(), None));
+        let of_worker = pids.entry(worker).or_default();
+        // The daemon first: it gives the machine its number.
+        let daemon = daemon.map(|daemon| daemon.pid);
+        of_worker.extend(daemon.filter(|pid| !of_worker.contains(pid)));
+        of_worker.push(found.pid);
     }
-
-    /// The workers of a job that have ranks here, by name.
-    pub(super) fn machines(&self, job: &v1::JobView, coordinator: u32) -> Vec<Machine> {
-        let mut pids: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
-        for (found, worker) in ranks(job) {
-            let name = || format!("worker {worker}");
-            let daemon = daemon_of(found.pid);
-            let daemon = daemon.and_then(|pid| Victim::find(What::Worker, pid, name(), None));
-            let of_worker = pids.entry(worker).or_default();
-            // The daemon first: it gives the machine its number.
-            let daemon = daemon.map(|daemon| daemon.pid);
-            of_worker.extend(daemon.filter(|pid| !of_worker.contains(pid)));
-            of_worker.push(found.pid);
+    let machines = pids.iter().map(|(worker, own)| {
+        let of_others = pids.iter().filter(|(other, _)| *other != worker);
+        let of_others = of_others.flat_map(|(_, pids)| pids).copied();
+        Machine {
+            name: format!("worker {worker}"),
+            pid: own[0],
+            inside: own.iter().filter_map(|pid| Process::open(*pid)).collect(),
+            others: of_others
+                .chain(coordinator)
+                .filter_map(Process::open)
+                .collect(),
         }
-        let coordinator = Some(coordinator).filter(|_| self.has_coordinator);
-        let machines = pids.iter().map(|(worker, own)| {
-            let of_others = pids.iter().filter(|(other, _)| *other != worker);
-            let of_others = of_others.flat_map(|(_, pids)| pids).copied();
-            Machine {
-                name: format!("worker {worker}"),
-                pid: own[0],
-                inside: own.iter().filter_map(|pid| Process::open(*pid)).collect(),
-                others: of_others
-                    .chain(coordinator)
-                    .filter_map(Process::open)
-                    .collect(),
-            }
-        });
-        machines.collect()
-    }
+    });
+    machines.collect()
 }
 
 /// The processes of a job that are here, its ranks first, each with its worker.
@@ -236,9 +219,10 @@ mod tests {
             ranks: vec![me],
             ..Default::default()
         };
-        let scope = Scope::new(&[What::Rank, What::Worker, What::Coordinator], true);
-        assert!(scope.victims(&job, std::process::id()).is_empty());
-        assert!(scope.victims(&job, 0).is_empty());
+        let all = [What::Rank, What::Worker, What::Coordinator];
+        for coordinator in [Some(std::process::id()), Some(0), None] {
+            assert!(victims(&all, &job, coordinator).is_empty());
+        }
     }
 
     #[test]

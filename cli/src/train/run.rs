@@ -1,7 +1,7 @@
 //! What one `muster train` does between the first child and the job's end: it submits, tells events,
 //! and hands on signals. Knows nothing of how children are kept running.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use muster_proto::v1;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::report::Reporter;
-use super::tree::{Role, Tree, start_coordinator};
 use crate::client::{Client, Events};
 use crate::failure::{Failure, INTERRUPTED, Outcome};
 use crate::jobfile::Prepared;
+use crate::local::{Coordinators, Tree, addresses, worker};
 use crate::manage::exit_code_of;
 
 /// How long the coordinator of this very run may be silent: it may be starting again.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// SIGINT, SIGTERM and SIGHUP (the terminal was closed), which mean the same.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    pub(super) fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -35,7 +35,7 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -49,6 +49,7 @@ pub(super) struct Run<'a> {
     pub(super) prepared: &'a Prepared,
     pub(super) folder: &'a Path,
     pub(super) workers: u32,
+    pub(super) coordinators: u32,
     pub(super) threads: usize,
     pub(super) reporter: Reporter,
     /// Whether it was asked twice to stop.
@@ -62,13 +63,14 @@ impl Run<'_> {
         tree: &mut Tree,
         signals: &mut Signals,
     ) -> Outcome {
-        let mut coordinator = self.coordinator();
-        let address = tokio::select! {
-            address = start_coordinator(&mut coordinator, tree) => address?,
+        let coordinators = self.coordinators();
+        let members = tokio::select! {
+            members = coordinators.start(tree) => members?,
             () = signals.next() => return Ok(ExitCode::from(INTERRUPTED)),
         };
-        let client = Client::at(
-            &address,
+        let join = addresses(&members);
+        let client = Client::of(
+            join.clone(),
             COORDINATOR_TIMEOUT,
             "its log is in the state folder; the same command goes on from the last checkpoint",
         )?;
@@ -97,7 +99,8 @@ impl Run<'_> {
             };
             if !has_workers {
                 for number in 0..self.workers {
-                    tree.start(self.worker(number, &address))?;
+                    let threads = self.threads.to_string();
+                    tree.start(worker(self.folder, number, &join, &["--threads", &threads]))?;
                 }
                 has_workers = true;
             }
@@ -182,50 +185,21 @@ impl Run<'_> {
         Ok(count)
     }
 
-    fn coordinator(&self) -> Role {
-        let text = |path: PathBuf| path.display().to_string();
+    fn coordinators(&self) -> Coordinators {
+        let checkpoints = self.folder.join("checkpoints").display().to_string();
         let arguments = [
-            "coordinator",
-            "--tree",
-            "--ready-json",
-            "--listen",
-            "127.0.0.1:0",
-            "--data",
-            &text(self.folder.join("coordinator")),
             "--checkpoints",
-            &text(self.folder.join("checkpoints")),
+            &checkpoints,
             "--gather-ms",
             GATHER_MS,
             "--fallback-after-ms",
             FALLBACK_AFTER_MS,
         ];
-        Role {
-            name: "coordinator".to_owned(),
+        Coordinators {
+            folder: self.folder.to_owned(),
+            number: self.coordinators,
+            port: 0,
             arguments: arguments.map(str::to_owned).to_vec(),
-            log: self.folder.join("coordinator.log"),
-        }
-    }
-
-    fn worker(&self, number: u32, address: &str) -> Role {
-        let name = format!("worker-{number}");
-        let state = self.folder.join(&name).display().to_string();
-        let threads = self.threads.to_string();
-        let arguments = [
-            "worker",
-            "--tree",
-            "--join",
-            address,
-            "--name",
-            &name,
-            "--state",
-            &state,
-            "--threads",
-            &threads,
-        ];
-        Role {
-            arguments: arguments.map(str::to_owned).to_vec(),
-            log: self.folder.join(format!("{name}.log")),
-            name,
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct Replica {
     /// Batches that are on their way to the disk, oldest first.
     waiting: VecDeque<Waiting>,
     /// A hard state that no batch has carried yet. A commit index alone is not worth a sync: it is
-    /// learned again, so that it rides with the next batch.
+    /// learned again, so that it rides with the next batch. That of a change of the group is.
     unsaved: Option<HardState>,
     /// Proposals of this replica by the index they were written at: their term and number.
     proposals: BTreeMap<u64, (u64, u64)>,
@@ -264,7 +264,8 @@ impl Replica {
     }
 
     /// Whether a snapshot was received and is not durable as the beginning of the log.
-    fn is_restoring(&self) -> bool {
+    #[must_use]
+    pub fn is_restoring(&self) -> bool {
         self.waiting
             .iter()
             .any(|waiting| waiting.restored.is_some())
@@ -314,7 +315,12 @@ impl Replica {
         if let Some(hard_state) = ready.hs() {
             self.unsaved = Some(log::hard_state_from_raft(hard_state));
         }
-        let must_sync = ready.must_sync();
+        // A group is another one once the change is committed. One that forgot that would ask the old
+        // group for its votes, of which too few may be left.
+        let changes = |entry: &eraftpb::Entry| {
+            log::from_raft(entry).kind == EntryKind::Config && self.unsaved.is_some()
+        };
+        let must_sync = ready.must_sync() || ready.committed_entries().iter().any(changes);
         if must_sync {
             let entries = entries.iter().map(log::from_raft).collect();
             outputs.push(Output::Persist {

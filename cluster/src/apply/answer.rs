@@ -97,6 +97,9 @@ pub enum Effect {
 /// Why a command changed nothing.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
+    /// The same request was refused before, in these words.
+    #[error("{0}")]
+    Earlier(String),
     /// No job has this name.
     #[error("no job is named {0:?}; `muster ps` lists the jobs")]
     UnknownJob(String),

@@ -3,7 +3,9 @@
 
 mod properties;
 
-use super::{Answer, Effect, MAX_ANSWERED, Refusal};
+use std::sync::Arc;
+
+use super::{Answer, Effect, Refusal};
 use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step};
 use crate::state::{ClusterState, Finish, Job, Part, Phase, Placement, Poison, Seat, World};
@@ -42,8 +44,12 @@ fn world(job: Option<&Job>, add_generation: u64, add_history: u64, add_step: u64
     }
 }
 
+fn known<'a>(state: &'a ClusterState, name: &str) -> Option<&'a Job> {
+    state.jobs.get(&job(name)).map(Arc::as_ref)
+}
+
 fn start(state: &mut ClusterState, name: &str, progressed: bool) -> Answer {
-    let world = world(state.jobs.get(&job(name)), 0, 0, 0);
+    let world = world(known(state, name), 0, 0, 0);
     apply(state, start_world(name, world, progressed))
 }
 
@@ -117,7 +123,7 @@ fn an_end_told_twice_does_not_end_the_job_that_was_submitted_again() {
 fn a_world_planned_before_the_job_was_submitted_again_does_not_take_its_history_back() {
     let mut state = ClusterState::default();
     apply(&mut state, submit("a")).unwrap();
-    let planned = world(state.jobs.get(&job("a")), 0, 0, 0);
+    let planned = world(known(&state, "a"), 0, 0, 0);
     let stop = Command::Stop {
         job: job("a"),
         why: StopWhy::Cancelled,
@@ -145,7 +151,7 @@ fn a_world_is_healed_by_its_ranks_and_the_processes_that_waited_and_by_nobody_el
     start_standby(&mut state, "a", 3).unwrap_err();
     start_standby(&mut state, "a", 2).unwrap();
     start_standby(&mut state, "a", 3).unwrap();
-    assert_eq!(state.num_busy_devices(&worker("w1")), 3);
+    assert_eq!(state.busy_devices()[&worker("w1")], 3);
 
     let fits = healing(&state.jobs[&job("a")], &[1, 2]);
     let mut refused = Vec::new();
@@ -201,7 +207,7 @@ fn a_fallback_forgets_who_waited_and_keeps_what_is_known_of_a_shard_that_kills()
     };
     let command = Command::StartWorld {
         job: job("a"),
-        world: world(state.jobs.get(&job("a")), 0, 0, 0),
+        world: world(known(&state, "a"), 0, 0, 0),
         reason: "a test".to_owned(),
         predecessor_progressed: true,
         poison: Some(poison.clone()),
@@ -318,29 +324,4 @@ fn a_damaged_checkpoint_counts_no_more_unless_it_is_the_only_one() {
         "{refusal}"
     );
     assert_eq!(state.jobs[&job("a")].committed_step(), Step(10));
-}
-
-#[test]
-fn the_oldest_answers_are_forgotten_first() {
-    let mut state = ClusterState::default();
-    let request = |number: usize| {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&number.to_le_bytes());
-        id
-    };
-    for number in 0..=MAX_ANSWERED {
-        let stop = Command::Stop {
-            job: job("nobody"),
-            why: StopWhy::Cancelled,
-        };
-        let stamped = Stamped {
-            stamp_ms: 0,
-            request: Some(request(number)),
-            command: stop,
-        };
-        state.apply(stamped).unwrap_err();
-    }
-    assert_eq!(state.answer_to(request(0)), None);
-    assert!(state.answer_to(request(1)).is_some());
-    assert!(state.answer_to(request(MAX_ANSWERED)).is_some());
 }

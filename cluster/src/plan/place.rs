@@ -56,6 +56,15 @@ struct Score<'a> {
     class: Reverse<&'a NumericsClass>,
 }
 
+/// Why a job waits while no device is free that it trusts.
+pub(super) fn nothing_is_free(job: &Job) -> Wait {
+    let (min, distrusted) = (job.spec.workers.min, distrusted(job));
+    Wait {
+        gathers: false,
+        why: format!("waits for workers: 0 free, {min} needed{distrusted}"),
+    }
+}
+
 /// Takes the devices of a world out of `free`, or says in one sentence why the job waits.
 pub(super) fn place(
     free: &mut Devices,
@@ -96,12 +105,7 @@ pub(super) fn place(
         class: Reverse(offer.class),
     });
     let Some(best) = best else {
-        let distrusted = distrusted(job);
-        let why = format!("waits for workers: 0 free, {min} needed{distrusted}");
-        return Err(Wait {
-            gathers: false,
-            why,
-        });
+        return Err(nothing_is_free(job));
     };
     let found = best.count;
     if found < min {

@@ -4,166 +4,91 @@
 //! or a reconnected worker needs no special case.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use muster_cluster::apply::Answer;
 use muster_cluster::command::{Command, RequestId, Stamped};
 use muster_cluster::ids::{Generation, JobName, ProcessId, WorkerName};
 use muster_cluster::plan::{Closing, Observed, Patience, Wait};
 use muster_cluster::state::{ClusterState, Job, World};
-use muster_consensus::{Entry, HardState, Mark, Membership, Recovered, Replica, ReplicaId};
-use muster_proto::event::{Event, RankTime};
-use muster_proto::{convert, v1};
+use muster_consensus::{Recovered, Replica, ReplicaId};
+use muster_proto::convert::LogEntry;
+use muster_proto::event::RankTime;
+use muster_proto::v1;
 
 use crate::goodput::Standing;
-use crate::links::{Link, Session};
+use crate::links::{Link, Links, Session};
+use crate::members::Members;
 use crate::ranks::WorldWatch;
+use crate::snapshot::Snapshot;
 
 mod account;
+mod admission;
 mod duties;
+mod entries;
+mod group;
+mod io;
 mod orders;
+mod records;
 mod reports;
+mod snapshots;
 mod stories;
 
 pub(crate) use account::{Account, Progress};
+pub use admission::Stranger;
 use duties::Duty;
-
-/// The time, as the shell's clocks say it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// Milliseconds that never go back; for timeouts.
-    pub monotonic_ms: u64,
-    /// Milliseconds since the epoch; for stamps.
-    pub wall_ms: u64,
-}
-
-/// Where an answer goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ReplyTo(pub u64);
-
-/// What can happen to a coordinator.
-#[derive(Debug)]
-pub enum Input {
-    /// Time went on; every [`TICK_MS`].
-    Tick,
-    /// A client wants a command to be applied.
-    Request {
-        /// Where the answer goes.
-        reply_to: ReplyTo,
-        /// The client's id of it.
-        request: Option<RequestId>,
-        /// What it wants.
-        command: Command,
-    },
-    /// A worker opened a stream and said who it is.
-    Hello {
-        /// The stream.
-        session: Session,
-        /// What it said.
-        hello: v1::WorkerHello,
-    },
-    /// A worker said something else.
-    FromWorker {
-        /// The stream.
-        session: Session,
-        /// What it said.
-        message: v1::from_worker::Message,
-    },
-    /// A worker's stream ended.
-    WorkerGone {
-        /// The stream.
-        session: Session,
-    },
-    /// Rank 0 of some world recorded a step.
-    Record(v1::StepRecord),
-    /// These writes are durable.
-    Persisted {
-        /// The batch that [`Output::Persist`] named.
-        batch: u64,
-    },
-}
-
-/// What a coordinator wants done, in order.
-#[derive(Debug)]
-pub enum Output {
-    /// Make this durable, then say [`Input::Persisted`].
-    Persist {
-        /// Names the write.
-        batch: u64,
-        /// Entries; the first may overwrite a tail.
-        entries: Vec<Entry>,
-        /// The promises, where they changed.
-        hard_state: Option<HardState>,
-        /// The snapshot that takes the place of all that was there before; `None` mostly.
-        restore: Option<Mark>,
-    },
-    /// Answer a client.
-    Reply {
-        /// Whom.
-        reply_to: ReplyTo,
-        /// What.
-        reply: Reply,
-    },
-    /// Tell a worker.
-    ToWorker {
-        /// On which stream.
-        session: Session,
-        /// What.
-        message: v1::to_worker::Message,
-    },
-    /// Append an event to its job's stream. One that carries the index of an entry of the log is
-    /// written once, however often the log is replayed.
-    Event {
-        /// The entry that it tells of.
-        index: Option<u64>,
-        /// The event.
-        event: Event,
-    },
-    /// Once every event before this is durable, acknowledge a record.
-    Ack(v1::RecordAck),
-    /// The replica cannot go on; the process must stop, and say why.
-    Broken {
-        /// Why.
-        reason: String,
-    },
-}
-
-/// The answer to a client.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Reply {
-    /// The command was applied, or refused.
-    Applied(Answer),
-    /// It could not be applied here; the text says why.
-    Unavailable(String),
-}
+use group::Asked;
+pub use group::{GENESIS_INDEX, Options};
+pub use io::{Input, Now, Output, Reply, ReplyTo};
+use records::Unrecorded;
+use snapshots::Snapshots;
+pub use snapshots::Thresholds;
 
 /// The time between two ticks, in milliseconds.
-pub const TICK_MS: u64 = 50;
+pub const TICK_MS: u64 = 25;
+
+/// So many open jobs are looked at with each tick.
+const JOBS_PER_TICK: u64 = 1_000;
+
+/// But all of them after so many ticks.
+const MAX_TICKS_UNTHOUGHT: u64 = 8;
 
 /// One coordinator.
 #[derive(Debug)]
 pub struct Coordinator {
-    replica: Replica,
+    // What follows from the log.
     state: ClusterState,
-    cluster_id: [u8; 16],
-    checkpoints: String,
-    patience: Patience,
+    accounts: BTreeMap<JobName, Arc<Account>>,
+    members: Members,
+    /// What those said last of themselves that spoke to it.
+    shown: BTreeMap<ReplicaId, v1::Member>,
+    // The replica.
+    options: Options,
+    replica: Replica,
+    snapshots: Snapshots,
+    leader: Option<ReplicaId>,
     is_leader: bool,
-    /// What came in before the state was fit to decide from.
-    early: Vec<Input>,
+    /// Whether entries were applied that a leader must act on.
+    is_changed: bool,
+    /// How many ticks have gone by since it thought last.
+    num_ticks: u64,
+    // What a leader knows, and forgets when it leads no more.
+    patience: Patience,
     last_tick_ms: Option<u64>,
     /// When the last input came.
     now: Now,
     observed: Observed,
-    links: BTreeMap<Session, Link>,
+    links: Links,
     worlds: BTreeMap<JobName, WorldWatch>,
-    accounts: BTreeMap<JobName, Account>,
     waits: BTreeMap<JobName, Wait>,
     /// The worlds that are to be closed, and how soon.
     closing: BTreeMap<JobName, (Generation, Closing)>,
     /// The processes that do not answer, and are to be ended.
     stuck: BTreeMap<JobName, BTreeSet<ProcessId>>,
-    /// Who waits for which proposal.
-    replies: BTreeMap<u64, ReplyTo>,
+    unrecorded: Unrecorded,
+    /// Whether something is decided as soon as all of it is told.
+    is_held: bool,
+    /// Who waits for which proposal or read.
+    asked: BTreeMap<u64, Asked>,
     next_proposal: u64,
     /// The leader's own proposals that are on their way through the log.
     in_flight: BTreeMap<Duty, u64>,
@@ -171,55 +96,59 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator of a group of one, from what its store gave back. `checkpoints` is the folder
-    /// of jobs that name none; `past` are the events that are durable already, in order, with the
-    /// indexes that their [`Output::Event`] had.
+    /// A coordinator, from what its store gave back, and from the snapshot that its log rests on.
     ///
     /// # Errors
-    /// When the recovered log is not one; the text says where.
+    /// When the recovered log is not one, or the snapshot is not its beginning; the text says where.
     pub fn new(
-        mut recovered: Recovered,
-        cluster_id: [u8; 16],
-        checkpoints: String,
-        past: Vec<(Option<u64>, Event)>,
+        options: Options,
+        recovered: Recovered,
+        snapshot: Option<Snapshot>,
         outputs: &mut Vec<Output>,
     ) -> Result<Self, String> {
-        let id = ReplicaId(1);
-        let options = muster_consensus::Options {
-            id,
-            seed: u64::from_le_bytes(cluster_id[..8].try_into().expect("half of 16 bytes")),
-            election_ticks: 10,
-            heartbeat_ticks: 2,
+        let start = recovered.start.clone();
+        let snapshot = match snapshot {
+            Some(snapshot) => snapshot,
+            None if start.index <= GENESIS_INDEX => options.genesis(),
+            None => {
+                return Err(format!(
+                    "its log begins behind entry {}, and there is no snapshot of it",
+                    start.index
+                ));
+            }
         };
-        recovered.start.membership = Membership::of([id]);
         let mut from_replica = Vec::new();
-        let replica = Replica::new(options, recovered, &mut from_replica)
+        let replica = Replica::new(options.consensus(), recovered, &mut from_replica)
             .map_err(|error| error.to_string())?;
         let mut coordinator = Self {
+            state: snapshot.state,
+            accounts: snapshot.accounts,
+            members: snapshot.members,
+            shown: options.shown(),
             replica,
-            state: ClusterState::default(),
-            cluster_id,
-            checkpoints,
-            patience: Patience::default(),
+            snapshots: Snapshots::behind(start.clone()),
+            leader: None,
             is_leader: false,
-            early: Vec::new(),
+            is_changed: false,
+            num_ticks: 0,
+            patience: Patience::default(),
             last_tick_ms: None,
             now: Now::default(),
             observed: Observed::default(),
-            links: BTreeMap::new(),
+            links: Links::default(),
             worlds: BTreeMap::new(),
-            accounts: BTreeMap::new(),
             waits: BTreeMap::new(),
             closing: BTreeMap::new(),
             stuck: BTreeMap::new(),
-            replies: BTreeMap::new(),
+            unrecorded: Unrecorded::default(),
+            is_held: false,
+            asked: BTreeMap::new(),
             next_proposal: 1,
             in_flight: BTreeMap::new(),
             num_stale_reports: 0,
+            options,
         };
-        for (index, event) in past {
-            coordinator.account_for(index, &event);
-        }
+        coordinator.say_members(outputs);
         coordinator.take_replica_outputs(from_replica, outputs);
         Ok(coordinator)
     }
@@ -254,7 +183,7 @@ impl Coordinator {
     }
 
     pub(crate) fn link_of(&self, worker: &WorkerName) -> Option<&Link> {
-        self.links.values().find(|link| link.worker == *worker)
+        self.links.of(worker).map(|(_, link)| link)
     }
 
     pub(crate) fn silent_since_ms(&self, worker: &WorkerName) -> Option<u64> {
@@ -274,7 +203,7 @@ impl Coordinator {
     }
 
     pub(crate) fn account(&self, job: &JobName) -> Option<&Account> {
-        self.accounts.get(job)
+        self.accounts.get(job).map(Arc::as_ref)
     }
 
     /// Where the time of a job's ranks went so far.
@@ -303,61 +232,128 @@ impl Coordinator {
 
     /// Takes one input.
     pub fn handle(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
-        // What a step did changes no decision; a busy job must not make the leader think at every step.
+        self.handle_all([input], now, outputs);
+    }
+
+    /// Takes what came in, then decides once.
+    pub fn handle_all(
+        &mut self,
+        inputs: impl IntoIterator<Item = Input>,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
         self.now = now;
-        let is_record = matches!(input, Input::Record(_)) && self.early.is_empty();
+        let mut is_news = false;
+        for input in inputs {
+            // What a step did, or that a worker is still there, changes no decision; a busy cluster
+            // must not make the leader think at every one of them.
+            is_news |= self.take(input, outputs);
+        }
+        is_news |= std::mem::take(&mut self.is_changed);
+        if self.is_leader {
+            let is_time = self.is_time_to_think();
+            if is_news || is_time {
+                let before = (self.closing.clone(), self.stuck.clone());
+                self.decide(now, outputs);
+                // What time alone brings is told only where something was decided.
+                if is_news || before != (self.closing.clone(), self.stuck.clone()) {
+                    self.drive(outputs);
+                }
+            }
+            self.record_more(outputs);
+        }
+        self.take_snapshot(outputs);
+    }
+
+    /// Whether enough ticks have gone by since the leader thought last: a long queue of jobs is looked
+    /// at less often.
+    fn is_time_to_think(&mut self) -> bool {
+        let num_open = self.state.num_open_jobs() as u64;
+        let is_time = self.num_ticks > (num_open / JOBS_PER_TICK).min(MAX_TICKS_UNTHOUGHT);
+        if is_time {
+            self.num_ticks = 0;
+        }
+        is_time
+    }
+
+    /// Takes one input; whether the leader is to think about it.
+    fn take(&mut self, input: Input, outputs: &mut Vec<Output>) -> bool {
+        let now = self.now;
         match input {
             Input::Tick => {
                 self.forgive_a_late_tick(now);
+                self.num_ticks += 1;
                 self.step_replica(muster_consensus::Input::Tick, outputs);
             }
             Input::Persisted { batch } => {
                 self.step_replica(muster_consensus::Input::Persisted { batch }, outputs);
             }
-            input if self.is_leader => self.take(input, now, outputs),
-            // A group of one leads as soon as its log is replayed; until then nobody is answered.
-            input => self.early.push(input),
-        }
-        if self.is_leader && !is_record {
-            for input in std::mem::take(&mut self.early) {
-                self.take(input, now, outputs);
+            Input::Request { reply_to, .. }
+            | Input::Read { reply_to }
+            | Input::Change { reply_to, .. }
+                if !self.is_leader =>
+            {
+                let reply =
+                    Reply::NotLeading(self.leader.filter(|leader| *leader != self.options.id));
+                outputs.push(Output::Reply { reply_to, reply });
             }
-            self.decide(now, outputs);
-            self.drive(outputs);
-        }
-    }
-
-    fn take(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) {
-        match input {
             Input::Request {
                 reply_to,
                 request,
                 command,
-            } => {
-                if let Some(answer) = request.and_then(|request| self.state.answer_to(request)) {
-                    outputs.push(Output::Reply {
-                        reply_to,
-                        reply: Reply::Applied(answer.clone()),
-                    });
-                } else if let Some(refusal) = self.refusal_of(&command, now) {
-                    outputs.push(Output::Reply {
-                        reply_to,
-                        reply: Reply::Applied(Err(refusal)),
-                    });
-                } else {
-                    let proposal = self.next_proposal();
-                    self.replies.insert(proposal, reply_to);
-                    self.propose(proposal, request, command, now, outputs);
-                }
+            } => self.request(reply_to, request, command, outputs),
+            Input::Read { reply_to } => self.read(reply_to, outputs),
+            Input::Change {
+                reply_to,
+                change,
+                address,
+            } => self.change(reply_to, change, address, outputs),
+            Input::Hello { session, hello } if self.is_leader => {
+                self.welcome(session, hello, now, outputs);
+                return true;
             }
-            Input::Hello { session, hello } => self.welcome(session, hello, now, outputs),
-            Input::FromWorker { session, message } => self.heard(session, message, now, outputs),
-            Input::WorkerGone { session } => {
-                self.links.remove(&session);
+            Input::FromWorker { session, message } if self.is_leader => {
+                return self.heard(session, message, now, outputs);
             }
-            Input::Record(record) => self.record(record, outputs),
-            Input::Tick | Input::Persisted { .. } => {}
+            Input::WorkerGone { session } => return self.links.remove(session).is_some(),
+            Input::Record(record) if self.is_leader => self.record(record, outputs),
+            Input::Hello { .. } | Input::FromWorker { .. } | Input::Record(_) => {}
+            Input::Peer {
+                from,
+                bytes,
+                snapshot,
+            } => self.hear_peer(from, bytes, snapshot, outputs),
+            Input::PeerHello(member) => self.peer_shows_itself(member, outputs),
+            Input::Unreachable(peer) => {
+                self.step_replica(muster_consensus::Input::Unreachable { peer }, outputs);
+            }
+            Input::SnapshotSent { to, is_there } => {
+                let sent = muster_consensus::Input::SnapshotSent { to, is_there };
+                self.step_replica(sent, outputs);
+            }
+            Input::Snapshotted { mark, num_bytes } => self.snapshotted(mark, num_bytes, outputs),
+            Input::Transfer(to) => self.transfer(to, outputs),
         }
+        false
+    }
+
+    fn request(
+        &mut self,
+        reply_to: ReplyTo,
+        request: Option<RequestId>,
+        command: Command,
+        outputs: &mut Vec<Output>,
+    ) {
+        let known = request.and_then(|request| self.state.answer_to(request));
+        let answer = known.or_else(|| self.refusal_of(&command, self.now).map(Err));
+        if let Some(answer) = answer {
+            let reply = Reply::Applied(answer);
+            outputs.push(Output::Reply { reply_to, reply });
+            return;
+        }
+        let proposal = self.next_proposal();
+        self.asked.insert(proposal, Asked::Command(reply_to));
+        self.propose(proposal, request, command, outputs);
     }
 
     fn next_proposal(&mut self) -> u64 {
@@ -370,21 +366,22 @@ impl Coordinator {
         proposal: u64,
         request: Option<RequestId>,
         command: Command,
-        now: Now,
         outputs: &mut Vec<Output>,
     ) {
-        let data = convert::encode(&Stamped {
-            stamp_ms: now.wall_ms,
+        let stamped = Stamped {
+            stamp_ms: self.now.wall_ms,
             request,
             command,
-        });
-        self.step_replica(
-            muster_consensus::Input::Propose {
-                request: proposal,
-                data,
-            },
-            outputs,
-        );
+        };
+        self.propose_entry(proposal, LogEntry::Command(stamped), outputs);
+    }
+
+    fn propose_entry(&mut self, proposal: u64, entry: LogEntry, outputs: &mut Vec<Output>) {
+        let propose = muster_consensus::Input::Propose {
+            request: proposal,
+            data: entry.encode(),
+        };
+        self.step_replica(propose, outputs);
     }
 
     /// A job's new world is watched; what stays true of the last one is kept.
@@ -393,109 +390,6 @@ impl Coordinator {
         let watch = self.worlds.remove(job).unwrap_or_default();
         self.worlds
             .insert(job.clone(), watch.follow(last, world, now_ms));
-    }
-
-    fn step_replica(&mut self, input: muster_consensus::Input, outputs: &mut Vec<Output>) {
-        let mut from_replica = Vec::new();
-        self.replica.handle(input, &mut from_replica);
-        self.take_replica_outputs(from_replica, outputs);
-    }
-
-    fn take_replica_outputs(
-        &mut self,
-        from_replica: Vec<muster_consensus::Output>,
-        outputs: &mut Vec<Output>,
-    ) {
-        use muster_consensus::Output as From;
-        for output in from_replica {
-            match output {
-                From::Persist {
-                    batch,
-                    entries,
-                    hard_state,
-                    restore,
-                } => {
-                    outputs.push(Output::Persist {
-                        batch,
-                        entries,
-                        hard_state,
-                        restore,
-                    });
-                }
-                // A group of one has nobody to send to, and stays as it is.
-                From::Send { .. }
-                | From::SendSnapshot { .. }
-                | From::Discard { .. }
-                | From::Restore { .. }
-                | From::Changed { .. }
-                | From::Readable { .. } => {}
-                From::Apply {
-                    index,
-                    data,
-                    request,
-                    ..
-                } => self.apply(index, &data, request, outputs),
-                From::Dropped { request, reason } => {
-                    self.in_flight.retain(|_, proposal| *proposal != request);
-                    if let Some(reply_to) = self.replies.remove(&request) {
-                        outputs.push(Output::Reply {
-                            reply_to,
-                            reply: Reply::Unavailable(reason),
-                        });
-                    }
-                }
-                From::Leader { is_me, .. } => self.is_leader = is_me,
-                From::Broken { reason } => outputs.push(Output::Broken { reason }),
-            }
-        }
-    }
-
-    fn apply(&mut self, index: u64, data: &[u8], request: Option<u64>, outputs: &mut Vec<Output>) {
-        let stamped = match convert::decode(data) {
-            Ok(stamped) => stamped,
-            Err(error) => {
-                let reason =
-                    format!("entry {index} of the log was written by another version: {error}");
-                outputs.push(Output::Broken { reason });
-                return;
-            }
-        };
-        let command = stamped.command.clone();
-        let last_world = match &command {
-            Command::StartWorld { job, .. } => {
-                self.state.jobs.get(job).and_then(|job| job.world.clone())
-            }
-            _ => None,
-        };
-        let answer = self.state.apply(stamped);
-        match (&answer, &command) {
-            (Ok(_), Command::StartWorld { job, world, .. }) => {
-                // Of an entry that another process proposed, this one has not seen why.
-                if let Some(last) = last_world.as_ref().filter(|_| request.is_some()) {
-                    self.tell_missed(job, last, world, outputs);
-                }
-                self.follow(job, last_world.as_ref(), world);
-            }
-            (Ok(_), Command::EndStandby { job, process, .. }) => {
-                if let Some(world) = self.worlds.get_mut(job) {
-                    world.forget(*process);
-                }
-            }
-            _ => {}
-        }
-        self.tell(index, &command, &answer, outputs);
-        if let (Ok(_), Command::StartWorld { job, world, .. }) = (&answer, &command) {
-            self.tell_ranks(job, world, outputs);
-        }
-        if let Some(proposal) = request {
-            self.settle(proposal, &answer, outputs);
-        }
-        if let Some(reply_to) = request.and_then(|request| self.replies.remove(&request)) {
-            outputs.push(Output::Reply {
-                reply_to,
-                reply: Reply::Applied(answer),
-            });
-        }
     }
 }
 

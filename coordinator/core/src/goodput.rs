@@ -30,6 +30,8 @@ use std::collections::BTreeMap;
 
 use muster_proto::event::{Event, RankTime, What};
 
+mod books;
+
 /// The books of one submission.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Goodput {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use muster_cluster::command::Node;
-use muster_cluster::ids::{Generation, JobName, ProcessId, Step, WorkerName};
+use muster_cluster::ids::{Generation, Incarnation, JobName, ProcessId, Step, WorkerName};
 use muster_proto::v1;
 
 /// One control stream of a worker.
@@ -54,5 +54,69 @@ impl Link {
     /// What was told of a process, to be marked.
     pub(crate) fn told(&mut self, job: &JobName, process: ProcessId) -> &mut Told {
         self.told.entry((job.clone(), process)).or_default()
+    }
+}
+
+/// The open streams, one a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    by_session: BTreeMap<Session, Link>,
+    by_worker: BTreeMap<WorkerName, Session>,
+}
+
+impl Links {
+    /// A stream opened. A worker that has another one is taken off that first, by
+    /// [`remove`](Self::remove).
+    pub(crate) fn insert(&mut self, session: Session, link: Link) {
+        self.by_worker.insert(link.worker.clone(), session);
+        self.by_session.insert(session, link);
+    }
+
+    pub(crate) fn remove(&mut self, session: Session) -> Option<Link> {
+        let link = self.by_session.remove(&session)?;
+        if self.by_worker.get(&link.worker) == Some(&session) {
+            self.by_worker.remove(&link.worker);
+        }
+        Some(link)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn get(&self, session: Session) -> Option<&Link> {
+        self.by_session.get(&session)
+    }
+
+    pub(crate) fn get_mut(&mut self, session: Session) -> Option<&mut Link> {
+        self.by_session.get_mut(&session)
+    }
+
+    /// The stream of a worker.
+    pub(crate) fn of(&self, worker: &WorkerName) -> Option<(Session, &Link)> {
+        let session = *self.by_worker.get(worker)?;
+        Some((session, self.by_session.get(&session)?))
+    }
+
+    /// The stream of a worker in one of its lives, to be marked.
+    pub(crate) fn in_life(
+        &mut self,
+        worker: &WorkerName,
+        incarnation: Incarnation,
+    ) -> Option<(Session, &mut Link)> {
+        let session = *self.by_worker.get(worker)?;
+        let link = self.by_session.get_mut(&session)?;
+        (link.node.incarnation == incarnation).then_some((session, link))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Session, &Link)> {
+        self.by_session
+            .iter()
+            .map(|(session, link)| (*session, link))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Session, &mut Link)> {
+        let links = self.by_session.iter_mut();
+        links.map(|(session, link)| (*session, link))
     }
 }

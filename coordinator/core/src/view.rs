@@ -1,6 +1,6 @@
 //! What people are shown of jobs and nodes: the replicated truth with what the leader observed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_cluster::ids::{JobName, ProcessId, RankId, WorkerName};
 use muster_cluster::plan;
@@ -88,6 +88,8 @@ impl Coordinator {
     #[must_use]
     pub fn node_views(&self, now: Now) -> Vec<v1::NodeView> {
         let nodes = self.state().nodes.iter();
+        let busy = self.state().busy_devices();
+        let mut jobs = self.jobs_by_worker();
         nodes
             .map(|(worker, node)| {
                 let link: Option<&Link> = self.link_of(worker);
@@ -98,14 +100,14 @@ impl Coordinator {
                     worker: worker.to_string(),
                     connected: link.is_some() && self.silent_since_ms(worker).is_none(),
                     num_devices: node.num_devices,
-                    num_busy: self.state().num_busy_devices(worker),
+                    num_busy: busy.get(worker).copied().unwrap_or_default(),
                     host: node.host.clone(),
                     class: Some((&node.class).into()),
                     incarnation: node.incarnation.0,
                     last_seen_ms_ago: last_seen_ms
                         .map_or(0, |seen| now.monotonic_ms.saturating_sub(seen)),
                     draining: self.state().draining.contains(worker),
-                    jobs: self.jobs_on(worker),
+                    jobs: jobs.remove(worker).unwrap_or_default(),
                     drains: String::new(),
                 }
             })
@@ -115,9 +117,18 @@ impl Coordinator {
     /// The jobs that have a process on a worker, by name.
     #[must_use]
     pub fn jobs_on(&self, worker: &WorkerName) -> Vec<String> {
-        let jobs = self.state().jobs.iter();
-        let here = jobs.filter(|(_, job)| job.held_workers().any(|held| held == worker));
-        here.map(|(name, _)| name.to_string()).collect()
+        self.jobs_by_worker().remove(worker).unwrap_or_default()
+    }
+
+    fn jobs_by_worker(&self) -> BTreeMap<&WorkerName, Vec<String>> {
+        let mut jobs: BTreeMap<&WorkerName, Vec<String>> = BTreeMap::new();
+        for (name, job) in self.state().open_jobs() {
+            let workers: BTreeSet<&WorkerName> = job.held_workers().collect();
+            for worker in workers {
+                jobs.entry(worker).or_default().push(name.to_string());
+            }
+        }
+        jobs
     }
 
     fn view(&self, name: &JobName, job: &Job) -> v1::JobView {

@@ -1,92 +1,89 @@
-//! What a restart finds of the events, whole files, torn ones and damaged ones.
-
-use muster_proto::event::What;
+//! What a restart makes of the files, and what comes with a snapshot.
 
 use super::*;
 
-fn event(job: &str, step: u64) -> Event {
-    let what = What::Damaged {
-        step,
-        reason: "a test".to_owned(),
-    };
-    Event {
-        time: 1.0,
-        job: job.to_owned(),
-        history: 1,
-        what,
-    }
+fn open(folder: &Path, index: u64, lengths: &[(&str, u64)]) -> Result<Records, RecordsError> {
+    let lengths = lengths
+        .iter()
+        .map(|(job, length)| ((*job).to_owned(), *length));
+    Records::open(folder, index, lengths.collect(), |error| panic!("{error}"))
 }
 
-fn open(folder: &Path) -> (Records, Past) {
-    Records::open(folder, |error| panic!("{error}")).unwrap()
+fn append(records: &Records, job: &str, line: &str) {
+    records.append(job.to_owned(), line.to_owned());
+    assert!(records.sync());
 }
 
-/// Appends, and waits until it is durable.
-fn append(records: &Records, index: Option<u64>, event: Event) {
-    let mut acks = records.acks();
-    records.append(index, event);
-    let ack = v1::RecordAck::default();
-    records.acknowledge(ack.clone());
-    assert_eq!(acks.blocking_recv().unwrap(), ack);
+fn text(folder: &Path, job: &str) -> String {
+    fs::read_to_string(path_of(folder, job)).unwrap()
 }
 
 #[test]
-fn events_come_back_in_order_with_the_entries_they_tell_of() {
+fn files_go_back_to_what_the_snapshot_counts() {
     let folder = tempfile::tempdir().unwrap();
-    let (records, past) = open(folder.path());
-    assert!(past.is_empty());
-    append(&records, Some(7), event("job", 1));
-    append(&records, None, event("job", 2));
-    append(&records, None, event("other", 3));
-    let (_, mut past) = open(folder.path());
-    past.sort_by(|a, b| a.1.job.cmp(&b.1.job));
+    let records = open(folder.path(), 1, &[]).unwrap();
+    append(&records, "a", "one\n");
+    append(&records, "a", "two\n");
+    append(&records, "b", "three\n");
+    assert_eq!(records.lengths()["a"], 8);
+    // The log rests on a snapshot that counts one line; a crash tore what came later.
+    let records = open(folder.path(), 9, &[("a", 4)]).unwrap();
     assert_eq!(
-        past,
-        [
-            (Some(7), event("job", 1)),
-            (None, event("job", 2)),
-            (None, event("other", 3))
-        ]
+        (
+            text(folder.path(), "a").as_str(),
+            text(folder.path(), "b").as_str()
+        ),
+        ("one\n", "")
+    );
+    append(&records, "a", "two\n");
+    append(&records, "b", "three\n");
+    assert_eq!(text(folder.path(), "a"), "one\ntwo\n");
+    let error = open(folder.path(), 9, &[("a", 100)]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("8 bytes are there, and the snapshot counts 100"),
+        "{error}"
     );
 }
 
 #[test]
-fn an_event_is_shown_when_it_is_durable() {
+fn what_comes_with_a_snapshot_continues_the_files() {
     let folder = tempfile::tempdir().unwrap();
-    let (records, _) = open(folder.path());
-    let (path, durable) = records.stream("job");
-    assert_eq!(*durable.borrow(), Durable::default());
-    append(&records, None, event("job", 1));
-    assert_eq!(durable.borrow().bytes, fs::metadata(path).unwrap().len());
-}
-
-#[test]
-fn a_torn_last_line_is_cut_off_and_written_over() {
-    let folder = tempfile::tempdir().unwrap();
-    append(&open(folder.path()).0, None, event("job", 1));
-    let path = folder.path().join("job.jsonl");
-    let whole = fs::read(&path).unwrap();
-    for torn in 1..whole.len() {
-        fs::write(&path, [&whole[..], &whole[..torn]].concat()).unwrap();
-        let (records, past) = open(folder.path());
-        assert_eq!(past.len(), 1, "{torn} bytes of a second line");
-        append(&records, None, event("job", 2));
-        assert_eq!(
-            open(folder.path()).1,
-            [(None, event("job", 1)), (None, event("job", 2))]
-        );
+    let records = open(folder.path(), 1, &[]).unwrap();
+    append(&records, "a", "one\n");
+    let staging = staging_folder(folder.path(), 7);
+    for old in [3, 7] {
+        fs::create_dir(staging_folder(folder.path(), old)).unwrap();
     }
+    fs::write(staging.join(Staged::name("a", 4)), "two\n").unwrap();
+    fs::write(staging.join(Staged::name("new", 0)), "first\n").unwrap();
+    let (_, stream) = records.stream("a");
+    let lengths: Lengths = [("a".to_owned(), 8), ("new".to_owned(), 6)].into();
+    records.install(7, lengths);
+    assert!(records.sync());
+    assert_eq!(*stream.borrow(), 8);
+    assert_eq!(text(folder.path(), "a"), "one\ntwo\n");
+    assert_eq!(text(folder.path(), "new"), "first\n");
+    append(&records, "new", "second\n");
+    assert!(!staging.exists() && !staging_folder(folder.path(), 3).exists());
+    // The process died when it had begun: it does it again.
+    fs::create_dir(&staging).unwrap();
+    fs::write(staging.join(Staged::name("a", 4)), "two\n").unwrap();
+    fs::write(path_of(folder.path(), "a"), "one\ntw").unwrap();
+    open(folder.path(), 7, &[("a", 8)]).unwrap();
+    assert_eq!(text(folder.path(), "a"), "one\ntwo\n");
 }
 
 #[test]
-fn a_damaged_line_is_named() {
+fn more_jobs_than_open_files() {
     let folder = tempfile::tempdir().unwrap();
-    append(&open(folder.path()).0, None, event("job", 1));
-    let path = folder.path().join("job.jsonl");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, format!("{text}{{\"event\":\"unknown\"}}\n{text}")).unwrap();
-    let error = Records::open(folder.path(), |error| panic!("{error}"))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("job.jsonl, line 2"), "{error}");
+    let records = open(folder.path(), 1, &[]).unwrap();
+    for round in 0..2 {
+        for job in 0..MAX_OPEN_FILES + 10 {
+            records.append(format!("job{job}"), format!("{round}\n"));
+        }
+    }
+    assert!(records.sync());
+    assert_eq!(text(folder.path(), "job5"), "0\n1\n");
 }

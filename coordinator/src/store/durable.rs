@@ -1,92 +1,62 @@
 //! What sled leaves out: `fdatasync` on its files.
 //!
 //! sled 0.34's `flush` ends in `sync_file_range` on Linux, which neither waits for the disk's cache
-//! nor writes the file's length, and its blobs (values beyond about 128 KiB) are not synced at all.
+//! nor writes the file's length. Its blobs (values and pages beyond about 128 KiB) are not synced at
+//! all; `format` sees to it that there are none.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// The files of one sled folder, and which of them are known to be on the disk.
+/// The file of one sled folder that is written all the time.
 #[derive(Debug)]
 pub(super) struct Files {
-    folder: PathBuf,
-    /// sled's log. It is written all the time, and kept open so that no write error that the
-    /// kernel reports to this file goes unseen.
+    /// sled's log. It is kept open so that no write error that the kernel reports to this file goes
+    /// unseen.
     log: File,
-    /// All others are written once, under a name of their own.
-    synced: BTreeSet<(Place, OsString)>,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Folder,
-    Blobs,
-}
-
-const LOG: &str = "db";
 
 impl Files {
+    /// Opens them once sled has, and makes durable what it wrote to do so. All files but the log are
+    /// written then and only then.
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
-        let log = File::open(folder.join(LOG))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            log,
-            synced: BTreeSet::new(),
-        })
+        for place in [&folder.join("blobs"), folder] {
+            for found in fs::read_dir(place)? {
+                let path = found?.path();
+                if path.is_file() {
+                    File::open(path)?.sync_all()?;
+                }
+            }
+            // The names of its files are the folder's content.
+            File::open(place)?.sync_all()?;
+        }
+        let log = File::open(folder.join("db"))?;
+        Ok(Self { log })
     }
 
     /// Returns when all that sled has written is on the disk.
     pub(super) fn sync(&mut self) -> io::Result<()> {
-        // Blobs first: the log points at them.
-        self.sync_new_files(Place::Blobs)?;
-        rustix::fs::fdatasync(&self.log)?;
-        self.sync_new_files(Place::Folder)
-    }
-
-    fn sync_new_files(&mut self, place: Place) -> io::Result<()> {
-        let folder = match place {
-            Place::Folder => self.folder.clone(),
-            Place::Blobs => self.folder.join("blobs"),
-        };
-        let mut present = BTreeSet::new();
-        let mut num_new = 0;
-        for found in fs::read_dir(&folder)? {
-            let key = (place, found?.file_name());
-            let is_new = !self.synced.contains(&key);
-            if !is_new || sync_file(&folder.join(&key.1))? {
-                num_new += usize::from(is_new);
-                present.insert(key);
-            }
-        }
-        if num_new > 0 {
-            // The names of new files are the folder's content.
-            rustix::fs::fsync(File::open(&folder)?)?;
-        }
-        self.synced.retain(|(other, _)| *other != place);
-        self.synced.append(&mut present);
-        Ok(())
+        self.log.sync_data()
     }
 }
 
-/// False if sled has removed the file meanwhile.
-fn sync_file(path: &Path) -> io::Result<bool> {
-    match File::open(path) {
-        Ok(file) => {
-            rustix::fs::fsync(file)?;
-            Ok(true)
+/// Removes the snapshots of its page table that sled had not finished when it was stopped. It writes
+/// them under a name of their own, but would read them in spite of it, and refuse the store. Finished
+/// ones must stay: from its log alone sled does not find everything again.
+pub(super) fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    for found in fs::read_dir(folder)? {
+        let path = found?.path();
+        if path.extension().is_some_and(|end| end == "generating") {
+            fs::remove_file(path)?;
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
     }
+    Ok(())
 }
 
 /// Makes the name of a new folder durable.
 pub(super) fn sync_parent(folder: &Path) -> io::Result<()> {
     match folder.canonicalize()?.parent() {
-        Some(parent) => Ok(rustix::fs::fsync(File::open(parent)?)?),
+        Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
     }
 }

@@ -43,7 +43,7 @@ pub enum StoreError {
         found: u64,
     },
     /// The disk, or what lies between.
-    #[error("{}: the store cannot be read or written", .folder.display())]
+    #[error("{}: the store cannot be read or written; see that its disk has room and can be written, then start again", .folder.display())]
     Io {
         /// The store's folder.
         folder: PathBuf,

@@ -1,11 +1,16 @@
-//! The bytes of the store's values, version 2; version 1 had no start. Where they lie is in `store`.
+//! The bytes of the store's values, version 3; version 2 had no parts, version 1 no start. Where they
+//! lie is in `store`.
 //!
 //! Numbers are little-endian; only the keys of the log are big-endian, so that their order is the
 //! order of the entries. Every value begins with a CRC-32 (IEEE) of all that follows it, and of its
-//! place before that, so that a value at the wrong place is noticed too:
+//! place before that, so that a value at the wrong place is noticed too. The value of an entry that
+//! is larger than [`MAX_PART`] lies in parts, which are put together before they are read: values
+//! beyond 128 KiB would be files that sled does not sync before its log points at them, and pages
+//! of up to 26 values (16, and ten that were added) must be smaller than that, too.
 //!
 //! ```text
 //! log   [index: u64 big-endian]  -> crc32(index, rest)  version: u8  kind: u8  term: u64  data
+//! log   [index]  [part: u16 big-endian, from 1]  -> the bytes that follow the part before
 //! meta  "hard_state"             -> crc32(key, rest)    term: u64  vote: u64  commit: u64
 //! meta  "start"                  -> crc32(key, rest)    index: u64  term: u64  voters  learners
 //!                                    each: how many: u64, and their ids: u64
@@ -21,9 +26,13 @@ use muster_coordinator_core::consensus::{
 };
 
 /// The version of all of it. A store has the oldest version that can say what is in it: 1 while its
-/// log begins with its first entry.
-pub(super) const VERSION: u32 = 2;
+/// log begins with its first entry, 2 while no entry is large.
+pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION_WITHOUT_PARTS: u32 = 2;
 pub(super) const VERSION_WITHOUT_START: u32 = 1;
+
+/// The largest value, in bytes.
+const MAX_PART: usize = 2 << 10;
 
 /// The version of an entry.
 const ENTRY_VERSION: u8 = 1;
@@ -62,7 +71,36 @@ fn checksum(key: &[u8], rest: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-pub(super) fn encode_entry(entry: &Entry) -> Vec<u8> {
+/// The key of a part of an entry.
+pub(super) fn key(index: u64, part: u16) -> Vec<u8> {
+    let mut key = index.to_be_bytes().to_vec();
+    if part > 0 {
+        key.extend_from_slice(&part.to_be_bytes());
+    }
+    key
+}
+
+/// An index and a part.
+pub(super) fn decode_key(key: &[u8]) -> Result<(u64, u16), String> {
+    let bad = || "a key is not an index, or an index and a part".to_owned();
+    let (index, part) = key.split_first_chunk().ok_or_else(bad)?;
+    let part = match part {
+        [] => 0,
+        part => u16::from_be_bytes(part.try_into().map_err(|_| bad())?),
+    };
+    Ok((u64::from_be_bytes(*index), part))
+}
+
+/// The keys and the values of an entry. It has at most 128 MiB.
+pub(super) fn encode_entry(entry: &Entry) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let value = encode_value(entry);
+    let parts = (0..).zip(value.chunks(MAX_PART));
+    parts
+        .map(|(part, bytes)| (key(entry.index, part), bytes.to_vec()))
+        .collect()
+}
+
+fn encode_value(entry: &Entry) -> Vec<u8> {
     let kind = match entry.kind {
         EntryKind::Normal => 0,
         EntryKind::Config => 1,

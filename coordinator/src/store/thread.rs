@@ -2,10 +2,12 @@
 //!
 //! What a batch is worth, and who hears of it, is the caller's.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use std::{io, thread};
 
 use muster_coordinator_core::consensus::{Entry, HardState, Mark};
@@ -15,6 +17,11 @@ use super::{Store, StoreError};
 /// Batches that may wait. When they do, [`StoreThread::write`] waits too: consensus must not run
 /// further ahead of its disk, and nothing that waits here is acknowledged to anybody.
 const MAX_WAITING_BATCHES: usize = 1024;
+
+/// What shares a transaction, so that the store still syncs as often as sled needs; see
+/// `MAX_UNSYNCED_BYTES` there.
+const MAX_JOINED_ENTRIES: usize = 64;
+const MAX_JOINED_BYTES: usize = 32 << 10;
 
 /// What must become durable together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +36,37 @@ pub struct Batch {
     pub restore: Option<Mark>,
 }
 
+impl Batch {
+    /// Whether one transaction can do what both say; each transaction of sled's is a write of its own.
+    fn is_continued_by(&self, next: &Batch) -> bool {
+        let are_neighbours = match (self.entries.last(), next.entries.first()) {
+            (Some(last), Some(first)) => first.index == last.index + 1,
+            _ => true,
+        };
+        let num_entries = self.entries.len() + next.entries.len();
+        let entries = self.entries.iter().chain(&next.entries);
+        let num_bytes: usize = entries.map(|entry| entry.data.len()).sum();
+        let is_small = num_entries <= MAX_JOINED_ENTRIES && num_bytes <= MAX_JOINED_BYTES;
+        self.restore.is_none() && next.restore.is_none() && are_neighbours && is_small
+    }
+
+    fn joined_with(mut self, next: Batch) -> Batch {
+        self.entries.extend(next.entries);
+        self.hard_state = next.hard_state.or(self.hard_state);
+        self
+    }
+}
+
+/// What the thread is given, in order.
+#[derive(Debug)]
+enum Item {
+    Batch(Batch),
+    /// The log rests on a snapshot that ends here.
+    Rest(Mark),
+    /// Entries through this one are needed no more.
+    Discard(u64),
+}
+
 /// What became of batches.
 #[derive(Debug)]
 pub enum Report {
@@ -36,6 +74,11 @@ pub enum Report {
     Durable {
         /// Its number.
         batch: u64,
+    },
+    /// The log rests on the snapshot that ends here, also after a loss of power.
+    Rests {
+        /// Where.
+        mark: Mark,
     },
     /// The store failed. It is reported once; nothing that was not reported durable can be relied
     /// on, and the thread has ended.
@@ -51,9 +94,31 @@ pub struct Stopped;
 #[derive(Debug)]
 pub struct StoreThread {
     /// `None` once the thread is told to end.
-    batches: Option<SyncSender<Batch>>,
+    items: Option<SyncSender<Item>>,
     thread: Option<JoinHandle<()>>,
-    num_syncs: Arc<AtomicU64>,
+    syncs: Arc<Syncs>,
+}
+
+/// How often a store was synced, and how long that took.
+#[derive(Debug, Default)]
+pub struct Syncs {
+    num: AtomicU64,
+    total_us: AtomicU64,
+}
+
+impl Syncs {
+    /// How often, since the store was opened.
+    #[must_use]
+    pub fn num(&self) -> u64 {
+        self.num.load(Ordering::Relaxed)
+    }
+
+    /// How long a sync took with the writes before it, in the mean, in microseconds.
+    #[must_use]
+    pub fn mean_us(&self) -> u64 {
+        let total_us = self.total_us.load(Ordering::Relaxed);
+        total_us.checked_div(self.num()).unwrap_or_default()
+    }
 }
 
 impl StoreThread {
@@ -63,15 +128,17 @@ impl StoreThread {
     /// # Errors
     /// When the system has no thread left.
     pub fn spawn(store: Store, report: impl FnMut(Report) + Send + 'static) -> io::Result<Self> {
-        let num_syncs = Arc::clone(&store.num_syncs);
+        let syncs = Arc::new(Syncs::default());
+        syncs.num.store(store.num_syncs(), Ordering::Relaxed);
+        let counted = Arc::clone(&syncs);
         let (sender, receiver) = sync_channel(MAX_WAITING_BATCHES);
         let thread = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || run(store, receiver, report))?;
+            .spawn(move || run(store, receiver, report, &counted))?;
         Ok(Self {
-            batches: Some(sender),
+            items: Some(sender),
             thread: Some(thread),
-            num_syncs,
+            syncs,
         })
     }
 
@@ -80,17 +147,40 @@ impl StoreThread {
     /// # Errors
     /// When the thread has ended.
     pub fn write(&self, batch: Batch) -> Result<(), Stopped> {
-        self.batches
-            .as_ref()
-            .ok_or(Stopped)?
-            .send(batch)
-            .map_err(|_| Stopped)
+        self.give(Item::Batch(batch))
+    }
+
+    /// Has the log rest on a snapshot, which is durable; see [`Store::rest_on`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub fn rest_on(&self, mark: Mark) -> Result<(), Stopped> {
+        self.give(Item::Rest(mark))
+    }
+
+    /// Has entries removed that a snapshot covers; see [`Store::discard`].
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub fn discard(&self, through: u64) -> Result<(), Stopped> {
+        self.give(Item::Discard(through))
+    }
+
+    fn give(&self, item: Item) -> Result<(), Stopped> {
+        let items = self.items.as_ref().ok_or(Stopped)?;
+        items.send(item).map_err(|_| Stopped)
     }
 
     /// How many syncs were done since the store was opened.
     #[must_use]
     pub fn num_syncs(&self) -> u64 {
-        self.num_syncs.load(Ordering::SeqCst)
+        self.syncs.num()
+    }
+
+    /// How often it was synced, and how long that took.
+    #[must_use]
+    pub fn syncs(&self) -> Arc<Syncs> {
+        Arc::clone(&self.syncs)
     }
 
     /// Writes what waits, ends the thread and closes the store, so that it can be opened again.
@@ -101,7 +191,7 @@ impl StoreThread {
 
 impl Drop for StoreThread {
     fn drop(&mut self) {
-        self.batches = None;
+        self.items = None;
         if let Some(thread) = self.thread.take() {
             // It only panics where `report` does, and that has been told already.
             let _ = thread.join();
@@ -109,18 +199,22 @@ impl Drop for StoreThread {
     }
 }
 
-fn run(mut store: Store, batches: Receiver<Batch>, mut report: impl FnMut(Report)) {
-    while let Ok(first) = batches.recv() {
+fn run(mut store: Store, items: Receiver<Item>, mut report: impl FnMut(Report), syncs: &Syncs) {
+    while let Ok(first) = items.recv() {
+        let began = Instant::now();
         // No more than the bound at once, so that a steady stream still gets its reports.
-        let rest = batches.try_iter().take(MAX_WAITING_BATCHES);
-        match write_all(&mut store, std::iter::once(first).chain(rest)) {
-            Ok(durable) => durable
-                .into_iter()
-                .for_each(|batch| report(Report::Durable { batch })),
+        let rest = items.try_iter().take(MAX_WAITING_BATCHES);
+        let written = write_all(&mut store, std::iter::once(first).chain(rest));
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        syncs.num.store(store.num_syncs(), Ordering::Relaxed);
+        syncs.total_us.fetch_add(took_us, Ordering::Relaxed);
+        match written {
+            Ok(reports) => reports.into_iter().for_each(&mut report),
             Err(error) => {
                 // The store is closed, and takes nothing more, before anybody can act on the report.
-                drop(store);
-                drop(batches);
+                // sled panics where it cannot sync as it closes, and must not take the report along.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
+                drop(items);
                 report(Report::Failed(error));
                 return;
             }
@@ -128,22 +222,46 @@ fn run(mut store: Store, batches: Receiver<Batch>, mut report: impl FnMut(Report
     }
 }
 
-/// Appends all batches, then syncs once; returns their numbers.
+/// Writes all items, then syncs once, where that is needed; returns what is to be reported.
 fn write_all(
     store: &mut Store,
-    batches: impl Iterator<Item = Batch>,
-) -> Result<Vec<u64>, StoreError> {
-    let mut written = Vec::new();
-    for Batch {
-        batch,
-        entries,
-        hard_state,
-        restore,
-    } in batches
-    {
-        store.append(&entries, hard_state, restore.as_ref())?;
-        written.push(batch);
+    items: impl Iterator<Item = Item>,
+) -> Result<Vec<Report>, StoreError> {
+    let mut reports = Vec::new();
+    let mut joined: Option<Batch> = None;
+    for item in items {
+        match item {
+            Item::Batch(next) => {
+                reports.push(Report::Durable { batch: next.batch });
+                joined = match joined.take() {
+                    Some(before) if before.is_continued_by(&next) => Some(before.joined_with(next)),
+                    before => {
+                        append(store, before)?;
+                        Some(next)
+                    }
+                };
+            }
+            Item::Rest(mark) => {
+                append(store, joined.take())?;
+                store.rest_on(&mark)?;
+                reports.push(Report::Rests { mark });
+            }
+            Item::Discard(through) => {
+                append(store, joined.take())?;
+                store.discard(through)?;
+            }
+        }
     }
-    store.sync()?;
-    Ok(written)
+    append(store, joined)?;
+    if !reports.is_empty() {
+        store.sync()?;
+    }
+    Ok(reports)
+}
+
+fn append(store: &mut Store, batch: Option<Batch>) -> Result<(), StoreError> {
+    match batch {
+        Some(batch) => store.append(&batch.entries, batch.hard_state, batch.restore.as_ref()),
+        None => Ok(()),
+    }
 }

@@ -30,9 +30,7 @@ impl Watermark {
                 return Ok(Err(format!("the file {NAME} is missing")));
             }
             let mut watermark = Self(File::create_new(path)?);
-            watermark.raise(0)?;
-            rustix::fs::fsync(&watermark.0)?;
-            rustix::fs::fsync(File::open(folder)?)?;
+            watermark.begin(folder)?;
             return Ok(Ok(watermark));
         }
         let file = File::options().read(true).write(true).open(path)?;
@@ -41,6 +39,12 @@ impl Watermark {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => bytes = [0; LENGTH],
             Err(error) => return Err(error),
+        }
+        if num_batches == 0 && bytes == [0; LENGTH] {
+            // The power failed while a new store was made: the name was durable, its bytes were not.
+            let mut watermark = Self(file);
+            watermark.begin(folder)?;
+            return Ok(Ok(watermark));
         }
         let synced = number_in(&bytes);
         if bytes != encode(synced) {
@@ -52,6 +56,13 @@ impl Watermark {
             )));
         }
         Ok(Ok(Self(file)))
+    }
+
+    /// Makes the file of a new store durable, before anything else of it is.
+    fn begin(&mut self, folder: &Path) -> io::Result<()> {
+        self.raise(0)?;
+        self.0.sync_all()?;
+        File::open(folder)?.sync_all()
     }
 
     /// Says that this many batches are durable.

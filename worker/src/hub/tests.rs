@@ -142,11 +142,8 @@ async fn a_process_keeps_its_connections_and_its_log_through_worlds() {
     let (control, mut told) = mpsc::unbounded_channel();
     let (records, mut recorded) = mpsc::unbounded_channel();
     let (lines, mut printed) = mpsc::channel(9);
-    note(Note::Connected {
-        control,
-        records,
-        lines: Lines(lines),
-    });
+    note(Note::Connected { control, records });
+    note(Note::Listens(Lines(lines)));
     let mut heard = async || {
         loop {
             match next(told.recv()).await {

@@ -1,8 +1,11 @@
-//! How a submission spends its time: steps run, and steps that count.
+//! What the events of a job amount to: how far it is, and what of it was told already. It follows
+//! from the log alone, so that every replica has the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use muster_proto::event::{Event, What};
+use muster_proto::v1;
 
 use super::{Coordinator, JobName, Output};
 use crate::goodput::Goodput;
@@ -32,10 +35,9 @@ pub(crate) struct Account {
     pub(crate) worlds: BTreeMap<u64, String>,
     /// The hash of every manifest that was committed, by history and step.
     pub(crate) committed: BTreeMap<(u64, u64), String>,
-    /// The newest entry of the log that an event tells of.
-    index: u64,
-    /// How many events the job's stream has.
+    /// How many events the job's stream has, and in how many bytes.
     num_events: u64,
+    pub(crate) num_bytes: u64,
     /// The position of the newest submission.
     pub(super) first_event: u64,
 }
@@ -65,6 +67,11 @@ impl Account {
     /// How many of the first `step` steps made no update.
     pub(super) fn num_skipped(&self, step: u64) -> u64 {
         self.skipped.range(..=step).count() as u64
+    }
+
+    /// The ranks of the newest world whose loss was told.
+    pub(super) fn has_lost(&self, rank: u32) -> bool {
+        self.lost.contains(&rank)
     }
 
     fn take(&mut self, event: &Event) {
@@ -133,41 +140,103 @@ impl Account {
     }
 
     /// Whether the stream tells already what this event tells.
-    fn knows(&self, index: Option<u64>, event: &Event) -> bool {
-        if let Some(index) = index {
-            return index <= self.index;
-        }
+    pub(super) fn knows(&self, event: &Event) -> bool {
         match &event.what {
             What::Step { step, .. } => (event.history, *step) <= (self.history, self.step),
             What::Evaluated { step, .. } => (event.history, *step) <= self.evaluated,
             What::Rank { rank, pid, .. } => self.ranks.contains(&(*rank, *pid)),
             // A new leader hears of it once more, as long as no other world was made.
-            What::Lost { rank, .. } => self.lost.contains(rank),
+            What::Lost { rank, .. } => self.has_lost(*rank),
             _ => false,
+        }
+    }
+
+    /// The account for a snapshot.
+    pub(crate) fn to_wire(&self) -> v1::Account {
+        let ranks = self.ranks.iter();
+        let committed = self.committed.iter();
+        v1::Account {
+            submitted_s: self.submitted_s,
+            steps_run: self.steps_run,
+            skipped: self.skipped.iter().copied().collect(),
+            history: self.history,
+            step: self.step,
+            loss: self.loss,
+            total_steps: self.total_steps,
+            evaluated_history: self.evaluated.0,
+            evaluated_step: self.evaluated.1,
+            ranks: ranks
+                .map(|(rank, pid)| v1::ToldRank {
+                    rank: *rank,
+                    pid: *pid,
+                })
+                .collect(),
+            lost: self.lost.iter().copied().collect(),
+            reached: self.reached.clone(),
+            worlds: self.worlds.clone(),
+            committed: committed
+                .map(|((history, step), hash)| v1::CommittedCheckpoint {
+                    history: *history,
+                    step: *step,
+                    manifest_hash: hash.clone(),
+                })
+                .collect(),
+            num_events: self.num_events,
+            num_bytes: self.num_bytes,
+            first_event: self.first_event,
+            books: Some(self.goodput.to_wire()),
+        }
+    }
+
+    /// The account from a snapshot.
+    pub(crate) fn of_wire(account: v1::Account) -> Self {
+        let ranks = account.ranks.into_iter();
+        let committed = account.committed.into_iter();
+        Self {
+            submitted_s: account.submitted_s,
+            steps_run: account.steps_run,
+            goodput: Goodput::of_wire(account.books.unwrap_or_default()),
+            skipped: account.skipped.into_iter().collect(),
+            history: account.history,
+            step: account.step,
+            loss: account.loss,
+            total_steps: account.total_steps,
+            evaluated: (account.evaluated_history, account.evaluated_step),
+            ranks: ranks.map(|told| (told.rank, told.pid)).collect(),
+            lost: account.lost.into_iter().collect(),
+            reached: account.reached,
+            worlds: account.worlds,
+            committed: committed
+                .map(|one| ((one.history, one.step), one.manifest_hash))
+                .collect(),
+            num_events: account.num_events,
+            num_bytes: account.num_bytes,
+            first_event: account.first_event,
         }
     }
 }
 
 impl Coordinator {
-    /// Books an event that is part of its job's stream.
-    pub(super) fn account_for(&mut self, index: Option<u64>, event: &Event) {
-        if let Ok(job) = JobName::new(&event.job) {
-            let account = self.accounts.entry(job).or_default();
-            account.index = index.unwrap_or(0).max(account.index);
-            account.take(event);
-        }
-    }
-
-    /// Makes an event part of its job's stream, unless it is there already: a record that came
-    /// twice, or an entry of the log that was applied by the process before this one.
-    pub(super) fn publish(&mut self, index: Option<u64>, event: Event, outputs: &mut Vec<Output>) {
-        let account = JobName::new(&event.job)
-            .ok()
-            .and_then(|job| self.accounts.get(&job));
-        if account.is_some_and(|account| account.knows(index, &event)) {
+    /// Makes an event part of its job's stream, unless it is there already, such as a record that
+    /// came twice. Called while an entry is applied, and never else.
+    pub(super) fn publish(&mut self, event: Event, outputs: &mut Vec<Output>) {
+        let Ok(job) = JobName::new(&event.job) else {
+            return;
+        };
+        let account = Arc::make_mut(self.accounts.entry(job).or_default());
+        if account.knows(&event) {
             return;
         }
-        self.account_for(index, &event);
-        outputs.push(Output::Event { index, event });
+        account.take(&event);
+        let line = line_of(&event);
+        account.num_bytes += line.len() as u64;
+        outputs.push(Output::Event { event, line });
     }
+}
+
+/// The line of a job's stream that tells an event, with its end.
+fn line_of(event: &Event) -> String {
+    let mut line = serde_json::to_string(event).expect("every key is text");
+    line.push('\n');
+    line
 }

@@ -2,15 +2,18 @@
 //! and observation and proposed once at a time. Which world a job gets is the planner's to say.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use muster_cluster::apply::{Answer, Refusal};
 use muster_cluster::command::{Command, Outcome, OutcomeKind, StopWhy};
 use muster_cluster::ids::{Incarnation, JobName, Step, WorkerName};
 use muster_cluster::plan;
 use muster_cluster::state::{Job, Manifest, Phase, World};
+use muster_consensus::ReplicaId;
 use muster_proto::v1;
 
-use super::{Coordinator, Now, Output, Session};
+use super::{Coordinator, Now, Output};
+use crate::links::Session;
 use crate::ranks::WorldWatch;
 
 /// What a proposal of the leader's own is for; no two of the same are under way.
@@ -26,15 +29,20 @@ pub(super) enum Duty {
     End(JobName),
     /// A worker is there.
     Register(Session),
+    /// A member of the group has caught up.
+    Promote,
+    /// A member of the group is not as the log says.
+    Seen(ReplicaId),
 }
 
 impl Coordinator {
     /// Proposes what the state lacks. A new round of planning begins when the last one is applied,
     /// since one decision may take the devices of another.
     pub(super) fn decide(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        self.tend_group(outputs);
         self.observe(now);
-        self.register_workers(now, outputs);
-        self.settle_worlds(now, outputs);
+        self.register_workers(outputs);
+        self.settle_worlds(outputs);
         if self
             .in_flight
             .keys()
@@ -43,7 +51,24 @@ impl Coordinator {
             return;
         }
         let plan = plan::plan(&self.state, &self.observed, self.patience, now.monotonic_ms);
-        for name in self.state.jobs.keys() {
+        // What was seen before is told before. What is decided of such a job is decided again then.
+        for command in &plan.commands {
+            if let Command::StartWorld { job, world, .. } = command {
+                self.observe_missed(job, world);
+            }
+        }
+        let mut held = self.jobs_with_news();
+        for command in &plan.commands {
+            if let Command::Finish { job, .. } | Command::StartWorld { job, .. } = command
+                && !matches!(command, Command::StartWorld { world, .. } if world.finish.is_some())
+                && self.is_unrecorded(job)
+            {
+                held.insert(job.clone());
+                self.is_held = true;
+            }
+        }
+        let free = self.state.open_jobs().map(|(name, _)| name);
+        for name in free.filter(|name| !held.contains(*name)) {
             // Only a job that gathers is watched before its first world.
             let gathers = plan.waits.get(name).is_some_and(|wait| wait.gathers);
             if gathers || self.worlds.contains_key(name) {
@@ -65,8 +90,9 @@ impl Coordinator {
             | Command::EndStandby { job, .. }
             | Command::Distrust { job, .. }
             | Command::Finish { job, .. } = &command
+                && !held.contains(job)
             {
-                self.propose_duty(Duty::Plan(job.clone()), command, now, outputs);
+                self.propose_duty(Duty::Plan(job.clone()), command, outputs);
             }
         }
     }
@@ -77,7 +103,7 @@ impl Coordinator {
             return None;
         };
         let mut given_up = self.state.clone();
-        let known = given_up.jobs.get_mut(job)?;
+        let known = given_up.jobs.get_mut(job).map(Arc::make_mut)?;
         known.abandoned = Some(known.generation);
         self.observe(now);
         let plan = |state| plan::plan(state, &self.observed, self.patience, now.monotonic_ms);
@@ -115,7 +141,7 @@ impl Coordinator {
         if late_ms <= self.patience.detect_ms / 2 {
             return;
         }
-        for link in self.links.values_mut() {
+        for (_, link) in self.links.iter_mut() {
             link.last_seen_ms = now.monotonic_ms;
         }
         for since in self.observed.silent_since_ms.values_mut() {
@@ -133,10 +159,8 @@ impl Coordinator {
         let is_heard = |last_seen_ms: u64| {
             now.monotonic_ms.saturating_sub(last_seen_ms) <= self.patience.detect_ms
         };
-        let heard = self
-            .links
-            .values()
-            .filter(|link| is_heard(link.last_seen_ms));
+        let links = self.links.iter().map(|(_, link)| link);
+        let heard = links.filter(|link| is_heard(link.last_seen_ms));
         let connected: BTreeMap<WorkerName, Incarnation> = heard
             .map(|link| (link.worker.clone(), link.node.incarnation))
             .collect();
@@ -144,7 +168,7 @@ impl Coordinator {
             if connected.contains_key(worker) {
                 self.observed.silent_since_ms.remove(worker);
             } else {
-                let link = self.links.values().find(|link| link.worker == *worker);
+                let link = self.links.of(worker).map(|(_, link)| link);
                 let since = link.map_or(now.monotonic_ms, |link| link.last_seen_ms);
                 self.observed
                     .silent_since_ms
@@ -153,21 +177,20 @@ impl Coordinator {
             }
         }
         self.observed.connected = connected;
-        self.observed.worlds = self
-            .worlds
-            .iter()
-            .map(|(job, world)| (job.clone(), world.watch.clone()))
-            .collect();
+        let open = self.state.open_jobs();
+        let watched = open.filter_map(|(job, _)| self.worlds.get_key_value(job));
+        let watched = watched.map(|(job, world)| (job.clone(), world.watch.clone()));
+        self.observed.worlds = watched.collect();
     }
 
-    fn register_workers(&mut self, now: Now, outputs: &mut Vec<Output>) {
+    fn register_workers(&mut self, outputs: &mut Vec<Output>) {
         let strangers: Vec<(Session, Command)> = self
             .links
             .iter()
             .filter(|(_, link)| self.state.nodes.get(&link.worker) != Some(&link.node))
             .map(|(session, link)| {
                 (
-                    *session,
+                    session,
                     Command::RegisterWorker {
                         worker: link.worker.clone(),
                         node: link.node.clone(),
@@ -176,12 +199,12 @@ impl Coordinator {
             })
             .collect();
         for (session, command) in strangers {
-            self.propose_duty(Duty::Register(session), command, now, outputs);
+            self.propose_duty(Duty::Register(session), command, outputs);
         }
     }
 
     /// Proposes what the reports of the ranks amount to: a checkpoint, a damage, an end.
-    fn settle_worlds(&mut self, now: Now, outputs: &mut Vec<Output>) {
+    fn settle_worlds(&mut self, outputs: &mut Vec<Output>) {
         let mut proposals = Vec::new();
         for (name, job) in &self.state.jobs {
             let Some(world) = job.world.as_ref() else {
@@ -228,18 +251,25 @@ impl Coordinator {
                 proposals.push((Duty::End(name.clone()), command));
             }
         }
+        // What was seen before a job's end is told before it.
+        let num_proposals = proposals.len();
+        proposals.retain(|(duty, _)| match duty {
+            Duty::End(job) => !self.is_unrecorded(job),
+            _ => true,
+        });
+        self.is_held = proposals.len() < num_proposals;
         for (duty, command) in proposals {
-            self.propose_duty(duty, command, now, outputs);
+            self.propose_duty(duty, command, outputs);
         }
     }
 
-    fn propose_duty(&mut self, duty: Duty, command: Command, now: Now, outputs: &mut Vec<Output>) {
+    fn propose_duty(&mut self, duty: Duty, command: Command, outputs: &mut Vec<Output>) {
         if self.in_flight.contains_key(&duty) {
             return;
         }
         let proposal = self.next_proposal();
         self.in_flight.insert(duty, proposal);
-        self.propose(proposal, None, command, now, outputs);
+        self.propose(proposal, None, command, outputs);
     }
 }
 

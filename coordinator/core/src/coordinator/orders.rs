@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_cluster::ids::{Generation, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
+use muster_cluster::ids::{Generation, JobName, ProcessId, RankId, Step};
 use muster_cluster::plan::Closing;
 use muster_cluster::state::{Job, Manifest, Phase, Placement, World};
 use muster_proto::{convert, v1};
@@ -11,12 +11,12 @@ use v1::rank_order::Order;
 use v1::to_worker::Message;
 
 use super::{Coordinator, Output, Session};
-use crate::links::{Link, Told};
+use crate::links::Told;
 
 impl Coordinator {
     /// Sends what is missing.
     pub(super) fn drive(&mut self, outputs: &mut Vec<Output>) {
-        for (name, job) in &self.state.jobs {
+        for (name, job) in self.state.open_jobs() {
             let Some(world) = &job.world else { continue };
             let watch = self
                 .worlds
@@ -36,16 +36,16 @@ impl Coordinator {
                 gone: watch
                     .map(|watch| watch.watch.gone.keys().copied().collect())
                     .unwrap_or_default(),
-                cluster_id: &self.cluster_id,
-                checkpoints: &self.checkpoints,
+                cluster_id: &self.options.cluster_id,
+                checkpoints: &self.options.checkpoints,
                 collective_timeout_ms: self
                     .patience
                     .collective_timeout_ms(watch.map_or(0, |watch| watch.watch.speed.step_us)),
                 detect_ms: self.patience.detect_ms,
             };
             for (rank, placement) in (0u32..).zip(&world.ranks) {
-                let seat = (&placement.worker, placement.incarnation);
-                if let Some((session, link)) = link_to(&mut self.links, seat) {
+                let life = placement.incarnation;
+                if let Some((session, link)) = self.links.in_life(&placement.worker, life) {
                     let told = link.told(name, placement.process);
                     let mut messages = Vec::new();
                     sight.tell_rank(rank, placement, told, &mut messages);
@@ -53,8 +53,8 @@ impl Coordinator {
                 }
             }
             for (process, seat) in &job.standbys {
-                let seat = (&seat.worker, seat.incarnation);
-                if let Some((session, link)) = link_to(&mut self.links, seat) {
+                let life = seat.incarnation;
+                if let Some((session, link)) = self.links.in_life(&seat.worker, life) {
                     let told = link.told(name, *process);
                     let follow = watch.and_then(|watch| watch.to_follow(*process, job, world));
                     let mut messages = Vec::new();
@@ -69,10 +69,15 @@ impl Coordinator {
     /// Dismisses the ranks that have done their part, and ends the processes that no job has;
     /// nothing more is said to either.
     fn end_processes(&mut self, outputs: &mut Vec<Output>) {
-        for (session, link) in &mut self.links {
+        let mut processes = BTreeMap::new();
+        for (session, link) in self.links.iter_mut() {
             link.told.retain(|(name, process), _| {
                 let job = self.state.jobs.get(name);
-                if job.is_some_and(|job| job.has_process(*process)) {
+                if !processes.contains_key(name) {
+                    processes.insert(name.clone(), job.map(|job| processes_of(job)));
+                }
+                let of_job = processes.get(name).and_then(Option::as_ref);
+                if of_job.is_some_and(|of_job| of_job.contains(process)) {
                     return true;
                 }
                 let done = self
@@ -83,27 +88,36 @@ impl Coordinator {
                     Some(key) if done => order(&key, Order::Dismiss(v1::Dismiss {})),
                     _ => end_of(name, *process, false),
                 };
-                send(*session, vec![message], outputs);
+                send(session, vec![message], outputs);
                 false
+            });
+        }
+        self.forget_worlds();
+    }
+
+    /// Forgets what was seen of jobs that have ended and that no worker has to be told of any more.
+    fn forget_worlds(&mut self) {
+        if self.worlds.len() > self.state.num_open_jobs() {
+            let told = self.links.iter().flat_map(|(_, link)| link.told.keys());
+            let told: BTreeSet<&JobName> = told.map(|(job, _)| job).collect();
+            let jobs = &self.state.jobs;
+            self.worlds.retain(|name, _| {
+                told.contains(name) || jobs.get(name).is_some_and(|job| !job.is_over())
             });
         }
     }
 }
 
+/// The processes that are part of a job's world, or wait to be.
+fn processes_of(job: &Job) -> BTreeSet<ProcessId> {
+    let ranks = job.world.iter().flat_map(|world| &world.ranks);
+    let ranks = ranks.map(|rank| rank.process);
+    ranks.chain(job.standbys.keys().copied()).collect()
+}
+
 fn send(session: Session, messages: Vec<Message>, outputs: &mut Vec<Output>) {
     let to_worker = |message| Output::ToWorker { session, message };
     outputs.extend(messages.into_iter().map(to_worker));
-}
-
-/// The stream of a worker in one of its lives.
-fn link_to<'a>(
-    links: &'a mut BTreeMap<Session, Link>,
-    (worker, incarnation): (&WorkerName, Incarnation),
-) -> Option<(Session, &'a mut Link)> {
-    let mut links = links.iter_mut();
-    links
-        .find(|(_, link)| link.worker == *worker && link.node.incarnation == incarnation)
-        .map(|(session, link)| (*session, link))
 }
 
 /// The rank that a process was in the last world of a job.

@@ -5,14 +5,13 @@
 use muster_cluster::apply::Refusal;
 use muster_cluster::ids::{Generation, History, JobName, ProcessId, RankId, Step, WorkerName};
 use muster_cluster::plan::{Closed, Suspect};
-use muster_proto::event::{Event, What};
 use muster_proto::{convert, v1};
 use v1::from_worker::Message as From;
 use v1::rank_report::Report;
 use v1::to_worker::Message as To;
 
 use super::orders::end_of;
-use super::{Coordinator, Now, Output, Session, seconds};
+use super::{Coordinator, Now, Output, Session};
 use crate::links::Link;
 use crate::ranks::WorldWatch;
 
@@ -42,16 +41,12 @@ impl Coordinator {
                 return;
             }
         };
-        let known = self
-            .links
-            .values()
-            .filter(|link| link.worker == worker)
-            .map(|link| link.node.incarnation);
+        let older = self.links.of(&worker);
+        let known = older.map(|(_, link)| link.node.incarnation);
+        let older = older.map(|(session, _)| session);
         let registered = self.state.nodes.get(&worker).map(|node| node.incarnation);
-        if known
-            .chain(registered)
-            .any(|known| known > node.incarnation)
-        {
+        let mut known = known.into_iter().chain(registered);
+        if known.any(|known| known > node.incarnation) {
             let reason = Refusal::OlderIncarnation {
                 worker: worker.to_string(),
             }
@@ -60,14 +55,8 @@ impl Coordinator {
             outputs.push(Output::ToWorker { session, message });
             return;
         }
-        let older: Vec<Session> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.worker == worker)
-            .map(|(session, _)| *session)
-            .collect();
-        for older in older {
-            self.links.remove(&older);
+        if let Some(older) = older {
+            self.links.remove(older);
             // Hellos of two streams may come in either order, so that this may be the newer one.
             let message = To::Refused(v1::Refused {
                 reason: format!("worker {worker} opened another stream"),
@@ -81,7 +70,7 @@ impl Coordinator {
         self.links
             .insert(session, Link::new(worker, node, now.monotonic_ms));
         let welcome = v1::Welcome {
-            cluster_id: self.cluster_id.to_vec(),
+            cluster_id: self.options.cluster_id.to_vec(),
             heartbeat_ms: self.patience.heartbeat_ms(),
         };
         outputs.push(Output::ToWorker {
@@ -89,59 +78,54 @@ impl Coordinator {
             message: To::Welcome(welcome),
         });
         for running in hello.ranks {
-            self.process_runs(session, running, now, outputs);
+            self.process_runs(session, running);
         }
     }
 
     /// Ends a stream with a reason.
     pub(super) fn refuse(&mut self, session: Session, reason: String, outputs: &mut Vec<Output>) {
-        if self.links.remove(&session).is_some() {
+        if self.links.remove(session).is_some() {
             let message = refused(reason);
             outputs.push(Output::ToWorker { session, message });
         }
     }
 
-    /// A worker says something.
+    /// A worker says something; whether it is more than that it is there.
     pub(super) fn heard(
         &mut self,
         session: Session,
         message: From,
         now: Now,
         outputs: &mut Vec<Output>,
-    ) {
-        let Some(link) = self.links.get_mut(&session) else {
-            return;
+    ) -> bool {
+        let Some(link) = self.links.get_mut(session) else {
+            return false;
         };
         link.last_seen_ms = now.monotonic_ms;
         match message {
             // Only the first message of a stream says who is there.
-            From::Hello(_) | From::Heartbeat(_) => {}
+            From::Hello(_) | From::Heartbeat(_) => return false,
             From::Started(started) => {
                 let running = v1::RunningRank {
                     key: started.key,
                     pid: started.pid,
                     ..v1::RunningRank::default()
                 };
-                self.process_runs(session, running, now, outputs);
+                self.process_runs(session, running);
             }
-            From::Report(report) => self.process_reports(session, report, now, outputs),
+            From::Report(report) => self.process_reports(session, report, now),
             From::Exited(exited) => self.process_exited(session, exited, now, outputs),
         }
+        true
     }
 
-    fn process_runs(
-        &mut self,
-        session: Session,
-        running: v1::RunningRank,
-        now: Now,
-        outputs: &mut Vec<Output>,
-    ) {
+    fn process_runs(&mut self, session: Session, running: v1::RunningRank) {
         let Some(key) = running.key else { return };
         let Ok(job) = convert::job_name(&key.job) else {
             return;
         };
         let process = ProcessId(key.process);
-        if let Some(link) = self.links.get_mut(&session) {
+        if let Some(link) = self.links.get_mut(session) {
             link.told(&job, process).assigned = Some(Generation(key.generation));
         }
         let Some((job, worker, member)) = self.member(session, &key) else {
@@ -156,23 +140,16 @@ impl Coordinator {
             };
             watch.listens(process, ready, member == Member::Standby);
         }
-        let Member::Rank(rank) = member else { return };
-        let what = What::Rank {
-            rank: rank.0,
-            worker: worker.to_string(),
-            pid: running.pid,
-            generation: key.generation,
-        };
-        self.publish(None, event(&key, seconds(now), what), outputs);
+        if let Member::Rank(rank) = member {
+            let key = v1::RankKey {
+                rank: rank.0,
+                ..key
+            };
+            self.observe_rank(key, worker.to_string(), running.pid);
+        }
     }
 
-    fn process_reports(
-        &mut self,
-        session: Session,
-        report: v1::RankReport,
-        now: Now,
-        outputs: &mut Vec<Output>,
-    ) {
+    fn process_reports(&mut self, session: Session, report: v1::RankReport, now: Now) {
         let (Some(key), Some(report)) = (report.key, report.report) else {
             return;
         };
@@ -180,13 +157,11 @@ impl Coordinator {
             return;
         };
         if let (Member::Rank(rank), Report::CheckpointUnwritten(unwritten)) = (member, &report) {
-            let what = What::Unwritten {
-                step: unwritten.step,
+            let key = v1::RankKey {
                 rank: rank.0,
-                worker: worker.to_string(),
-                reason: unwritten.reason.clone(),
+                ..key
             };
-            return self.publish(None, event(&key, seconds(now), what), outputs);
+            return self.observe_unwritten(key, worker.to_string(), unwritten.clone());
         }
         let process = ProcessId(key.process);
         let is_current = Generation(key.generation) == self.state.jobs[&job].generation;
@@ -300,13 +275,13 @@ impl Coordinator {
         // What it said before it died is no longer there.
         watch.closed.remove(&rank);
         let is_news = watch.gone.insert(rank, reason.clone()).is_none();
-        if is_news {
-            let what = What::Lost {
+        if is_news && let Some(job) = self.state.jobs.get(&job) {
+            let key = v1::RankKey {
                 rank: rank.0,
-                worker: worker.to_string(),
-                reason,
+                generation: job.generation.0,
+                ..key
             };
-            self.publish(None, event(&key, seconds(now), what), outputs);
+            self.observe_loss(key, worker.to_string(), reason);
         }
     }
 
@@ -331,50 +306,13 @@ impl Coordinator {
         }
     }
 
-    /// Takes a record of rank 0, and acknowledges it behind its event, also when it came twice or
-    /// from a history that is no longer: its rank must not keep it for ever.
-    pub(super) fn record(&mut self, record: v1::StepRecord, outputs: &mut Vec<Output>) {
-        let (Some(key), Some(record_of)) = (record.key, record.record) else {
-            return;
-        };
-        let Ok(job) = convert::job_name(&key.job) else {
-            return;
-        };
-        // A rank of an older world in the same history speaks of steps that count.
-        let is_current = self.state.jobs.get(&job).is_some_and(|job| {
-            job.history.0 == key.history && job.generation.0 >= key.generation && job.has_world()
-        });
-        if is_current {
-            self.watch(&job);
-            self.note_record(&job, &key, &record_of);
-        }
-        let is_evaluation = matches!(record_of, v1::step_record::Record::Evaluated(_));
-        let (step, what) = match record_of {
-            v1::step_record::Record::Applied(applied) => (applied.step, step_event(&key, applied)),
-            v1::step_record::Record::Evaluated(evaluated) => {
-                let metrics = evaluated.metrics.into_iter().collect();
-                (
-                    evaluated.step,
-                    What::Evaluated {
-                        step: evaluated.step,
-                        metrics,
-                    },
-                )
-            }
-        };
-        if is_current {
-            self.publish(None, event(&key, record.time, what), outputs);
-        }
-        outputs.push(Output::Ack(v1::RecordAck {
-            job: key.job,
-            history: key.history,
-            step,
-            evaluated: is_evaluation,
-        }));
-    }
-
     /// What a record of the present history tells of the newest world.
-    fn note_record(&mut self, job: &JobName, key: &v1::RankKey, record: &v1::step_record::Record) {
+    pub(super) fn note_record(
+        &mut self,
+        job: &JobName,
+        key: &v1::RankKey,
+        record: &v1::step_record::Record,
+    ) {
         let world = self.state.jobs.get(job).and_then(|job| job.world.as_ref());
         let (Some(world), Some(WorldWatch { watch, paces, .. })) =
             (world, self.worlds.get_mut(job))
@@ -413,7 +351,7 @@ impl Coordinator {
         let name = convert::job_name(&key.job).ok()?;
         let job = self.state.jobs.get(&name)?;
         let world = job.world.as_ref()?;
-        let link = self.links.get(&session)?;
+        let link = self.links.get(session)?;
         let process = ProcessId(key.process);
         let ranks = (0u32..).map(RankId).zip(&world.ranks);
         let mut ranks = ranks.filter(|(_, placement)| placement.process == process);
@@ -429,7 +367,7 @@ impl Coordinator {
     }
 
     /// What is known of a job's newest world; nothing yet, when this leader is new.
-    fn watch(&mut self, job: &JobName) -> &mut WorldWatch {
+    pub(super) fn watch(&mut self, job: &JobName) -> &mut WorldWatch {
         let generation = self
             .state
             .jobs
@@ -479,34 +417,4 @@ fn closed_of(closed: v1::Closed, rank: RankId) -> Result<Closed, convert::BadMes
         kept: convert::runs(holdings.kept)?,
         is_whole: !holdings.partial,
     })
-}
-
-fn event(key: &v1::RankKey, time: f64, what: What) -> Event {
-    Event {
-        time,
-        job: key.job.clone(),
-        history: key.history,
-        what,
-    }
-}
-
-fn step_event(key: &v1::RankKey, applied: v1::StepApplied) -> What {
-    What::Step {
-        step: applied.step,
-        loss: applied.loss,
-        metrics: applied.metrics.into_iter().collect(),
-        samples_per_s: applied.samples_per_s,
-        learning_rate: applied.learning_rate,
-        grad_norm: applied.grad_norm,
-        generation: key.generation,
-        total_steps: applied.total_steps,
-        wall_ms: applied.wall_ms,
-        contribute_ms: applied.contribute_ms,
-        reduce_ms: applied.reduce_ms,
-        update_ms: applied.update_ms,
-        data_ms: applied.data_ms,
-        checkpoint_ms: applied.checkpoint_ms,
-        evaluate_ms: applied.evaluate_ms,
-        skipped: Some(applied.skipped).filter(|why| !why.is_empty()),
-    }
 }

@@ -2,23 +2,16 @@
 
 use muster_cluster::apply::{Answer, Effect};
 use muster_cluster::command::{Command, Outcome};
-use muster_cluster::ids::{JobName, RankId};
-use muster_cluster::state::{Job, Phase, World};
+use muster_cluster::ids::JobName;
+use muster_cluster::state::{Job, Phase};
 use muster_proto::event::{Event, What};
 
 use super::{Coordinator, Output, seconds_of};
 use crate::goodput::Standing;
 
 impl Coordinator {
-    /// Tells of a command that was applied as entry `index`. It says the same at every replay, but
-    /// for what a finished job took, which is known only to the process that saw it run.
-    pub(super) fn tell(
-        &mut self,
-        index: u64,
-        command: &Command,
-        answer: &Answer,
-        outputs: &mut Vec<Output>,
-    ) {
+    /// Tells of a command that was applied.
+    pub(super) fn tell(&mut self, command: &Command, answer: &Answer, outputs: &mut Vec<Output>) {
         let Ok(effect) = answer else { return };
         let Some(name) = job_of(effect) else { return };
         let Some(job) = self.state.jobs.get(name) else {
@@ -78,67 +71,7 @@ impl Coordinator {
             history: job.history.0,
             what,
         };
-        self.publish(Some(index), event, outputs);
-    }
-
-    /// Tells of the ranks that a world is made without because they say nothing. What becomes of their
-    /// processes is nobody's news any more.
-    pub(super) fn tell_missed(
-        &mut self,
-        job: &JobName,
-        last: &World,
-        next: &World,
-        outputs: &mut Vec<Output>,
-    ) {
-        let seen = self.worlds.get(job).map(|world| &world.watch);
-        let Some(seen) = seen.filter(|watch| watch.generation == last.generation) else {
-            return;
-        };
-        let ranks = (0u32..).map(RankId).zip(&last.ranks);
-        let missed = ranks.filter(|(rank, placement)| {
-            !next.has(placement.process)
-                && !seen.gone.contains_key(rank)
-                && !seen.closed.contains_key(rank)
-        });
-        let missed: Vec<What> = missed
-            .map(|(rank, placement)| What::Lost {
-                rank: rank.0,
-                worker: placement.worker.to_string(),
-                reason: "nothing is heard of it any more".to_owned(),
-            })
-            .collect();
-        for what in missed {
-            let event = Event {
-                time: self.time_s(),
-                job: job.to_string(),
-                history: last.history.0,
-                what,
-            };
-            self.publish(None, event, outputs);
-        }
-    }
-
-    /// Tells which processes are the ranks of a world that heals another one: they run already.
-    pub(super) fn tell_ranks(&mut self, job: &JobName, world: &World, outputs: &mut Vec<Output>) {
-        let pids = self.worlds.get(job).map(|watch| watch.pids.clone());
-        let pids = pids.unwrap_or_default();
-        for (rank, placement) in (0u32..).zip(&world.ranks) {
-            let Some(pid) = pids.get(&placement.process) else {
-                continue;
-            };
-            let event = Event {
-                time: self.time_s(),
-                job: job.to_string(),
-                history: world.history.0,
-                what: What::Rank {
-                    rank,
-                    worker: placement.worker.to_string(),
-                    pid: *pid,
-                    generation: world.generation.0,
-                },
-            };
-            self.publish(None, event, outputs);
-        }
+        self.publish(event, outputs);
     }
 
     /// The time of the newest entry, in seconds since the epoch.
@@ -147,7 +80,8 @@ impl Coordinator {
     }
 
     fn finished(&self, name: &JobName, job: &Job, outcome: &Outcome) -> What {
-        let mut account = self.accounts.get(name).cloned().unwrap_or_default();
+        let account = self.account(name).cloned();
+        let mut account = account.unwrap_or_default();
         let (now_s, state) = (self.time_s(), outcome.kind.as_str());
         account.goodput.finish(now_s, state, outcome.step.0);
         let rank_time = account.goodput.rank_time(Standing {

@@ -5,8 +5,10 @@ mod audits;
 mod bench;
 mod checkpoints;
 mod following;
+mod joining;
 mod late;
 mod silence;
+mod snapshots;
 
 use muster_cluster::apply::Effect;
 use muster_cluster::command::StopWhy;
@@ -183,17 +185,14 @@ fn a_rank_that_dies_is_replaced_in_the_same_history() {
         );
         assert!(finish.parts[1].heal_state);
     }
-    let lost = bench
-        .events
-        .iter()
-        .find_map(|(_, event)| match &event.what {
-            What::Lost {
-                rank,
-                worker,
-                reason,
-            } => Some((*rank, worker.clone(), reason.clone())),
-            _ => None,
-        });
+    let lost = bench.events.iter().find_map(|event| match &event.what {
+        What::Lost {
+            rank,
+            worker,
+            reason,
+        } => Some((*rank, worker.clone(), reason.clone())),
+        _ => None,
+    });
     assert_eq!(lost, Some((1, "b".to_owned(), "signal 9".to_owned())));
     // What the dead one's worker still has of it counts for nothing, and is ended.
     bench.report(*b, rank_b, done(2, false));

@@ -94,6 +94,24 @@ fn a_group_grows_by_a_learner_that_votes_once_it_has_caught_up() {
 }
 
 #[test]
+fn a_group_is_durably_another_one_where_its_change_is_applied() {
+    let mut replica = alone();
+    let add = Input::Change {
+        request: 5,
+        change: Change::AddLearner(PEER),
+        data: b"address".to_vec(),
+    };
+    let outputs = handle(&mut replica, add);
+    let batch = batch_of(&outputs);
+    let outputs = handle(&mut replica, Input::Persisted { batch });
+    let commit = outputs.iter().find_map(|one| match one {
+        Output::Persist { hard_state, .. } => hard_state.map(|hard_state| hard_state.commit),
+        _ => None,
+    });
+    assert_eq!(commit, Some(2), "{outputs:?}");
+}
+
+#[test]
 fn only_one_change_is_under_way() {
     let mut replica = leader_with_a_proposal();
     // Nothing of its own term is applied yet.

@@ -6,11 +6,27 @@ use std::path::PathBuf;
 use muster_cluster::command::Submission;
 use muster_cluster::job::JobDraft;
 use muster_cluster::shares::NUM_SHARES;
+use muster_consensus::{Entry, HardState};
+use muster_proto::event::Event;
 
 use super::super::*;
 use v1::from_worker::Message as From;
 use v1::rank_report::Report;
 use v1::to_worker::Message as To;
+
+/// The only member of its group.
+fn options() -> Options {
+    let address = "127.0.0.1:4600".to_owned();
+    Options {
+        id: ReplicaId(1),
+        address: address.clone(),
+        store_id: [1; 16],
+        cluster_id: [7; 16],
+        founders: BTreeMap::from([(ReplicaId(1), address)]),
+        moved: BTreeMap::new(),
+        checkpoints: "/checkpoints".to_owned(),
+    }
+}
 
 /// A coordinator with its disk and its clock.
 pub(super) struct Bench {
@@ -18,7 +34,7 @@ pub(super) struct Bench {
     pub(super) now: Now,
     log: Vec<Entry>,
     hard_state: HardState,
-    pub(super) events: Vec<(Option<u64>, Event)>,
+    pub(super) events: Vec<Event>,
     pub(super) acks: Vec<v1::RecordAck>,
     pub(super) replies: Vec<Reply>,
     sent: Vec<(Session, To)>,
@@ -31,36 +47,26 @@ impl Bench {
             monotonic_ms: 1_000,
             wall_ms: 1_700_000_000_000,
         };
-        Self::start(now, Vec::new(), HardState::default(), Vec::new())
+        Self::start(now, Vec::new(), None)
     }
 
-    fn start(
-        now: Now,
-        log: Vec<Entry>,
-        hard_state: HardState,
-        events: Vec<(Option<u64>, Event)>,
-    ) -> Self {
+    fn start(now: Now, log: Vec<Entry>, hard_state: Option<HardState>) -> Self {
         let mut outputs = Vec::new();
+        let genesis = Recovered::genesis([ReplicaId(1)]);
+        let hard_state = hard_state.unwrap_or(genesis.hard_state);
         let recovered = Recovered {
             hard_state,
             entries: log.clone(),
-            ..Recovered::default()
+            ..genesis
         };
-        let coordinator = Coordinator::new(
-            recovered,
-            [7; 16],
-            "/checkpoints".to_owned(),
-            events.clone(),
-            &mut outputs,
-        )
-        .unwrap();
+        let coordinator = Coordinator::new(options(), recovered, None, &mut outputs).unwrap();
         let (acks, replies, sent) = (Vec::new(), Vec::new(), Vec::new());
         let mut bench = Self {
             coordinator,
             now,
             log,
             hard_state,
-            events,
+            events: Vec::new(),
             acks,
             replies,
             sent,
@@ -72,7 +78,7 @@ impl Bench {
 
     /// The process ends, and another one starts from the same disk.
     pub(super) fn restart(self) -> Self {
-        Self::start(self.now, self.log, self.hard_state, self.events)
+        Self::start(self.now, self.log, Some(self.hard_state))
     }
 
     /// Does what the outputs ask for, and what that leads to.
@@ -88,7 +94,7 @@ impl Bench {
                         ..
                     } => {
                         if let Some(first) = entries.first() {
-                            self.log.truncate(usize::try_from(first.index - 1).unwrap());
+                            self.log.truncate(usize::try_from(first.index - 2).unwrap());
                         }
                         self.log.extend(entries);
                         self.hard_state = hard_state.unwrap_or(self.hard_state);
@@ -97,8 +103,16 @@ impl Bench {
                     }
                     Output::Reply { reply, .. } => self.replies.push(reply),
                     Output::ToWorker { session, message } => self.sent.push((session, message)),
-                    Output::Event { index, event } => self.events.push((index, event)),
+                    Output::Event { event, .. } => self.events.push(event),
                     Output::Ack(ack) => self.acks.push(ack),
+                    Output::Leads(_) | Output::Members(_) => {}
+                    Output::Send { .. }
+                    | Output::SendSnapshot { .. }
+                    | Output::Snapshot(_)
+                    | Output::Discard { .. }
+                    | Output::Restored { .. }
+                    | Output::Readable { .. }
+                    | Output::Removed => panic!("{output:?} in a group of one"),
                     Output::Broken { reason } => panic!("{reason}"),
                 }
             }
@@ -234,7 +248,7 @@ impl Bench {
                 .unwrap()
                 .to_owned()
         };
-        self.events.iter().map(|(_, event)| kind(event)).collect()
+        self.events.iter().map(kind).collect()
     }
 }
 

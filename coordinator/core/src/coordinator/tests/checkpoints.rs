@@ -102,7 +102,7 @@ fn a_checkpoint_that_a_rank_cannot_write_is_told_and_the_job_goes_on_to_the_next
         reason: "no room".to_owned(),
     };
     bench.report(*session, key, Report::CheckpointUnwritten(unwritten));
-    let told = bench.events.last().map(|(_, event)| event.what.clone());
+    let told = bench.events.last().map(|event| event.what.clone());
     let expected = What::Unwritten {
         step: 1,
         rank: 1,

@@ -28,7 +28,7 @@ fn a_silent_worker_is_left_out_only_when_a_peer_closed_the_world() {
     // No exit was seen, and yet people are told that it is lost: once, not again by the next leader.
     let lost = |bench: &Bench| -> Vec<(u32, String)> {
         let events = bench.events.iter();
-        let lost = events.filter_map(|(_, event)| match &event.what {
+        let lost = events.filter_map(|event| match &event.what {
             What::Lost { rank, worker, .. } => Some((*rank, worker.clone())),
             _ => None,
         });

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::failure::Failure;
 
 /// Makes the job's folder, and keeps another run of the same job out of it while the file is open.
-pub(super) fn lock(folder: &Path) -> Result<File, Failure> {
+pub(crate) fn lock(folder: &Path) -> Result<File, Failure> {
     let unusable = |error: std::io::Error| {
         Failure::bad_input(format!(
             "{}: {error}; say with --state where to keep state",
@@ -27,7 +27,7 @@ pub(super) fn lock(folder: &Path) -> Result<File, Failure> {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             return Err(Failure::bad_input(format!(
-                "{}: in use by another `muster train` of the same job{}; wait for it, or rename the job with --set name=...",
+                "{}: in use by another command{}; wait for it, or give this one a folder of its own with --state, or a job of another name with --set name=...",
                 folder.display(),
                 holder(&file)
             )));
@@ -75,7 +75,7 @@ mod tests {
         let first = lock(folder.path()).unwrap();
         std::fs::write(folder.path().join("lock"), "\u{1F980} no number").unwrap();
         let refused = lock(folder.path()).unwrap_err().text;
-        assert!(refused.contains("of the same job; wait"), "{refused}");
+        assert!(refused.contains("by another command; wait"), "{refused}");
         drop(first);
     }
 

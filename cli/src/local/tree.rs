@@ -1,4 +1,4 @@
-//! The processes of one `muster train`: a coordinator and its workers as children, started again
+//! The processes of a local cluster: coordinators and workers as children, started again
 //! when they die. The standard input of each child, and of each of theirs, is one pipe that only
 //! this process holds open, so that none outlives it, however it ends; and a worker that dies alone
 //! leaves its ranks at work, for the one that is started in its place.
@@ -92,8 +92,11 @@ fn last_line(log: &Path, start: u64) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Starts the coordinator, and returns the address on which it serves.
-pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Result<String, Failure> {
+/// Starts a coordinator, and returns the address on which it serves, and its process id.
+pub(crate) async fn start_coordinator(
+    role: &mut Role,
+    tree: &mut Tree,
+) -> Result<(String, u32), Failure> {
     let mut patience = Patience::default();
     let (running, address) = loop {
         let mut running = spawn(role, &tree.life)?;
@@ -116,8 +119,9 @@ pub(crate) async fn start_coordinator(role: &mut Role, tree: &mut Tree) -> Resul
             argument.clone_from(&address);
         }
     }
+    let pid = running.child.id().unwrap_or_default();
     tree.watch(role.clone(), running);
-    Ok(address)
+    Ok((address, pid))
 }
 
 /// The address in the line that a coordinator prints when it serves; `None` when it ends before.
@@ -159,11 +163,12 @@ impl Tree {
         })
     }
 
-    /// Starts a child, and keeps it running.
-    pub(crate) fn start(&mut self, role: Role) -> Result<(), Failure> {
+    /// Starts a child, and keeps it running; its process id.
+    pub(crate) fn start(&mut self, role: Role) -> Result<u32, Failure> {
         let running = spawn(&role, &self.life)?;
+        let pid = running.child.id().unwrap_or_default();
         self.watch(role, running);
-        Ok(())
+        Ok(pid)
     }
 
     fn watch(&mut self, role: Role, running: Running) {

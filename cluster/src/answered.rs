@@ -1,0 +1,87 @@
+//! The answers to the requests of clients, remembered so that a request which is made again, after a
+//! lost answer or the loss of a leader, gets the first answer and is not done twice.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::apply::{Answer, Effect, Refusal};
+use crate::command::RequestId;
+
+/// So many are remembered in any case.
+const MIN_ANSWERED: usize = 4096;
+
+/// How long an answer is remembered, by the stamps of the log: far longer than a client asks again.
+const REMEMBERED_MS: u64 = 120_000;
+
+/// What is remembered of an answer: of a refusal, its words.
+pub type Remembered = Result<Effect, String>;
+
+/// The answers, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Answered {
+    answers: BTreeMap<RequestId, Remembered>,
+    order: VecDeque<(u64, RequestId)>,
+}
+
+impl Answered {
+    /// The answer that a request got, if it is remembered.
+    #[must_use]
+    pub fn answer_to(&self, request: RequestId) -> Option<Answer> {
+        let answer = self.answers.get(&request)?.clone();
+        Some(answer.map_err(Refusal::Earlier))
+    }
+
+    /// Remembers the answer of an entry with this stamp, and forgets what is long past.
+    pub fn remember(&mut self, request: RequestId, answer: &Answer, stamp_ms: u64) {
+        let answer = answer.clone().map_err(|refusal| refusal.to_string());
+        self.restore(stamp_ms, request, answer);
+        while self.order.len() > MIN_ANSWERED
+            && let Some((stamp, oldest)) = self.order.front().copied()
+            && stamp.saturating_add(REMEMBERED_MS) < stamp_ms
+        {
+            self.order.pop_front();
+            self.answers.remove(&oldest);
+        }
+    }
+
+    /// Puts an answer behind the others, as a snapshot has it.
+    pub fn restore(&mut self, stamp_ms: u64, request: RequestId, answer: Remembered) {
+        if self.answers.insert(request, answer).is_none() {
+            self.order.push_back((stamp_ms, request));
+        }
+    }
+
+    /// All of them, oldest first, each with the stamp of its entry.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, RequestId, &Remembered)> {
+        let order = self.order.iter();
+        order.filter_map(|(stamp, request)| Some((*stamp, *request, self.answers.get(request)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(number: u64) -> RequestId {
+        u128::from(number).to_le_bytes()
+    }
+
+    #[test]
+    fn an_answer_is_forgotten_when_it_is_old_and_many_followed() {
+        let mut answered = Answered::default();
+        let refusal = Refusal::UnknownJob("a".to_owned());
+        answered.remember(request(0), &Err(refusal.clone()), 0);
+        let again = answered.answer_to(request(0)).unwrap().unwrap_err();
+        assert_eq!(again.to_string(), refusal.to_string());
+        for number in 1..=MIN_ANSWERED as u64 {
+            answered.remember(request(number), &Ok(Effect::Registered), REMEMBERED_MS);
+        }
+        assert!(
+            answered.answer_to(request(0)).is_some(),
+            "it is not old yet"
+        );
+        answered.remember(request(9999), &Ok(Effect::Registered), REMEMBERED_MS + 1);
+        assert!(answered.answer_to(request(0)).is_none());
+        assert_eq!(answered.answer_to(request(1)), Some(Ok(Effect::Registered)));
+        assert_eq!(answered.iter().count(), answered.answers.len());
+    }
+}

@@ -1,0 +1,76 @@
+//! The entries of the log, applied: on every replica the same.
+
+use muster_cluster::command::{Command, Stamped};
+use muster_proto::convert::LogEntry;
+
+use super::{Asked, Coordinator, Output, Reply};
+
+/// A queue with so many jobs is long.
+const LONG_QUEUE: usize = 100;
+
+impl Coordinator {
+    pub(super) fn apply(
+        &mut self,
+        index: u64,
+        data: &[u8],
+        request: Option<u64>,
+        outputs: &mut Vec<Output>,
+    ) {
+        self.snapshots.applied(data.len());
+        match LogEntry::decode(data) {
+            Ok(LogEntry::Command(stamped)) => self.apply_command(stamped, request, outputs),
+            Ok(LogEntry::Records(records)) => self.apply_records(records, request, outputs),
+            Ok(LogEntry::Seen(member)) => {
+                self.in_flight
+                    .retain(|_, proposal| Some(*proposal) != request);
+                self.members.seen(member);
+                self.say_members(outputs);
+            }
+            Err(error) => {
+                let reason =
+                    format!("entry {index} of the log was written by another version: {error}");
+                outputs.push(Output::Broken { reason });
+            }
+        }
+    }
+
+    fn apply_command(&mut self, stamped: Stamped, request: Option<u64>, outputs: &mut Vec<Output>) {
+        // One more in a long queue waits for the next look at it.
+        let is_submission = matches!(stamped.command, Command::Submit(_));
+        self.is_changed |= !is_submission || self.state.num_open_jobs() < LONG_QUEUE;
+        let command = stamped.command.clone();
+        let last_world = match &command {
+            Command::StartWorld { job, .. } => {
+                self.state.jobs.get(job).and_then(|job| job.world.clone())
+            }
+            _ => None,
+        };
+        let answer = self.state.apply(stamped);
+        if self.is_leader && answer.is_ok() {
+            match &command {
+                Command::StartWorld { job, world, .. } => {
+                    self.follow(job, last_world.as_ref(), world);
+                }
+                Command::EndStandby { job, process, .. } => {
+                    if let Some(world) = self.worlds.get_mut(job) {
+                        world.forget(*process);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.tell(&command, &answer, outputs);
+        if self.is_leader
+            && answer.is_ok()
+            && let Command::StartWorld { job, world, .. } = &command
+        {
+            self.observe_ranks(job, world);
+        }
+        let Some(proposal) = request else { return };
+        self.settle(proposal, &answer, outputs);
+        if let Some(Asked::Command(reply_to)) = self.asked.remove(&proposal) {
+            let reply = Reply::Applied(answer);
+            outputs.push(Output::Reply { reply_to, reply });
+        }
+    }
+}
