@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_cluster::command::{Command, OutcomeKind};
+use muster_cluster::command::OutcomeKind;
 use muster_cluster::state::{Job, Phase, World};
 
-use super::clients::job_name;
-use super::coordinator::{Disk, Host};
+use super::clients::{Asking, job_name};
+use super::control::Control;
 use super::env::{Env, Plant, Point};
 use super::faults::{Armed, Profile};
 use super::net::{Event, Later, MS, Message, Net, Node, SECOND, Time, Timer};
@@ -30,20 +30,20 @@ pub(super) struct Sim {
     pub(super) env: Env,
     pub(super) chance: Rng,
     pub(super) profile: Profile,
-    pub(super) coordinator: Option<Host>,
-    disk: Option<Disk>,
-    coordinator_life: u64,
+    pub(super) control: Control,
     pub(super) workers: BTreeMap<u32, Worker>,
     /// How often each host's worker was started, and how many devices it has.
     lives: BTreeMap<u32, (u64, u32)>,
     pub(super) ranks: BTreeMap<u32, Rank>,
     /// Machines that went without a word.
-    vanished: BTreeSet<Node>,
-    pub(super) requests: BTreeMap<u64, Command>,
+    pub(super) vanished: BTreeSet<Node>,
+    pub(super) requests: BTreeMap<u64, Asking>,
     pub(super) num_requests: u64,
     pub(super) armed: Vec<Armed>,
     pub(super) calm_since: Option<Time>,
-    completed_at: Option<Time>,
+    pub(super) completed_at: Option<Time>,
+    /// The last entry whose state was looked at.
+    observed: u64,
     pub(super) is_submitting: bool,
     committed: Option<u64>,
 }
@@ -60,8 +60,10 @@ pub(crate) struct Report {
 }
 
 /// Runs a seed to its end.
-pub(crate) fn run(seed: u64, plant: Plant, is_logged: bool) -> Report {
-    let mut sim = Sim::new(seed, plant, is_logged);
+///
+/// `size` is the number of coordinators; the seed draws it where it is not given.
+pub(crate) fn run(seed: u64, size: Option<u64>, plant: Plant, is_logged: bool) -> Report {
+    let mut sim = Sim::new(seed, size, plant, is_logged);
     let mut num_events = 0;
     while sim.env.oracle.violation().is_none() && !sim.is_finished() {
         num_events += 1;
@@ -80,28 +82,30 @@ pub(crate) fn run(seed: u64, plant: Plant, is_logged: bool) -> Report {
 }
 
 impl Sim {
-    fn new(seed: u64, plant: Plant, is_logged: bool) -> Self {
+    fn new(seed: u64, size: Option<u64>, plant: Plant, is_logged: bool) -> Self {
         let mut chance = Rng::new(seed ^ 0xfa17);
         let profile = Profile::of(&mut chance);
+        let control = Control::of(seed, size);
         let env = Env {
             net: Net::new(seed),
             oracle: Oracle::new(),
             plant,
             files: BTreeMap::new(),
+            held: Vec::new(),
             has_full_disks: seed % 7 == 2,
             points: Vec::new(),
             spawns: Vec::new(),
             exits: Vec::new(),
             num_pids: 0,
+            listening: BTreeMap::new(),
+            dark: BTreeSet::new(),
             log: is_logged.then(Vec::new),
         };
         let mut sim = Self {
             env,
             chance,
             profile,
-            coordinator: None,
-            disk: Some(Disk::default()),
-            coordinator_life: 0,
+            control,
             workers: BTreeMap::new(),
             lives: BTreeMap::new(),
             ranks: BTreeMap::new(),
@@ -111,12 +115,13 @@ impl Sim {
             armed: Vec::new(),
             calm_since: None,
             completed_at: None,
+            observed: 0,
             is_submitting: false,
             committed: None,
         };
-        let profile = format!("{:?}", sim.profile);
+        let profile = format!("{:?} {:?}", sim.profile, sim.control);
         sim.env.log(format_args!("{profile}"));
-        sim.start_coordinator();
+        sim.found();
         for _ in 0..sim.profile.num_workers {
             sim.add_worker();
         }
@@ -130,25 +135,6 @@ impl Sim {
 
     // Processes.
 
-    fn start_coordinator(&mut self) {
-        if let Some(disk) = self.disk.take() {
-            self.coordinator_life += 1;
-            let host = Host::start(self.coordinator_life, disk, &mut self.env);
-            self.coordinator = Some(host);
-        }
-    }
-
-    pub(super) fn kill_coordinator(&mut self, down: Time) {
-        if let Some(host) = self.coordinator.take() {
-            let node = host.node();
-            self.env.log(format_args!("-- kill the coordinator"));
-            self.env.net.die(node);
-            self.disk = Some(host.die(&mut self.env));
-            let timer = Timer::Restart(node);
-            self.env.net.timer(Node::Outside, down, timer);
-        }
-    }
-
     pub(super) fn add_worker(&mut self) {
         let host = u32::try_from(self.lives.len()).unwrap_or(u32::MAX) + 1;
         let num_devices = if self.chance.chance(30) { 2 } else { 1 };
@@ -161,7 +147,8 @@ impl Sim {
             && !self.workers.contains_key(&host)
         {
             *life += 1;
-            let worker = Worker::new(host, *life, *num_devices, &mut self.env);
+            let seats = self.control.seats();
+            let worker = Worker::new(host, *life, *num_devices, seats, &mut self.env);
             self.env
                 .log(format_args!("-- worker w{host}.{} starts", worker.life));
             self.workers.insert(host, worker);
@@ -222,19 +209,18 @@ impl Sim {
     // What happens.
 
     fn dispatch(&mut self, node: Node, event: Event) {
-        let coordinator = self.coordinator.as_ref().map(Host::node);
         match node {
             Node::Outside => self.outside(event),
-            Node::Coordinator { .. } => match &mut self.coordinator {
+            Node::Coordinator { id, .. } => match self.control.host_mut(id) {
                 Some(host) if host.node() == node => {
                     host.handle(event, &mut self.env);
-                    self.observe();
+                    self.observe(id);
                 }
                 _ => self.nobody(node, &event),
             },
             Node::Worker { host, life } => match self.workers.get_mut(&host) {
                 Some(worker) if worker.life == life => {
-                    worker.handle(event, coordinator, &mut self.env);
+                    worker.handle(event, &mut self.env);
                 }
                 _ => self.nobody(node, &event),
             },
@@ -255,6 +241,7 @@ impl Sim {
                     | Message::FeedHello
                     | Message::Knock { .. }
                     | Message::FromWorker(_)
+                    | Message::Subscribe
             )
         {
             self.env.net.close(node, *stream);
@@ -270,13 +257,16 @@ impl Sim {
                 self.env.log(format_args!("-- resume {node:?}"));
                 self.env.net.resume(node);
             }
-            Timer::Restart(Node::Coordinator { .. }) => self.start_coordinator(),
+            Timer::Restart(Node::Coordinator { id, .. }) => self.start_coordinator(id),
             Timer::Restart(Node::Worker { host, .. }) => self.start_worker(host),
             Timer::Ask(number) => self.ask(number),
             Timer::Kill(Node::Rank { pid }) => self.end_rank(pid, "signal 9"),
             Timer::Later(Later::Submit) => self.submit(),
             Timer::Later(Later::Undrain(host)) => self.drain(host, false),
             Timer::Later(Later::Rescale) => self.scale(self.profile.max),
+            Timer::DisturbGroup => self.disturb_group(),
+            Timer::Operate => self.operate(),
+            Timer::Look => self.look(),
             _ => {}
         }
     }
@@ -292,37 +282,33 @@ impl Sim {
         }
         for (point, node) in std::mem::take(&mut self.env.points) {
             self.reached(point, node);
+            self.reached_group(point, node);
         }
-        let replies = self
-            .coordinator
-            .as_mut()
-            .map(|host| std::mem::take(&mut host.replies));
-        for (reply_to, reply) in replies.unwrap_or_default() {
-            self.answered(reply_to.0, reply);
-        }
+        self.after_coordinators();
+        self.watch_the_end();
     }
 
     // Whether all is well.
 
     pub(super) fn job(&self) -> Option<&Job> {
-        let machine = &self.coordinator.as_ref()?.machine;
-        let is_fit = machine.is_leader();
-        machine.state().jobs.get(&job_name()).filter(|_| is_fit)
+        let machine = &self.control.leader()?.machine;
+        machine.state().jobs.get(&job_name()).map(AsRef::as_ref)
     }
 
-    /// The leader's state may have changed.
-    pub(super) fn observe(&mut self) {
-        let Some(host) = &self.coordinator else {
+    /// The state of a coordinator may have changed. It is looked at where no other one has been yet.
+    pub(super) fn observe(&mut self, id: u64) {
+        let Some(host) = self.control.host(id) else {
             return;
         };
         let state = host.machine.state();
-        let Some(job) = state
-            .jobs
-            .get(&job_name())
-            .filter(|_| host.machine.is_leader())
-        else {
+        let Some(job) = state.jobs.get(&job_name()).map(AsRef::as_ref) else {
             return;
         };
+        self.env.oracle.check_world(job);
+        if host.applied() <= self.observed {
+            return;
+        }
+        self.observed = host.applied();
         let holder = |world: &World| {
             let ranks = world.ranks.iter().find_map(|placement| {
                 let mut ranks = self.ranks.values();
@@ -339,13 +325,18 @@ impl Sim {
             });
             ranks.map(|rank| format!("p{} at step {:?}", rank.pid, rank.step()))
         };
-        self.env.oracle.observe(job, &host.disk.events, holder);
+        self.env.oracle.observe(job, host.events(), holder);
         let committed = job.latest_manifest().map(|manifest| manifest.step.0);
         if committed != self.committed {
             self.committed = committed;
             let node = host.node();
             self.env.point(Point::Committed, node);
         }
+    }
+
+    /// Whether the job has ended, as the leader knows.
+    fn watch_the_end(&mut self) {
+        let Some(job) = self.job() else { return };
         let ended = match &job.phase {
             Phase::Ended(outcome) => Some(outcome.kind),
             _ => None,
@@ -371,6 +362,7 @@ impl Sim {
             return;
         }
         self.env.log(format_args!("-- calm"));
+        self.calm_group();
         self.calm_since = Some(self.env.net.now);
         self.armed.clear();
         for host in self.lives.keys().copied().collect::<Vec<_>>() {
@@ -380,7 +372,8 @@ impl Sim {
     }
 
     fn is_finished(&self) -> bool {
-        self.completed_at.is_some() && self.ranks.is_empty() && self.requests.is_empty()
+        let is_over = self.ranks.is_empty() && self.requests.is_empty();
+        self.completed_at.is_some() && is_over && self.is_group_healthy()
     }
 
     fn check_time(&mut self) {
@@ -395,21 +388,29 @@ impl Sim {
         }
         if self.completed_at.is_some_and(|at| now > at.max(calm) + END) {
             let left = self.ranks.keys().collect::<Vec<_>>();
-            let violation = format!("the job is over, and its processes {left:?} are not");
+            let asked = self.requests.keys().collect::<Vec<_>>();
+            let group = self.control.view();
+            let violation = format!(
+                "the job is over, and its processes {left:?} are not, or requests {asked:?} are not \
+                 answered, or the group is not healthy: {group}"
+            );
             self.env.oracle.blame(violation);
         }
     }
 
     fn report(mut self, num_events: u64) -> Report {
-        if self.env.oracle.violation().is_none()
-            && let Some(host) = self.coordinator.take()
-        {
-            let disk = host.die(&mut self.env);
-            self.env.oracle.check_events(&disk.events);
+        if self.env.oracle.violation().is_none() {
+            for host in self.control.hosts() {
+                self.env.oracle.check_events(host.events());
+                let oracle = &mut self.env.oracle.replicas;
+                oracle.compare(&host.machine, host.applied());
+            }
+            self.env.oracle.gather();
         }
         let mut log = self.env.log.take().unwrap_or_default();
         if self.env.oracle.violation().is_some() {
-            if let Some(host) = &self.coordinator {
+            log.push(self.control.view());
+            if let Some(host) = self.control.leader() {
                 let view = host.machine.job_view("sim");
                 log.push(format!("{view:#?}"));
                 let world = self

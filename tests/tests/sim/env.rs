@@ -1,13 +1,13 @@
 //! What all processes of the simulation share beside the network: the disk of checkpoints, the
 //! oracle, the log, and the bugs that are planted to see whether anybody notices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use muster_proto::v1;
 
 use super::model::State;
-use super::net::{Net, Node};
+use super::net::{Net, Node, StreamId, Time};
 use super::oracle::Oracle;
 use super::rng::mix;
 
@@ -23,6 +23,14 @@ pub(crate) enum Plant {
     CountTheDead,
     /// A checkpoint's files are reported before the records of its steps are durable.
     ReportEarly,
+    /// A coordinator takes a write for durable that is on its way to the disk.
+    AnswerBeforeSync,
+    /// A coordinator that lost its disk comes back under its old number, and nobody asks it for its
+    /// disk: it votes, and counts, a second time.
+    ComeBackEmpty,
+    /// What the ranks of a given up history wrote comes late, and is taken for a checkpoint of the
+    /// present one.
+    AnyHistory,
 }
 
 /// A moment in the life of a process at which a fault is of interest.
@@ -49,7 +57,27 @@ pub(crate) enum Point {
     Done,
     Decided,
     Committed,
+    // Of the control plane.
+    Elected,
+    Snapshotting,
+    Sending,
+    Restored,
+    /// An operator asks for another group, and a member has applied that it is one.
+    Changing,
+    Changed,
 }
+
+/// Those of the control plane alone.
+pub(crate) const GROUP_POINTS: [Point; 8] = [
+    Point::Decided,
+    Point::Committed,
+    Point::Elected,
+    Point::Snapshotting,
+    Point::Sending,
+    Point::Restored,
+    Point::Changing,
+    Point::Changed,
+];
 
 pub(crate) const POINTS: [Point; 18] = [
     Point::Preparing,
@@ -72,6 +100,14 @@ pub(crate) const POINTS: [Point; 18] = [
     Point::Committed,
 ];
 
+/// A report that is late.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) report: v1::RankReport,
+    pub(crate) stream: StreamId,
+    pub(crate) since: Time,
+}
+
 /// A process that a worker starts.
 #[derive(Debug)]
 pub(crate) struct Spawn {
@@ -88,6 +124,8 @@ pub(crate) struct Env {
     pub(crate) plant: Plant,
     /// Checkpoint files by name; every machine sees them.
     pub(crate) files: BTreeMap<String, State>,
+    /// What comes late, with [`Plant::AnyHistory`].
+    pub(crate) held: Vec<Held>,
     /// Whether files of checkpoints cannot be written now and then.
     pub(crate) has_full_disks: bool,
     pub(crate) points: Vec<(Point, Node)>,
@@ -95,6 +133,10 @@ pub(crate) struct Env {
     /// Processes that ended by themselves, and how.
     pub(crate) exits: Vec<(u32, String)>,
     pub(crate) num_pids: u32,
+    /// The coordinators that listen, by their seats.
+    pub(crate) listening: BTreeMap<u32, Node>,
+    /// Seats of machines that are off.
+    pub(crate) dark: BTreeSet<u32>,
     /// The lines of the log; `None` where nobody wants them.
     pub(crate) log: Option<Vec<String>>,
 }
@@ -118,6 +160,16 @@ impl Env {
     /// Whether a process finds no room for a file of this step's checkpoint.
     pub(crate) fn refuses_to_write(&self, pid: u32, step: u64) -> bool {
         self.has_full_disks && mix(u64::from(pid) << 32 ^ step).is_multiple_of(3)
+    }
+
+    /// The coordinator at a seat.
+    pub(crate) fn at(&self, seat: u32) -> Option<Node> {
+        self.listening.get(&seat).copied()
+    }
+
+    /// Whether nobody would even refuse there.
+    pub(crate) fn is_dark(&self, seat: u32) -> bool {
+        self.dark.contains(&seat)
     }
 
     pub(crate) fn new_pid(&mut self) -> u32 {

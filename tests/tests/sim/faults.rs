@@ -187,15 +187,20 @@ impl Sim {
                     self.crash_host(host, down);
                 }
             }
-            Fault::KillCoordinator => self.kill_coordinator(down),
+            Fault::KillCoordinator => {
+                if let Some(id) = self.some_coordinator(near) {
+                    self.kill_coordinator(id, down);
+                }
+            }
             Fault::PauseRank => self.pause(rank.map(|pid| Node::Rank { pid })),
             Fault::PauseWorker => {
                 let worker = host.and_then(|host| self.workers.get(&host));
                 self.pause(worker.map(Worker::node));
             }
             Fault::PauseCoordinator => {
-                let node = self.coordinator.as_ref().map(Host::node);
-                self.pause(node);
+                let id = self.some_coordinator(near);
+                let host = id.and_then(|id| self.control.host(id));
+                self.pause(host.map(Host::node));
             }
             Fault::CutLink => self.cut(host),
             Fault::DropStream => {
@@ -257,7 +262,7 @@ impl Sim {
         }
     }
 
-    fn pause(&mut self, node: Option<Node>) {
+    pub(super) fn pause(&mut self, node: Option<Node>) {
         let length = self.chance.between(10 * MS, 3 * SECOND);
         if let Some(node) = node {
             self.env

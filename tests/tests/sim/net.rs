@@ -10,6 +10,10 @@ use muster_worker_core::feed::Ask;
 use super::model::State;
 use super::rng::Rng;
 
+mod letters;
+
+pub(crate) use letters::{Content, Letter, Weather, seat_place};
+
 /// Microseconds since the beginning.
 pub(crate) type Time = u64;
 
@@ -22,7 +26,9 @@ pub(crate) const DETECT: Time = SECOND;
 /// A process, in one of its lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Node {
+    /// A member of the control plane's group, by its number.
     Coordinator {
+        id: u64,
         life: u64,
     },
     Worker {
@@ -49,6 +55,8 @@ pub(crate) enum Event {
     End {
         stream: StreamId,
     },
+    /// From another coordinator.
+    Letter(Box<Letter>),
     Timer(Timer),
 }
 
@@ -58,6 +66,8 @@ pub(crate) enum Message {
     ToWorker(v1::to_worker::Message),
     /// The bulk stream is open.
     Subscribe,
+    /// The last word of a coordinator that does not lead: where the leader is, if it knows.
+    NotLeading(Option<u32>),
     Record(v1::StepRecord),
     Ack(v1::RecordAck),
     /// A process of a rank shows its token.
@@ -97,7 +107,9 @@ pub(crate) enum Timer {
     // The coordinator's.
     Tick,
     StoreSynced,
-    RecordsSynced,
+    SnapshotWritten,
+    SnapshotKept,
+    SnapshotLate(u64),
     // A worker's.
     Heartbeat,
     Connect,
@@ -120,6 +132,10 @@ pub(crate) enum Timer {
     Ask(u64),
     Kill(Node),
     Later(Later),
+    // Of the control plane.
+    DisturbGroup,
+    Operate,
+    Look,
 }
 
 /// What an operator does after a while.
@@ -192,7 +208,9 @@ pub(crate) struct Net {
     streams: BTreeMap<StreamId, Stream>,
     num_streams: u64,
     paused: BTreeMap<Node, Pause>,
+    /// From one host to another.
     cuts: BTreeMap<[u32; 2], Cut>,
+    pub(crate) weather: Weather,
 }
 
 impl Net {
@@ -206,6 +224,7 @@ impl Net {
             num_streams: 0,
             paused: BTreeMap::new(),
             cuts: BTreeMap::new(),
+            weather: Weather::default(),
         }
     }
 
@@ -374,9 +393,10 @@ impl Net {
         // Who was held up itself takes nobody for silent, and a coordinator looks at its disk and
         // its clock first.
         let rank = |event: &Event| match event {
-            Event::Timer(Timer::StoreSynced | Timer::RecordsSynced) => 0,
-            Event::Timer(Timer::Tick) => 1,
-            _ => 2,
+            Event::Timer(Timer::StoreSynced | Timer::SnapshotWritten) => 0,
+            Event::Letter(_) => 1,
+            Event::Timer(Timer::Tick) => 2,
+            _ => 3,
         };
         let mut backlog = pause.backlog;
         backlog.retain(|event| !matches!(event, Event::Timer(Timer::Silence(_))));
@@ -402,11 +422,9 @@ impl Net {
     /// Nothing passes between two hosts for a while.
     pub(crate) fn cut_link(&mut self, hosts: [u32; 2], length: Time) {
         let hosts = sorted(hosts);
-        let cut = Cut {
-            since: self.now,
-            until: self.now + length,
-        };
-        self.cuts.insert(hosts, cut);
+        let [one, other] = hosts;
+        self.cut_way([one, other], length);
+        self.cut_way([other, one], length);
         let all = self.streams.iter();
         let across = all.filter(|(_, stream)| stream.hosts == Some(hosts));
         for id in across.map(|(id, _)| *id).collect::<Vec<_>>() {
@@ -414,11 +432,27 @@ impl Net {
         }
     }
 
-    fn cut(&self, hosts: [u32; 2]) -> Option<Cut> {
-        self.cuts
-            .get(&hosts)
+    /// What is sent from one host does not come to the other for a while.
+    pub(crate) fn cut_way(&mut self, way: [u32; 2], length: Time) {
+        let cut = Cut {
+            since: self.now,
+            until: self.now + length,
+        };
+        self.cuts.insert(way, cut);
+    }
+
+    /// Whether a stream between two hosts is cut: it needs both ways.
+    fn cut(&self, [one, other]: [u32; 2]) -> Option<Cut> {
+        let ways = [[one, other], [other, one]];
+        let cuts = ways.into_iter().filter_map(|way| self.cuts.get(&way));
+        cuts.filter(|cut| cut.until > self.now)
+            .max_by_key(|cut| cut.until)
             .copied()
-            .filter(|cut| cut.until > self.now)
+    }
+
+    /// Whether a connection between two hosts can be opened.
+    pub(crate) fn is_cut(&self, hosts: [u32; 2]) -> bool {
+        self.cut(hosts).is_some()
     }
 
     /// For how long one end of a stream hears nothing at all of the other.

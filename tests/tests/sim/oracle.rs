@@ -1,12 +1,18 @@
 //! What must hold whatever happens. A violation is a sentence; the first one ends a run.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use muster_cluster::command::OutcomeKind;
 use muster_cluster::state::{Job, Phase, World};
-use muster_proto::event::{Event, What};
+use muster_proto::event::What;
 
+use replicas::Replicas;
+
+use super::coordinator::Line;
 use super::model::{EVALUATE_EVERY, State, TOTAL_STEPS, undisturbed};
+
+pub(crate) mod replicas;
 
 /// What was last seen of the job.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +34,7 @@ pub(crate) struct Oracle {
     worlds: BTreeMap<u64, World>,
     seen: Seen,
     pub(crate) counts: Counts,
+    pub(crate) replicas: Replicas,
 }
 
 /// How much a run saw.
@@ -42,6 +49,42 @@ pub(crate) struct Counts {
     pub(crate) level: u64,
     pub(crate) behind: u64,
     pub(crate) without: u64,
+    // Of the control plane.
+    pub(crate) elections: u64,
+    pub(crate) snapshots: u64,
+    pub(crate) snapshots_sent: u64,
+    pub(crate) restores: u64,
+    pub(crate) restarts: u64,
+    pub(crate) partitions: u64,
+    pub(crate) lost_disks: u64,
+    pub(crate) members: u64,
+    pub(crate) moves: u64,
+    pub(crate) transfers: u64,
+    pub(crate) reads: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.worlds += other.worlds;
+        self.fallbacks += other.fallbacks;
+        self.steps += other.steps;
+        self.heals += other.heals;
+        self.faults += other.faults;
+        self.level += other.level;
+        self.behind += other.behind;
+        self.without += other.without;
+        self.elections += other.elections;
+        self.snapshots += other.snapshots;
+        self.snapshots_sent += other.snapshots_sent;
+        self.restores += other.restores;
+        self.restarts += other.restarts;
+        self.partitions += other.partitions;
+        self.lost_disks += other.lost_disks;
+        self.members += other.members;
+        self.moves += other.moves;
+        self.transfers += other.transfers;
+        self.reads += other.reads;
+    }
 }
 
 impl Oracle {
@@ -54,6 +97,7 @@ impl Oracle {
             worlds: BTreeMap::new(),
             seen: Seen::default(),
             counts: Counts::default(),
+            replicas: Replicas::default(),
         }
     }
 
@@ -63,6 +107,13 @@ impl Oracle {
 
     pub(crate) fn violation(&self) -> Option<&String> {
         self.violations.first()
+    }
+
+    /// What the replicas did wrong is wrong.
+    pub(crate) fn gather(&mut self) {
+        self.violations.extend(self.replicas.take_violations());
+        self.counts.elections = self.replicas.num_elections;
+        self.counts.reads = self.replicas.num_reads;
     }
 
     fn check_state(&mut self, who: &str, state: &State) {
@@ -125,12 +176,22 @@ impl Oracle {
         }
     }
 
-    /// The leader's state. `holder` finds a process of a world that lives with a state
+    /// A coordinator knows of a world: so does every other one, and no other of its generation.
+    pub(crate) fn check_world(&mut self, job: &Job) {
+        let Some(world) = &job.world else { return };
+        let generation = job.generation.0;
+        let known = self.worlds.entry(generation);
+        if known.or_insert_with(|| world.clone()) != world {
+            self.blame(format!("there are two worlds of generation {generation}"));
+        }
+    }
+
+    /// The state behind an entry that nobody was at before. `holder` finds a process of a world that lives with a state
     /// of it that is above the last checkpoint.
     pub(crate) fn observe(
         &mut self,
         job: &Job,
-        durable: &[(Option<u64>, Event)],
+        durable: &[Line],
         holder: impl Fn(&World) -> Option<String>,
     ) {
         let (generation, history) = (job.generation.0, job.history.0);
@@ -146,13 +207,6 @@ impl Oracle {
         {
             self.counts.worlds += 1;
             self.counts.heals += u64::from(world.finish.is_some());
-            let known = self
-                .worlds
-                .entry(generation)
-                .or_insert_with(|| world.clone());
-            if known != world {
-                self.blame(format!("there are two worlds of generation {generation}"));
-            }
         }
         let fell_back = history > last.history && job.num_submissions == last.num_submissions;
         if fell_back && last.history > 0 {
@@ -210,7 +264,7 @@ impl Oracle {
     }
 
     /// A checkpoint counts: so do all records up to it.
-    fn committed(&mut self, job: &Job, durable: &[(Option<u64>, Event)]) {
+    fn committed(&mut self, job: &Job, durable: &[Line]) {
         let Some(manifest) = job.latest_manifest() else {
             return;
         };
@@ -218,7 +272,8 @@ impl Oracle {
         let mut from = None;
         let mut newest = 0;
         let mut evaluated = None;
-        for (_, event) in durable.iter().filter(|(_, event)| event.history == history) {
+        let events = durable.iter().map(|(event, _)| event);
+        for event in events.filter(|event| event.history == history) {
             match &event.what {
                 What::Generation { from_step, .. } => from = from.or(Some(*from_step)),
                 What::Step { step, .. } => newest = *step,
@@ -245,10 +300,10 @@ impl Oracle {
     }
 
     /// The streams of events, as the disk has them: each step of a history once, and no gap.
-    pub(crate) fn check_events(&mut self, durable: &[(Option<u64>, Event)]) {
+    pub(crate) fn check_events(&mut self, durable: &[Line]) {
         let mut at: BTreeMap<u64, u64> = BTreeMap::new();
         let mut evaluated: BTreeMap<u64, u64> = BTreeMap::new();
-        for (_, event) in durable {
+        for (event, _) in durable {
             let history = event.history;
             match &event.what {
                 What::Generation { from_step, .. } => {

@@ -155,6 +155,7 @@ impl Rank {
             Event::Timer(timer) => self.timer(&timer, env),
             Event::Message { stream, message } => self.message(stream, message, env),
             Event::End { stream } => self.ended(stream, env),
+            Event::Letter(_) => {}
         }
         if !self.is_over {
             self.go_on(env);

@@ -9,7 +9,9 @@ use muster_worker_core::agent::{Agent, Input, Output, Place, place};
 use v1::from_worker::Message as ToCoordinator;
 
 use super::env::{Env, Spawn};
-use super::net::{Event, MS, Message, Node, StreamId, TO_COORDINATOR, Time, Timer};
+use super::net::{
+    Event, MS, Message, Node, SECOND, StreamId, TO_COORDINATOR, Time, Timer, seat_place,
+};
 use super::rank::short;
 
 const HEARTBEAT: Time = 250 * MS;
@@ -17,6 +19,11 @@ const HEARTBEAT: Time = 250 * MS;
 /// The first and the longest wait between two attempts to reach the coordinator.
 const MIN_WAIT: Time = 100 * MS;
 const MAX_WAIT: Time = 2_000 * MS;
+
+/// How long it takes to notice that nobody answers, at the beginning and later. The product takes
+/// longer; nothing rests on it but time.
+const CONNECT_TIMEOUT: Time = SECOND;
+const PING: Time = 3 * SECOND;
 
 #[derive(Debug)]
 struct Process {
@@ -38,6 +45,10 @@ pub(crate) struct Worker {
     /// The streams to the coordinator, for control and for bulk.
     link: Option<(StreamId, StreamId)>,
     wait: Time,
+    /// The seats of coordinators, the one to try next, and where the leader is, if one said so.
+    seats: Vec<u32>,
+    next_seat: usize,
+    leader: Option<u32>,
 }
 
 pub(crate) fn name(host: u32) -> String {
@@ -45,7 +56,13 @@ pub(crate) fn name(host: u32) -> String {
 }
 
 impl Worker {
-    pub(crate) fn new(host: u32, life: u64, num_devices: u32, env: &mut Env) -> Self {
+    pub(crate) fn new(
+        host: u32,
+        life: u64,
+        num_devices: u32,
+        seats: Vec<u32>,
+        env: &mut Env,
+    ) -> Self {
         let worker = v1::RegisterWorker {
             worker: name(host),
             incarnation: life,
@@ -64,6 +81,9 @@ impl Worker {
             unacked: Unacked::default(),
             link: None,
             wait: MIN_WAIT,
+            seats,
+            next_seat: 0,
+            leader: None,
         }
     }
 
@@ -78,28 +98,27 @@ impl Worker {
         self.link
     }
 
-    /// `coordinator` is the one that answers, if any does.
-    pub(crate) fn handle(&mut self, event: Event, coordinator: Option<Node>, env: &mut Env) {
+    pub(crate) fn handle(&mut self, event: Event, env: &mut Env) {
         match event {
-            Event::Timer(timer) => self.timer(timer, coordinator, env),
+            Event::Letter(_) => {}
+            Event::Timer(timer) => self.timer(timer, env),
             Event::Message { stream, message } => self.message(stream, message, env),
             Event::End { stream } => self.ended(stream, env),
         }
     }
 
-    fn timer(&mut self, timer: Timer, coordinator: Option<Node>, env: &mut Env) {
+    fn timer(&mut self, timer: Timer, env: &mut Env) {
         match timer {
             Timer::Heartbeat => {
                 env.net.timer(self.node(), HEARTBEAT, Timer::Heartbeat);
                 self.say(ToCoordinator::Heartbeat(v1::Heartbeat {}), env);
-            }
-            Timer::Connect => match coordinator {
-                Some(coordinator) => self.connect(coordinator, env),
-                None => {
-                    env.net.timer(self.node(), self.wait, Timer::Connect);
-                    self.wait = (self.wait * 2).min(MAX_WAIT);
+                if let Some((control, _)) = self.link
+                    && env.net.silence(control, self.node()) > PING
+                {
+                    self.ended(control, env);
                 }
-            },
+            }
+            Timer::Connect => self.dial(env),
             Timer::Spawned(key) => self.spawned(key, env),
             Timer::Ended { key, reason } => {
                 self.processes.remove(&place(&key));
@@ -116,11 +135,30 @@ impl Worker {
         }
     }
 
-    fn connect(&mut self, coordinator: Node, env: &mut Env) {
-        self.wait = MIN_WAIT;
+    /// Goes where the leader is said to be, or tries the next one.
+    fn dial(&mut self, env: &mut Env) {
+        let next = self.seats.get(self.next_seat % self.seats.len()).copied();
+        self.next_seat += 1;
+        let Some(seat) = self.leader.take().or(next) else {
+            return;
+        };
+        let hosts = [self.host, seat_place(seat)];
+        let is_silent = env.is_dark(seat) || env.net.is_cut(hosts);
+        match env.at(seat) {
+            Some(coordinator) if !is_silent => self.connect(coordinator, hosts, env),
+            _ => {
+                let silence = if is_silent { CONNECT_TIMEOUT } else { 0 };
+                env.net
+                    .timer(self.node(), self.wait + silence, Timer::Connect);
+                self.wait = (self.wait * 2).min(MAX_WAIT);
+            }
+        }
+    }
+
+    fn connect(&mut self, coordinator: Node, hosts: [u32; 2], env: &mut Env) {
         let ends = [self.node(), coordinator];
-        let control = env.net.open(ends, None, TO_COORDINATOR);
-        let bulk = env.net.open(ends, None, TO_COORDINATOR);
+        let control = env.net.open(ends, Some(hosts), TO_COORDINATOR);
+        let bulk = env.net.open(ends, Some(hosts), TO_COORDINATOR);
         self.link = Some((control, bulk));
         env.net.send(self.node(), bulk, Message::Subscribe);
         for record in self.unacked.iter() {
@@ -147,8 +185,10 @@ impl Worker {
 
     fn message(&mut self, stream: StreamId, message: Message, env: &mut Env) {
         match message {
+            Message::NotLeading(leader) => self.leader = leader,
             // What comes over a stream that was replaced is for nobody.
             Message::ToWorker(message) if self.link.is_some_and(|link| link.0 == stream) => {
+                self.wait = MIN_WAIT;
                 self.input(Input::FromCoordinator(message), env);
             }
             Message::Ack(ack) => self.acknowledged(&ack, env),
