@@ -230,14 +230,25 @@ fn a_coordinator_that_does_not_answer_is_named_with_the_time_that_was_tried() {
         let output = sandbox
             .muster()
             .args(command)
-            .args(["--to", &address, "--timeout", "1"])
+            .args(["--coordinator", &address, "--timeout", "1"])
             .output()
             .unwrap();
-        check(&sandbox, &output, &[&address, "1 s", "--to"]);
+        check(&sandbox, &output, &[&address, "1 s", "--coordinator"]);
     }
+    let several = format!("{address},localhost:1");
     let output = sandbox
         .muster()
-        .args(["ps", "--to", "nowhere"])
+        .args(["ps", "--coordinator", &several, "--timeout", "1"])
+        .output()
+        .unwrap();
+    check(
+        &sandbox,
+        &output,
+        &[&format!("{address}: "), "localhost:1: ", "1 s"],
+    );
+    let output = sandbox
+        .muster()
+        .args(["ps", "--coordinator", "nowhere"])
         .output()
         .unwrap();
     check(&sandbox, &output, &["nowhere", "host:port"]);

@@ -188,7 +188,7 @@ fn address_of(sandbox: &Sandbox) -> String {
 /// each act.
 fn chaos(sandbox: &Sandbox, arguments: &[String], num: u64) -> Vec<Value> {
     let mut command = sandbox.muster();
-    command.args(["chaos", "digits", "--to", &address_of(sandbox)]);
+    command.args(["chaos", "digits", "--coordinator", &address_of(sandbox)]);
     let output = command.args(arguments).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();

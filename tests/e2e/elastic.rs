@@ -101,7 +101,7 @@ fn a_drain_that_waits_says_what_for() {
         (show(&cluster)["step"].as_u64() > Some(5)).then_some(())
     });
     let mut command = cluster.sandbox.muster();
-    command.args(["drain", "a", "--wait", "--to", &cluster.address]);
+    command.args(["drain", "a", "--wait", "--coordinator", &cluster.address]);
     let number = cluster.children.len();
     cluster.spawn("drain", &mut command);
     eventually(DEADLINE, "the reason of the wait", || {

@@ -73,7 +73,9 @@ impl Cluster {
 
     fn text(&self, arguments: &[&str]) -> String {
         let mut command = self.sandbox.muster();
-        let output = command.args(arguments).args(["--to", &self.address]);
+        let output = command
+            .args(arguments)
+            .args(["--coordinator", &self.address]);
         let output = output.output().unwrap();
         let text = String::from_utf8(output.stdout.clone()).unwrap();
         assert!(output.status.success(), "{arguments:?}: {text}\n{output:?}");

@@ -128,7 +128,7 @@ impl Cluster {
         });
         let child = match there {
             // What a command does with its output cannot be asked of it.
-            Some(mut there) if name == COORDINATOR => {
+            Some(mut there) if name.starts_with(COORDINATOR) => {
                 there.stdout(Stdio::piped()).stderr(log).spawn()
             }
             Some(mut there) => there.stdout(Stdio::null()).stderr(log).spawn(),
@@ -142,6 +142,26 @@ impl Cluster {
     #[must_use]
     pub fn log_of(&self, name: &str) -> PathBuf {
         self.sandbox.path().join(format!("{name}.log"))
+    }
+
+    /// Waits until the first process of a job on a worker has a log; where that is.
+    #[must_use]
+    #[track_caller]
+    pub fn log_of_first_process(&self, worker: &str) -> PathBuf {
+        eventually(DEADLINE, "a rank's log", || {
+            let mut folders = vec![self.sandbox.state_dir().join(worker)];
+            while let Some(folder) = folders.pop() {
+                for entry in std::fs::read_dir(&folder).ok()?.flatten() {
+                    let path = entry.path();
+                    if path.is_dir() {
+                        folders.push(path);
+                    } else if path.file_name().is_some_and(|name| name == "p1.log") {
+                        return Some(path);
+                    }
+                }
+            }
+            None
+        })
     }
 
     /// Waits until a process has logged so many refusals.
@@ -176,15 +196,29 @@ impl Cluster {
             .arg(data)
             .args(&self.settings)
             .args(arguments);
-        let child = self.spawn(COORDINATOR, command.stdout(Stdio::piped()));
+        let (pid, address) = self.serve(COORDINATOR, &mut command);
+        self.address = address;
+        pid
+    }
+
+    /// Starts a coordinator by a command with `--ready-json`, and waits until it serves; its process
+    /// id and address.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    #[track_caller]
+    pub(crate) fn serve(&mut self, name: &str, command: &mut Command) -> (u32, String) {
+        let child = self.spawn(name, command.stdout(Stdio::piped()));
         let pid = child.id();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap();
-        self.address = ready["addr"].as_str().unwrap().to_owned();
-        pid
+        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+            let log = std::fs::read_to_string(self.log_of(name)).unwrap_or_default();
+            panic!("{name} does not serve: {line:?} ({error})\n{log}")
+        });
+        (pid, ready["addr"].as_str().unwrap().to_owned())
     }
 
     /// The coordinator's folder.
@@ -236,7 +270,7 @@ impl Cluster {
         self.sandbox
             .muster()
             .args(arguments)
-            .args(["--to", &self.address])
+            .args(["--coordinator", &self.address])
             .output()
             .unwrap()
     }
