@@ -88,7 +88,7 @@ impl Cluster {
     fn ask(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(&self.muster)
             .args(arguments)
-            .args(["--to", &self.address])
+            .args(["--coordinator", &self.address])
             .env("MUSTER_STATE", &self.state)
             .output()
             .map_err(|error| error.to_string())?;
@@ -103,7 +103,14 @@ impl Cluster {
     /// The events of the job, as they come, until the cluster ends.
     fn follow(&mut self) -> Result<Followed, String> {
         let mut child = Command::new(&self.muster)
-            .args(["logs", JOB, "--events", "--follow", "--to", &self.address])
+            .args([
+                "logs",
+                JOB,
+                "--events",
+                "--follow",
+                "--coordinator",
+                &self.address,
+            ])
             .env("MUSTER_STATE", &self.state)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -2,11 +2,13 @@
 //!
 //! `cargo run --release -p muster-bench -- overhead` says where the time of a step goes, `-- faults`
 //! what deaths cost, `-- pause` how long the survivors of one stand still, `-- join` how long a new
-//! rank takes to enter, and `-- memory` what a rank needs where the optimizer's state is shared.
+//! rank takes to enter, `-- memory` what a rank needs where the optimizer's state is shared, and
+//! `-- control` what a group of coordinators does, beside etcd where that is installed.
 //! Timings are shares and
 //! ratios, from interleaved runs where a run is short, so that a slow minute of the machine hits all
 //! of them.
 
+mod control;
 mod faults;
 mod join;
 mod memory;
@@ -18,7 +20,8 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo run --release -p muster-bench -- overhead [ROUNDS=5] \
 | faults [STEPS=200] [\"0.3 s\" | \"2 s\"] | pause [KILLS=50] \
-| join [STATE_MB=100] | memory";
+| join [STATE_MB=100] | memory \
+| control [commits | failover | steps | submit | workers | jobs] [NUMBER]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -64,6 +67,10 @@ fn measure(arguments: &[&str]) -> Option<Result<String, String>> {
         "join" => {
             let megabytes = number(100)?;
             muster().and_then(|muster| join::run(&muster, megabytes))
+        }
+        "control" => {
+            let what = control::What::parse(rest)?;
+            muster().and_then(|muster| control::run(&muster, &what))
         }
         _ => return None,
     })

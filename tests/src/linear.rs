@@ -21,6 +21,9 @@ pub trait Model {
 
     /// What it answers, and what it is then.
     fn apply(state: &Self::State, ask: &Self::Ask) -> (Self::State, Self::Answer);
+
+    /// Whether this never changes what it is.
+    fn only_looks(ask: &Self::Ask) -> bool;
 }
 
 /// What one client asked, and what it saw. Times are of one clock for all clients.
@@ -47,8 +50,8 @@ struct Happened<M: Model> {
     /// The event of its call.
     event: usize,
     before: M::State,
-    /// It was answered and changes nothing: no order in which it happens later says more.
-    changes_nothing: bool,
+    /// It only looks, and saw what was: an order in which it looks later allows no more.
+    is_certain: bool,
 }
 
 struct Search<'a, M: Model> {
@@ -127,12 +130,13 @@ impl<'a, M: Model> Search<'a, M> {
         if seen.is_some_and(|seen| *seen != answer) {
             return false;
         }
-        let changes_nothing = after == self.state;
-        if changes_nothing && seen.is_none() {
+        // What was not answered and changes nothing need not happen now.
+        if seen.is_none() && after == self.state {
             return false;
         }
+        let is_certain = M::only_looks(&operation.ask);
         self.done[number] = true;
-        if !changes_nothing && !self.tried.insert((self.done.clone(), after.clone())) {
+        if !is_certain && !self.tried.insert((self.done.clone(), after.clone())) {
             self.done[number] = false;
             return false;
         }
@@ -140,7 +144,7 @@ impl<'a, M: Model> Search<'a, M> {
         self.order.push(Happened {
             event,
             before: std::mem::replace(&mut self.state, after),
-            changes_nothing,
+            is_certain,
         });
         if self.order.len() > self.longest.len() {
             let order = self.order.iter();
@@ -158,7 +162,7 @@ impl<'a, M: Model> Search<'a, M> {
             self.done[number] = false;
             self.num_open += usize::from(self.operations[number].answer.is_some());
             self.state = last.before;
-            if !last.changes_nothing {
+            if !last.is_certain {
                 return Some(last.event);
             }
         }
@@ -190,6 +194,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Ask {
         Add(u64),
+        Set(u64),
         Read,
     }
 
@@ -205,8 +210,13 @@ mod tests {
         fn apply(state: &u64, ask: &Ask) -> (u64, u64) {
             match ask {
                 Ask::Add(num) => (state + num, 0),
+                Ask::Set(num) => (*num, 0),
                 Ask::Read => (*state, *state),
             }
+        }
+
+        fn only_looks(ask: &Ask) -> bool {
+            matches!(ask, Ask::Read)
         }
     }
 
@@ -290,6 +300,19 @@ mod tests {
         }
         let read = answered(Ask::Read, 2, 7, 4);
         assert!(!is_linearizable(&[first, second, read]));
+    }
+
+    #[test]
+    fn what_changes_nothing_now_may_have_happened_when_it_did() {
+        let operations = [
+            answered(Ask::Set(5), 0, 1, 0),
+            answered(Ask::Set(5), 2, 9, 0),
+            answered(Ask::Set(7), 3, 4, 0),
+            answered(Ask::Read, 5, 6, 5),
+        ];
+        assert!(is_linearizable(&operations));
+        let [first, _, third, last] = operations;
+        assert!(!is_linearizable(&[first, third, last]));
     }
 
     #[test]

@@ -78,6 +78,10 @@ impl Model for OneJob {
             (Some(job), Ask::Show) => (Some(job), Answer::Is(job)),
         }
     }
+
+    fn only_looks(ask: &Ask) -> bool {
+        matches!(ask, Ask::Show)
+    }
 }
 
 #[test]
