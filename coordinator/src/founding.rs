@@ -13,6 +13,7 @@ use muster_proto::{address, v1};
 
 use crate::identity::Identity;
 use crate::serve::{Group, Options};
+use crate::store::WAY_OUT;
 
 /// How long a member that is to join tries to reach one that belongs to the group.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,9 +70,7 @@ pub enum FoundingError {
         reason: String,
     },
     /// The log is there, and nothing says whose it is.
-    #[error(
-        "{folder}: there is a log, and identity.json is missing; restore the folder from a backup"
-    )]
+    #[error("{folder}: there is a log, and identity.json is missing; {}", WAY_OUT)]
     NoIdentity {
         /// The data folder.
         folder: String,

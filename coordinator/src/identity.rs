@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use muster_coordinator_core::consensus::ReplicaId;
 use serde::{Deserialize, Serialize};
 
+use crate::store::WAY_OUT;
+
 /// The format that this program writes and reads.
 const FORMAT: u32 = 1;
 
@@ -47,7 +49,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// It is not as it was written.
-    #[error("{}: {reason}; restore the folder from a backup", .path.display())]
+    #[error("{}: {reason}; {}", .path.display(), WAY_OUT)]
     Damaged {
         /// The file.
         path: PathBuf,

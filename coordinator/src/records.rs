@@ -13,6 +13,8 @@ use std::thread;
 
 use tokio::sync::{oneshot, watch};
 
+use crate::store::WAY_OUT;
+
 mod staging;
 
 pub(crate) use staging::{Staged, staging_folder};
@@ -36,7 +38,7 @@ pub enum RecordsError {
         source: io::Error,
     },
     /// There is less than the snapshot counts.
-    #[error("{}: {found} bytes are there, and the snapshot counts {expected}; restore the folder from a backup, or have this member replaced", .path.display())]
+    #[error("{}: {found} bytes are there, and the snapshot counts {expected}; {}", .path.display(), WAY_OUT)]
     Short {
         /// The file.
         path: PathBuf,

@@ -29,7 +29,7 @@ use crate::peers::{CoordinatorsService, Peers};
 use crate::records::{Records, RecordsError};
 use crate::snapshots::{self, SnapshotError, Snapshotter};
 use crate::store::thread::StoreThread;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, WAY_OUT};
 use crate::workers::WorkersService;
 
 /// The longest message that a service takes, in bytes.
@@ -92,7 +92,7 @@ pub enum Error {
     #[error(transparent)]
     Founding(#[from] FoundingError),
     /// The log makes no sense.
-    #[error("{}: {reason}; restore the folder from a copy", .folder.display())]
+    #[error("{}: {reason}; {}", .folder.display(), WAY_OUT)]
     Recover {
         /// The store's folder.
         folder: PathBuf,

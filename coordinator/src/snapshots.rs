@@ -16,6 +16,7 @@ use muster_coordinator_core::{Snapshot, Taken};
 
 use crate::identity::write_durably;
 use crate::records::Records;
+use crate::store::WAY_OUT;
 
 const MAGIC: &[u8] = b"muster snapshot 1\n";
 const HASH_BYTES: usize = 32;
@@ -33,7 +34,7 @@ pub enum SnapshotError {
         source: io::Error,
     },
     /// It is not as it was written.
-    #[error("{}: the snapshot is damaged: {reason}; restore the folder from a backup, or have this member replaced", .path.display())]
+    #[error("{}: the snapshot is damaged: {reason}; {}", .path.display(), WAY_OUT)]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -139,7 +139,7 @@ fn a_member_that_is_told_that_it_is_another_one_is_refused() {
     );
     fs::write(&file, &text[..text.len() / 2]).unwrap();
     let told = group.command(1).output().unwrap();
-    check(&told, 2, &["identity.json", "restore the folder"]);
+    check(&told, 2, &["identity.json", "replace this member"]);
     fs::remove_file(&file).unwrap();
     let told = group.command(1).output().unwrap();
     check(&told, 2, &["identity.json is missing"]);

@@ -19,7 +19,7 @@ use std::process::Command;
 use muster_coordinator_core::consensus::Recovered;
 
 use super::thread::{Batch, Report, StoreThread};
-use super::{Meta, Store};
+use super::{Meta, SIZES, Sizes, Store};
 use workload::{Op, Workload};
 
 const FOLDER: &str = "MUSTER_TEST_STORE_FOLDER";
@@ -49,13 +49,19 @@ fn has_thread(seed: u64) -> bool {
     seed.is_multiple_of(4)
 }
 
-/// Whether the writer of this seed keeps to small batches.
-fn is_small(seed: u64) -> bool {
-    seed >> 63 == 1
+/// Files as large as those of users, or so small that a writer of this seed fills and removes many.
+fn sizes(seed: u64) -> Sizes {
+    match seed.is_multiple_of(3) {
+        true => SIZES,
+        false => Sizes {
+            file: 16 << 10,
+            all: 64 << 10,
+        },
+    }
 }
 
 fn workload_of(seed: u64, content: Recovered) -> Workload {
-    let workload = Workload::new(seed, is_small(seed), content);
+    let workload = Workload::new(seed, content);
     match has_thread(seed) {
         true => workload.only_batches(),
         false => workload,
@@ -71,7 +77,7 @@ fn writer() {
         return;
     };
     let (seed, num_ops) = (number_in(SEED).unwrap(), number_in(NUM_OPS).unwrap());
-    let (mut store, recovered, _) = Store::open(Path::new(&folder)).unwrap();
+    let (mut store, recovered, _) = Store::open_sized(Path::new(&folder), sizes(seed)).unwrap();
     // Not `println`, which the test harness may catch; and one call of the system for each line.
     let tell = |num: u64| {
         let line = format!("{DURABLE}{num}\n");

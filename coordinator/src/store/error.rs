@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+/// What is left to do where a store is lost. An old copy of it is no way out: it has forgotten votes.
+pub(crate) const WAY_OUT: &str = "replace this member (`muster coordinator remove`, then `add` with a new id and a new folder), or begin anew from a backup if there is no other";
+
 /// What is wrong, and with which folder.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -23,7 +26,7 @@ pub enum StoreError {
         expected: u32,
     },
     /// A value is not what was written.
-    #[error("{}: {what} is damaged: {reason}; restore the folder from a copy", .folder.display())]
+    #[error("{}: {what} is damaged: {reason}; {}", .folder.display(), WAY_OUT)]
     Damaged {
         /// The store's folder.
         folder: PathBuf,
@@ -51,17 +54,17 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    /// sled's own complaint, mostly about damaged files.
-    #[error("{}: the store's files are damaged or of another kind; restore the folder from a copy", .folder.display())]
-    Sled {
+    /// The engine's own complaint, mostly about damaged files.
+    #[error("{}: the store's files are damaged or of another kind; {}", .folder.display(), WAY_OUT)]
+    Engine {
         /// The store's folder.
         folder: PathBuf,
-        /// What sled says.
+        /// What the engine says.
         #[source]
-        source: sled::Error,
+        source: raft_engine::Error,
     },
-    /// sled gave up.
-    #[error("{}: the store's files are damaged ({text}); restore the folder from a copy", .folder.display())]
+    /// The engine gave up.
+    #[error("{}: the store cannot be read or written ({text}); if its disk is whole and has room, {}", .folder.display(), WAY_OUT)]
     Panicked {
         /// The store's folder.
         folder: PathBuf,

@@ -1,5 +1,5 @@
 //! What a store gives back, what it refuses, and how batches share a sync. Deaths of the process
-//! are in `crash`.
+//! are in `durability`.
 
 mod rests;
 
@@ -15,8 +15,9 @@ use muster_coordinator_core::consensus::{
 };
 use tempfile::TempDir;
 
+use super::format::{self, Head};
 use super::thread::{Batch, Report, Stopped, StoreThread};
-use super::{Store, StoreError, format, open_sled};
+use super::{ENTRIES, GROUP, SIZES, Store, StoreError, open_engine, read_head, read_log};
 
 fn entry(index: u64, term: u64) -> Entry {
     Entry {
@@ -56,17 +57,30 @@ fn five_entries() -> TempDir {
     folder
 }
 
-/// Changes the store behind its back.
-fn tamper(folder: &Path, change: impl FnOnce(&sled::Tree, &sled::Tree)) {
-    let (db, log, meta) = open_sled(folder).unwrap();
-    change(&log, &meta);
-    db.flush().unwrap();
+/// Changes the store behind its back: the bytes of its entries, by their index from 1, and of its head.
+fn tamper(folder: &Path, change: impl FnOnce(&mut Vec<Vec<u8>>, &mut Vec<u8>)) {
+    let engine = open_engine(folder, SIZES).unwrap();
+    let mut head = engine.get(GROUP, format::KEY_HEAD).unwrap();
+    let mut found = Vec::new();
+    let last = engine.last_index(GROUP).unwrap_or(0);
+    engine
+        .fetch_entries_to::<format::Value>(GROUP, 1, last + 1, None, &mut found)
+        .unwrap();
+    let mut values: Vec<_> = found.iter().map(|value| value.value.clone()).collect();
+    change(&mut values, &mut head);
+    let mut batch = raft_engine::LogBatch::default();
+    for (at, value) in found.iter_mut().zip(values) {
+        at.set_value(value);
+    }
+    batch.add_entries::<format::Value>(GROUP, &found).unwrap();
+    batch.put(GROUP, format::KEY_HEAD.to_vec(), head).unwrap();
+    engine.write(&mut batch, true).unwrap();
 }
 
 #[test]
 fn a_store_gives_back_what_was_appended() {
     let folder = tempfile::tempdir().unwrap();
-    // A folder that is not there yet, and a value that sled would put into a file of its own.
+    // A folder that is not there yet, and a large value.
     let path = folder.path().join("new/store");
     let (mut store, _, meta) = Store::open(&path).unwrap();
     let large = Entry {
@@ -82,11 +96,6 @@ fn a_store_gives_back_what_was_appended() {
         .unwrap();
     store.append(&[], None, None).unwrap();
     store.sync().unwrap();
-    assert_eq!(
-        fs::read_dir(path.join("blobs")).unwrap().count(),
-        0,
-        "a file that sled does not sync"
-    );
     drop(store);
 
     let (_, recovered, same) = Store::open(&path).unwrap();
@@ -116,6 +125,7 @@ fn the_log_ends_with_the_last_entry_of_a_batch() {
         .append(&entries(5..=6, 2), Some(hard_state(2)), None)
         .unwrap();
     store.append(&entries(6..=6, 3), None, None).unwrap();
+    store.sync().unwrap();
     drop(store);
     let expected = [entries(1..=2, 1), entries(3..=5, 2), entries(6..=6, 3)].concat();
     assert_eq!(
@@ -171,85 +181,90 @@ fn a_second_open_says_who_is_in_the_way() {
 
 #[test]
 fn a_flipped_bit_is_reported_with_the_index() {
-    let [(_, value)]: [_; 1] = format::encode_entry(&entry(3, 1)).try_into().unwrap();
     let folder = five_entries();
-    for bit in (0..value.len() * 8).step_by(7) {
-        tamper(folder.path(), |log, _| {
-            let mut value = value.clone();
-            value[bit / 8] ^= 1 << (bit % 8);
-            log.insert(3_u64.to_be_bytes(), value).unwrap();
+    let num_bits = format::encode_entry(&entry(3, 1)).get_value().len() * 8;
+    let flip = |bit: usize| {
+        tamper(folder.path(), |values, _| {
+            values[2][bit / 8] ^= 1 << (bit % 8);
         });
+    };
+    // Where the index is, the engine would put it elsewhere.
+    for bit in (0..num_bits)
+        .step_by(7)
+        .filter(|bit| !(4..12).contains(&(bit / 8)))
+    {
+        flip(bit);
         let text = reopen(folder.path()).unwrap_err().to_string();
         assert!(text.contains("entry 3 is damaged"), "bit {bit}: {text}");
+        flip(bit);
     }
-    tamper(folder.path(), |log, _| {
-        drop(log.insert(3_u64.to_be_bytes(), value).unwrap());
-    });
     assert_eq!(reopen(folder.path()).unwrap().entries, entries(1..=5, 1));
 }
 
 #[test]
-fn a_value_at_the_wrong_place_is_reported() {
-    let folder = five_entries();
-    tamper(folder.path(), |log, _| {
-        drop(
-            log.insert(
-                4_u64.to_be_bytes(),
-                format::encode_entry(&entry(5, 1))[0].1.as_slice(),
-            )
-            .unwrap(),
-        );
-    });
-    assert!(
-        reopen(folder.path())
-            .unwrap_err()
-            .to_string()
-            .contains("entry 4 is damaged")
-    );
-}
-
-#[test]
 fn damage_beside_the_log_is_reported() {
-    let mut state = format::encode_hard_state(&hard_state(1));
-    state[5] ^= 1;
-    type Case<'a> = (&'a [u8], Option<&'a [u8]>, &'a str);
-    let cases: [Case<'_>; 6] = [
-        (b"hard_state", Some(&state), "hard state is damaged"),
-        (b"hard_state", Some(b"x"), "too short"),
-        (b"cluster_id", None, "cluster id is damaged: it is missing"),
-        (b"format", None, "format version is damaged: it is missing"),
-        (
-            b"format",
-            Some(b"?"),
-            "format version is damaged: it is not 4 bytes",
-        ),
-        (
-            b"format",
-            Some(&[4, 0, 0, 0]),
-            "has format 4, this program reads 3",
-        ),
+    type Change = fn(&mut Vec<u8>);
+    let cases: [(Change, &str); 5] = [
+        (|head| head[30] ^= 1, "head is damaged: its checksum is"),
+        (|head| head.truncate(20), "head is damaged: its checksum is"),
+        (|head| head.truncate(6), "too short for a checksum"),
+        (Vec::clear, "head is damaged: it is too short for a version"),
+        (|head| head[0] = 5, "has format 5, this program reads 4"),
     ];
-    for (key, value, expected) in cases {
+    for (change, expected) in cases {
         let folder = five_entries();
-        tamper(folder.path(), |_, meta| match value {
-            Some(value) => drop(meta.insert(key, value).unwrap()),
-            None => drop(meta.remove(key).unwrap()),
-        });
+        tamper(folder.path(), |_, head| change(head));
         let text = reopen(folder.path()).unwrap_err().to_string();
         assert!(text.contains(expected), "{text}");
     }
 }
 
 #[test]
+fn entries_that_are_missing_are_reported() {
+    let folder = five_entries();
+    tamper(folder.path(), |_, head| {
+        let longer = Head {
+            last: 7,
+            ..format::decode_head(head).unwrap()
+        };
+        *head = format::encode_head(&longer);
+    });
+    let text = format!("{:?}", reopen(folder.path()).unwrap_err());
+    assert!(text.contains("EntryNotFound"), "{text}");
+
+    let folder = five_entries();
+    let engine = open_engine(folder.path(), SIZES).unwrap();
+    engine.compact_to(GROUP, 3);
+    let head = read_head(folder.path(), &engine).unwrap().unwrap();
+    let text = read_log(folder.path(), &engine, &head).unwrap_err();
+    let text = text.to_string();
+    assert!(text.contains("entries 1 to 2 are missing"), "{text}");
+}
+
+#[test]
+fn a_store_of_an_older_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["db", "conf"] {
+        fs::write(folder.path().join(name), "sled").unwrap();
+    }
+    let text = reopen(folder.path()).unwrap_err().to_string();
+    assert!(
+        text.contains("has format 3, this program reads 4"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_lost_tail_is_reported() {
     let folder = five_entries();
-    // sled forgets what it cannot read, as if it had never been written.
-    let earlier = fs::read(folder.path().join("db")).unwrap();
+    // The engine cuts off what it cannot read, as if it had never been written.
+    let file = folder.path().join(ENTRIES).join("0000000000000001.raftlog");
+    let earlier = fs::read(&file).unwrap();
     let (mut store, ..) = Store::open(folder.path()).unwrap();
     store.append(&[], Some(hard_state(2)), None).unwrap();
     store.sync().unwrap();
     drop(store);
-    fs::write(folder.path().join("db"), earlier).unwrap();
+    fs::write(file, earlier).unwrap();
     for _ in 0..2 {
         let text = reopen(folder.path()).unwrap_err().to_string();
         assert!(
@@ -282,37 +297,41 @@ fn a_store_whose_first_opening_was_cut_short_can_be_opened() {
 }
 
 #[test]
-fn an_entry_of_another_version_is_refused() {
+fn an_entry_of_another_version_or_place_is_refused() {
     let recorded = [
-        0xe5, 0x2c, 0x0b, 0x1d, 1, 0, 6, 0, 0, 0, 0, 0, 0, 0, b'h', b'i',
+        0xe9, 0x4f, 0xae, 0x2b, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0, 0, b'h', b'i',
     ];
+    let value = |bytes: &[u8]| {
+        let mut value = protobuf::well_known_types::BytesValue::new();
+        value.set_value(bytes.to_vec());
+        value
+    };
     let hi = Entry {
         index: 5,
         term: 6,
         kind: EntryKind::Normal,
         data: b"hi".to_vec(),
     };
+    assert_eq!(format::encode_entry(&hi), value(&recorded));
     assert_eq!(
-        format::decode_entry(5, &recorded),
-        Ok(hi.clone()),
+        format::decode_entry(5, &value(&recorded)),
+        Ok(hi),
         "version 1 as recorded; its checksum is zlib's"
     );
-    assert_eq!(
-        format::encode_entry(&hi),
-        [(5_u64.to_be_bytes().to_vec(), recorded.to_vec())]
-    );
+    let text = format::decode_entry(4, &value(&recorded)).unwrap_err();
+    assert_eq!(text, "its bytes are those of entry 5");
     let mut newer = recorded;
-    newer[4] = 2;
-    let crc = crc32fast::hash(&[&5_u64.to_be_bytes(), &newer[4..]].concat());
+    newer[12] = 2;
+    let crc = crc32fast::hash(&newer[4..]);
     newer[..4].copy_from_slice(&crc.to_le_bytes());
-    let text = format::decode_entry(5, &newer).unwrap_err();
+    let text = format::decode_entry(5, &value(&newer)).unwrap_err();
     assert_eq!(text, "it has version 2, this program reads 1");
 }
 
 /// Copies the store's folder, with one file changed.
 fn damaged_copy(from: &Path, file: &Path, change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
     let to = tempfile::tempdir().unwrap();
-    fs::create_dir(to.path().join("blobs")).unwrap();
+    fs::create_dir(to.path().join(ENTRIES)).unwrap();
     for name in files_of(from) {
         fs::copy(from.join(&name), to.path().join(&name)).unwrap();
     }
@@ -322,7 +341,7 @@ fn damaged_copy(from: &Path, file: &Path, change: impl FnOnce(&mut Vec<u8>)) -> 
     to
 }
 
-/// The names of a store's files, blobs among them.
+/// The names of a store's files, the engine's among them.
 fn files_of(folder: &Path) -> Vec<PathBuf> {
     let list = |part: &str| {
         let names = fs::read_dir(folder.join(part))
@@ -332,7 +351,7 @@ fn files_of(folder: &Path) -> Vec<PathBuf> {
             .map(|name| Path::new(part).join(name))
             .collect::<Vec<_>>()
     };
-    let all = [list(""), list("blobs")].concat();
+    let all = [list(""), list(ENTRIES)].concat();
     all.into_iter()
         .filter(|name| folder.join(name).is_file())
         .collect()
@@ -348,20 +367,17 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
         store
             .append(std::slice::from_ref(entry), Some(hard_state(1)), None)
             .unwrap();
+        if entry.index % 3 == 0 {
+            store.sync().unwrap();
+        }
     }
     store.sync().unwrap();
     drop(store);
-    // Opening twice makes sled write a snapshot of its page table, too.
-    reopen(folder.path()).unwrap();
 
     let files = files_of(folder.path());
-    let is_there = |start: &str| {
-        files
-            .iter()
-            .any(|file| file.to_str().unwrap().starts_with(start))
-    };
+    let is_there = |name: &str| files.iter().any(|file| file.ends_with(name));
     assert!(
-        is_there("db") && is_there("conf") && is_there("snap.") && is_there("watermark"),
+        is_there("0000000000000001.raftlog") && is_there("watermark"),
         "{files:?}"
     );
     let expected = Recovered {
@@ -370,8 +386,12 @@ fn damaged_files_never_panic_and_never_lose_anything_unnoticed() {
         ..Recovered::default()
     };
     let mut num_refused = 0;
-    for file in files.iter().filter(|file| file.as_os_str() != "lock") {
+    for file in files {
+        let file = file.as_path();
         let length = fs::metadata(folder.path().join(file)).unwrap().len() as usize;
+        if length == 0 {
+            continue;
+        }
         let lengths = [
             0,
             1,

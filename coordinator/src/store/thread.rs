@@ -18,11 +18,6 @@ use super::{Store, StoreError};
 /// further ahead of its disk, and nothing that waits here is acknowledged to anybody.
 const MAX_WAITING_BATCHES: usize = 1024;
 
-/// What shares a transaction, so that the store still syncs as often as sled needs; see
-/// `MAX_UNSYNCED_BYTES` there.
-const MAX_JOINED_ENTRIES: usize = 64;
-const MAX_JOINED_BYTES: usize = 32 << 10;
-
 /// What must become durable together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -34,27 +29,6 @@ pub struct Batch {
     pub hard_state: Option<HardState>,
     /// As for [`Store::append`].
     pub restore: Option<Mark>,
-}
-
-impl Batch {
-    /// Whether one transaction can do what both say; each transaction of sled's is a write of its own.
-    fn is_continued_by(&self, next: &Batch) -> bool {
-        let are_neighbours = match (self.entries.last(), next.entries.first()) {
-            (Some(last), Some(first)) => first.index == last.index + 1,
-            _ => true,
-        };
-        let num_entries = self.entries.len() + next.entries.len();
-        let entries = self.entries.iter().chain(&next.entries);
-        let num_bytes: usize = entries.map(|entry| entry.data.len()).sum();
-        let is_small = num_entries <= MAX_JOINED_ENTRIES && num_bytes <= MAX_JOINED_BYTES;
-        self.restore.is_none() && next.restore.is_none() && are_neighbours && is_small
-    }
-
-    fn joined_with(mut self, next: Batch) -> Batch {
-        self.entries.extend(next.entries);
-        self.hard_state = next.hard_state.or(self.hard_state);
-        self
-    }
 }
 
 /// What the thread is given, in order.
@@ -212,7 +186,7 @@ fn run(mut store: Store, items: Receiver<Item>, mut report: impl FnMut(Report), 
             Ok(reports) => reports.into_iter().for_each(&mut report),
             Err(error) => {
                 // The store is closed, and takes nothing more, before anybody can act on the report.
-                // sled panics where it cannot sync as it closes, and must not take the report along.
+                // The engine panics where it cannot sync as it closes, and must not take the report along.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
                 drop(items);
                 report(Report::Failed(error));
@@ -222,46 +196,32 @@ fn run(mut store: Store, items: Receiver<Item>, mut report: impl FnMut(Report), 
     }
 }
 
-/// Writes all items, then syncs once, where that is needed; returns what is to be reported.
+/// Takes all items, then syncs once, where somebody waits for that; returns what is to be reported.
 fn write_all(
     store: &mut Store,
     items: impl Iterator<Item = Item>,
 ) -> Result<Vec<Report>, StoreError> {
     let mut reports = Vec::new();
-    let mut joined: Option<Batch> = None;
     for item in items {
         match item {
-            Item::Batch(next) => {
-                reports.push(Report::Durable { batch: next.batch });
-                joined = match joined.take() {
-                    Some(before) if before.is_continued_by(&next) => Some(before.joined_with(next)),
-                    before => {
-                        append(store, before)?;
-                        Some(next)
-                    }
-                };
+            Item::Batch(Batch {
+                batch,
+                entries,
+                hard_state,
+                restore,
+            }) => {
+                store.append(&entries, hard_state, restore.as_ref())?;
+                reports.push(Report::Durable { batch });
             }
             Item::Rest(mark) => {
-                append(store, joined.take())?;
-                store.rest_on(&mark)?;
+                store.rest_on(&mark);
                 reports.push(Report::Rests { mark });
             }
-            Item::Discard(through) => {
-                append(store, joined.take())?;
-                store.discard(through)?;
-            }
+            Item::Discard(through) => store.discard(through),
         }
     }
-    append(store, joined)?;
     if !reports.is_empty() {
         store.sync()?;
     }
     Ok(reports)
-}
-
-fn append(store: &mut Store, batch: Option<Batch>) -> Result<(), StoreError> {
-    match batch {
-        Some(batch) => store.append(&batch.entries, batch.hard_state, batch.restore.as_ref()),
-        None => Ok(()),
-    }
 }

@@ -1,9 +1,9 @@
-//! How far the store had come, in a file of its own beside sled's.
+//! How far the store had come, in a file of its own beside the engine's.
 //!
-//! sled recovers up to the first record it cannot read and forgets the rest without a word, which
-//! is right for what was never synced and wrong for all else: a vote or an acknowledged entry must
-//! not be forgotten. So every batch has a number inside of sled, and this file has the number of
-//! the last one that was synced. A store that comes back with less has lost something.
+//! The engine recovers up to the first batch it cannot read and cuts off the rest without a word,
+//! which is right for what was never synced and wrong for all else: a vote or an acknowledged entry
+//! must not be forgotten. So every batch has a number inside of the engine, and this file has the
+//! number of the last one that was synced. A store that comes back with less has lost something.
 //!
 //! The file is 12 bytes, which no disk tears: a CRC-32 and the number, little-endian. It is written
 //! after each sync and not synced itself: an older number is only a weaker witness.

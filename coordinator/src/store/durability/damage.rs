@@ -104,12 +104,9 @@ fn damage(left: &Left, per_file: u64, random: &mut Random) -> BTreeMap<Outcome, 
         if bytes.is_empty() {
             continue;
         }
-        // sled's log is the largest by far, and all that matters is in it.
-        let times = if name == Path::new("db") {
-            10 * per_file
-        } else {
-            per_file
-        };
+        // All that matters is in the engine's log.
+        let is_log = name.extension().is_some_and(|end| end == "raftlog");
+        let times = if is_log { 10 * per_file } else { per_file };
         for _ in 0..times {
             let at = random.below(bytes.len() as u64) as usize;
             let is_cut = random.one_in(3);

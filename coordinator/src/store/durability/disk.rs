@@ -76,7 +76,7 @@ fn full() {
     for round in 0..10 {
         let (store, found, _) = Store::open(&folder).unwrap();
         assert_eq!(found, content, "round {round}");
-        // Room for a little more, at most a segment of sled's.
+        // Room for a little more.
         let filler = Path::new(&disk).join("filler");
         let mut file = std::fs::File::create(&filler).unwrap();
         while file.write_all(&[1; 4096]).is_ok() {}

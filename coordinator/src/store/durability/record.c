@@ -179,6 +179,24 @@ PWRITE(pwrite64)
 TRUNCATE(ftruncate)
 TRUNCATE(ftruncate64)
 
+/* Only what makes a file longer is recorded; nothing else is used. */
+#define ALLOCATE(name)                                                                             \
+    int name(int fd, int mode, off_t at, off_t length) {                                           \
+        pthread_mutex_lock(&lock);                                                                 \
+        struct stat before, after;                                                                 \
+        fstat(fd, &before);                                                                        \
+        int done = syscall(SYS_fallocate, fd, mode, at, length);                                   \
+        int error = errno;                                                                         \
+        fstat(fd, &after);                                                                         \
+        if (done == 0 && path_of(fd) && after.st_size > before.st_size)                            \
+            record('t', inode_of(fd), after.st_size, path_of(fd), "", 0);                          \
+        pthread_mutex_unlock(&lock);                                                               \
+        errno = error;                                                                             \
+        return done;                                                                               \
+    }
+ALLOCATE(fallocate)
+ALLOCATE(fallocate64)
+
 #define SYNC(name, kind)                                                                           \
     int name(int fd) {                                                                             \
         pthread_mutex_lock(&lock);                                                                 \

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::super::ENTRIES;
 use super::workload::Random;
 
 const SECTOR: usize = 512;
@@ -362,11 +363,11 @@ fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
     bytes[at..end].copy_from_slice(data);
 }
 
-/// The inodes and the bytes of a folder's files, blobs among them.
+/// The inodes and the bytes of a folder's files, the engine's among them.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
     use std::os::unix::fs::MetadataExt as _;
     let mut found = BTreeMap::new();
-    for part in ["", "blobs"] {
+    for part in ["", ENTRIES] {
         for file in fs::read_dir(folder.join(part)).into_iter().flatten() {
             let path = file.unwrap().path();
             let about = fs::metadata(&path).unwrap();
@@ -389,7 +390,7 @@ pub(super) fn image_of(folder: &Path) -> Image {
 
 /// Makes a folder that has these files.
 pub(super) fn lay_out(image: &Image, folder: &Path) {
-    fs::create_dir_all(folder.join("blobs")).unwrap();
+    fs::create_dir_all(folder.join(ENTRIES)).unwrap();
     for (name, bytes) in image {
         fs::write(folder.join(name), bytes).unwrap();
     }

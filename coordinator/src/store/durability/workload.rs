@@ -61,8 +61,14 @@ impl Op {
                 hard_state,
                 restore,
             } => store.append(entries, *hard_state, restore.as_ref()),
-            Self::RestOn(mark) => store.rest_on(mark),
-            Self::Discard(through) => store.discard(*through),
+            Self::RestOn(mark) => {
+                store.rest_on(mark);
+                Ok(())
+            }
+            Self::Discard(through) => {
+                store.discard(*through);
+                Ok(())
+            }
             Self::Sync => store.sync(),
         }
     }
@@ -74,8 +80,6 @@ pub(super) struct Workload {
     random: Random,
     /// Only batches and syncs, as they come from [`crate::store::thread`].
     only_batches: bool,
-    /// Neither entries beyond 600 bytes nor batches of more than four.
-    is_small: bool,
     /// What the store contains after the operations that were taken.
     content: Recovered,
     /// How many were taken.
@@ -85,11 +89,10 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    pub(super) fn new(seed: u64, is_small: bool, content: Recovered) -> Self {
+    pub(super) fn new(seed: u64, content: Recovered) -> Self {
         let random = Random(seed);
         Self {
             only_batches: false,
-            is_small,
             random,
             content,
             num_ops: 0,
@@ -160,7 +163,7 @@ impl Workload {
         }
         let num_entries = match self.random.below(40) {
             0..5 => 0,
-            39 if !self.is_small => self.random.below(300),
+            39 => self.random.below(300),
             _ => 1 + self.random.below(4),
         };
         let entries: Vec<_> = (first..first + num_entries)
@@ -186,8 +189,8 @@ impl Workload {
 
     fn entry(&mut self, index: u64) -> Entry {
         let length = match self.random.below(100) {
-            0 if !self.is_small => (100 << 10) + self.random.below(200 << 10),
-            1..3 if !self.is_small => self.random.below(16 << 10),
+            0 => (100 << 10) + self.random.below(200 << 10),
+            1..3 => self.random.below(16 << 10),
             _ => self.random.below(600),
         };
         Entry {

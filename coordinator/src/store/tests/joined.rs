@@ -1,4 +1,4 @@
-//! Batches that share a transaction.
+//! Batches that share a sync.
 
 use super::*;
 
