@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::apply::{Answer, Effect, Refusal};
 use crate::command::RequestId;
 
-/// So many are remembered in any case.
+/// So many are remembered in any case, and so many at most.
 const MIN_ANSWERED: usize = 4096;
+const MAX_ANSWERED: usize = 1 << 17;
 
 /// How long an answer is remembered, by the stamps of the log: far longer than a client asks again.
 const REMEMBERED_MS: u64 = 120_000;
@@ -18,7 +19,8 @@ pub type Remembered = Result<Effect, String>;
 /// The answers, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Answered {
-    answers: BTreeMap<RequestId, Remembered>,
+    /// By the request's number: ids are drawn by chance, and numbers are compared at once.
+    answers: BTreeMap<u128, Remembered>,
     order: VecDeque<(u64, RequestId)>,
 }
 
@@ -26,7 +28,7 @@ impl Answered {
     /// The answer that a request got, if it is remembered.
     #[must_use]
     pub fn answer_to(&self, request: RequestId) -> Option<Answer> {
-        let answer = self.answers.get(&request)?.clone();
+        let answer = self.answers.get(&number(request))?.clone();
         Some(answer.map_err(Refusal::Earlier))
     }
 
@@ -34,18 +36,18 @@ impl Answered {
     pub fn remember(&mut self, request: RequestId, answer: &Answer, stamp_ms: u64) {
         let answer = answer.clone().map_err(|refusal| refusal.to_string());
         self.restore(stamp_ms, request, answer);
-        while self.order.len() > MIN_ANSWERED
-            && let Some((stamp, oldest)) = self.order.front().copied()
-            && stamp.saturating_add(REMEMBERED_MS) < stamp_ms
+        while let Some((stamp, oldest)) = self.order.front().copied()
+            && self.order.len() > MIN_ANSWERED
+            && (self.order.len() > MAX_ANSWERED || stamp.saturating_add(REMEMBERED_MS) < stamp_ms)
         {
             self.order.pop_front();
-            self.answers.remove(&oldest);
+            self.answers.remove(&number(oldest));
         }
     }
 
     /// Puts an answer behind the others, as a snapshot has it.
     pub fn restore(&mut self, stamp_ms: u64, request: RequestId, answer: Remembered) {
-        if self.answers.insert(request, answer).is_none() {
+        if self.answers.insert(number(request), answer).is_none() {
             self.order.push_back((stamp_ms, request));
         }
     }
@@ -53,8 +55,14 @@ impl Answered {
     /// All of them, oldest first, each with the stamp of its entry.
     pub fn iter(&self) -> impl Iterator<Item = (u64, RequestId, &Remembered)> {
         let order = self.order.iter();
-        order.filter_map(|(stamp, request)| Some((*stamp, *request, self.answers.get(request)?)))
+        order.filter_map(|(stamp, request)| {
+            Some((*stamp, *request, self.answers.get(&number(*request))?))
+        })
     }
+}
+
+fn number(request: RequestId) -> u128 {
+    u128::from_le_bytes(request)
 }
 
 #[cfg(test)]
@@ -83,5 +91,16 @@ mod tests {
         assert!(answered.answer_to(request(0)).is_none());
         assert_eq!(answered.answer_to(request(1)), Some(Ok(Effect::Registered)));
         assert_eq!(answered.iter().count(), answered.answers.len());
+    }
+
+    #[test]
+    fn answers_are_forgotten_when_there_are_too_many() {
+        let mut answered = Answered::default();
+        for number in 0..=MAX_ANSWERED as u64 {
+            answered.remember(request(number), &Ok(Effect::Registered), 0);
+        }
+        assert_eq!(answered.answer_to(request(0)), None);
+        assert_eq!(answered.answer_to(request(1)), Some(Ok(Effect::Registered)));
+        assert_eq!(answered.iter().count(), MAX_ANSWERED);
     }
 }

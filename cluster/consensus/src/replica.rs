@@ -5,6 +5,7 @@
 //! a leader's own messages go at once (Raft thesis §10.2.1).
 
 mod group;
+mod proposing;
 mod reads;
 mod start;
 mod status;
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::io::{Input, Output};
 use crate::log::{self, Log};
 use crate::types::{Entry, EntryKind, HardState, Mark, Membership, Recovered, ReplicaId};
+use proposing::Proposing;
 use reads::Reads;
 pub use status::{Peer, Role, Status};
 
@@ -54,6 +56,8 @@ pub struct Replica {
     /// A hard state that no batch has carried yet. A commit index alone is not worth a sync: it is
     /// learned again, so that it rides with the next batch. That of a change of the group is.
     unsaved: Option<HardState>,
+    /// Proposals that go into the log together.
+    proposing: Proposing,
     /// Proposals of this replica by the index they were written at: their term and number.
     proposals: BTreeMap<u64, (u64, u64)>,
     reads: Reads,
@@ -121,6 +125,7 @@ impl Replica {
             options,
             waiting: VecDeque::new(),
             unsaved: None,
+            proposing: Proposing::default(),
             proposals: BTreeMap::new(),
             reads: Reads::default(),
             applied: start,
@@ -143,6 +148,7 @@ impl Replica {
         if self.is_broken {
             return;
         }
+        self.send_proposals(outputs);
         match input {
             // Before its state is that of the snapshot, it cannot know whether it may lead: time stands
             // still for it.
@@ -150,7 +156,10 @@ impl Replica {
             Input::Tick => {
                 self.node.tick();
             }
-            Input::Propose { request, data } => self.propose(request, data, outputs),
+            Input::Propose { request, data } => {
+                self.propose(request, data, outputs);
+                self.send_proposals(outputs);
+            }
             Input::Read { request } => self.read(request, outputs),
             Input::Change {
                 request,
@@ -231,22 +240,6 @@ impl Replica {
                     .insert(raft.raft_log.last_index(), (raft.term, request));
             }
         }
-    }
-
-    fn propose(&mut self, request: u64, data: Vec<u8>, outputs: &mut Vec<Output>) {
-        let refusal = if let Some(reason) = self.not_leading() {
-            Some(reason)
-        } else if data.is_empty() || data.len() > check::MAX_PROPOSAL_BYTES {
-            let (given, most) = (data.len(), check::MAX_PROPOSAL_BYTES);
-            Some(format!(
-                "a proposal has 1 to {most} bytes, this one has {given}"
-            ))
-        } else if self.node.propose(Vec::new(), data).is_err() {
-            Some("too many proposals wait for a quorum of replicas; try again later".to_owned())
-        } else {
-            None
-        };
-        self.proposed(request, refusal, outputs);
     }
 
     fn receive(&mut self, from: ReplicaId, bytes: &[u8], outputs: &mut Vec<Output>) {

@@ -249,6 +249,7 @@ impl Coordinator {
             // must not make the leader think at every one of them.
             is_news |= self.take(input, outputs);
         }
+        self.flush_proposals(outputs);
         is_news |= std::mem::take(&mut self.is_changed);
         if self.is_leader {
             let is_time = self.is_time_to_think();
@@ -261,6 +262,7 @@ impl Coordinator {
                 }
             }
             self.record_more(outputs);
+            self.flush_proposals(outputs);
         }
         self.take_snapshot(outputs);
     }
@@ -377,11 +379,17 @@ impl Coordinator {
     }
 
     fn propose_entry(&mut self, proposal: u64, entry: LogEntry, outputs: &mut Vec<Output>) {
-        let propose = muster_consensus::Input::Propose {
-            request: proposal,
-            data: entry.encode(),
-        };
-        self.step_replica(propose, outputs);
+        let mut from_replica = Vec::new();
+        self.replica
+            .propose(proposal, entry.encode(), &mut from_replica);
+        self.take_replica_outputs(from_replica, outputs);
+    }
+
+    /// Has the proposals go that came together.
+    fn flush_proposals(&mut self, outputs: &mut Vec<Output>) {
+        let mut from_replica = Vec::new();
+        self.replica.flush(&mut from_replica);
+        self.take_replica_outputs(from_replica, outputs);
     }
 
     /// A job's new world is watched; what stays true of the last one is kept.

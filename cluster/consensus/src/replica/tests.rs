@@ -194,6 +194,37 @@ fn nothing_is_applied_before_it_is_durable() {
 }
 
 #[test]
+fn proposals_that_come_together_are_one_batch() {
+    let (mut replica, _) = start(1, Recovered::default());
+    handle(&mut replica, Input::Persisted { batch: 1 });
+    let mut outputs = Vec::new();
+    for (request, data) in [(70, "a"), (71, "b"), (72, "")] {
+        replica.propose(request, data.into(), &mut outputs);
+    }
+    let empty = "a proposal has 1 to 4194304 bytes, this one has 0".to_owned();
+    let dropped = |request, reason| Output::Dropped { request, reason };
+    assert_eq!(outputs, [dropped(72, empty)]);
+    outputs.clear();
+    replica.flush(&mut outputs);
+    let batch = batch_of(&outputs);
+    let [Output::Persist { entries, .. }] = &outputs[..] else {
+        panic!("{outputs:?}");
+    };
+    assert_eq!(entries[..], [entry(2, 1, b"a"), entry(3, 1, b"b")]);
+    // What comes otherwise takes along what waits, and goes behind it.
+    outputs.clear();
+    replica.propose(73, b"c".to_vec(), &mut outputs);
+    replica.handle(Input::Persisted { batch }, &mut outputs);
+    let is_next = |output: &Output| matches!(output, Output::Persist { entries, .. } if entries[..] == [entry(4, 1, b"c")]);
+    assert!(outputs.iter().any(is_next), "{outputs:?}");
+    assert!(outputs.contains(&applied(3, 1, b"b", Some(71))));
+    // So much that it cannot wait for more.
+    outputs.clear();
+    replica.propose(74, vec![7; 1 << 20], &mut outputs);
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+}
+
+#[test]
 fn a_restart_applies_the_whole_log_again_and_leads_after_it() {
     let log = vec![entry(1, 1, b""), entry(2, 1, b"a"), entry(3, 2, b"b")];
     let (mut replica, outputs) = start(1, recovered(2, 2, log));
