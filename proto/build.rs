@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
+        "muster/spec.proto",
         "muster/cluster.proto",
         "muster/rank.proto",
         "muster/worker.proto",

@@ -11,7 +11,7 @@ use crate::command::{
 };
 use crate::ids::{Generation, History, JobName, ProcessId, Step, WorkerName};
 use crate::job::spec::WorkersSpec;
-use crate::job::{Identity, JobDraft};
+use crate::job::{Identity, JobSpec};
 use crate::state::{ClusterState, Job, LedgerEntry, Manifest, Phase, Poison, Seat, World};
 
 pub use answer::{Answer, Effect, Refusal};
@@ -64,9 +64,18 @@ impl ClusterState {
         self.jobs.insert(name, Arc::new(job));
     }
 
+    /// Takes a job out that is over, as it is; `None` where it goes on, or is not there.
+    pub fn take_ended(&mut self, name: &JobName) -> Option<Arc<Job>> {
+        if self.jobs.get(name)?.is_over() {
+            self.jobs.remove(name)
+        } else {
+            None
+        }
+    }
+
     fn change(&mut self, command: Command) -> Answer {
         match command {
-            Command::Submit(submission) => self.submit(submission),
+            Command::Submit { submission, spec } => self.submit(submission, spec),
             Command::Stop { job, why } => self.stop(&job, why),
             Command::RegisterWorker { worker, node } => {
                 let known = self.nodes.get(&worker);
@@ -144,18 +153,19 @@ impl ClusterState {
             .ok_or_else(|| Refusal::UnknownJob(name.to_string()))
     }
 
-    fn submit(&mut self, submission: Submission) -> Answer {
-        let spec = JobDraft::parse(&submission.draft, "the submitted job", "", &[])
-            .and_then(|draft| draft.check(&submission.base_dir, &submission.data_digest))
-            .map_err(|error| Refusal::BadJob(error.to_string()))?;
-        let identity = Identity::of(&spec);
+    fn submit(&mut self, submission: Submission, spec: Option<Box<JobSpec>>) -> Answer {
+        let spec = match spec {
+            Some(spec) => *spec,
+            None => submission
+                .check()
+                .map_err(|error| Refusal::BadJob(error.to_string()))?,
+        };
         let name = spec.name.clone();
         let submitted_ms = self.stamp_ms;
         let Some(job) = self.jobs.get_mut(&name).map(Arc::make_mut) else {
             let job = Job {
                 submission,
                 spec,
-                identity,
                 phase: Phase::Queued,
                 history: History(1),
                 generation: Generation(0),
@@ -184,7 +194,7 @@ impl ClusterState {
         if submission.fresh {
             job.manifests.clear();
         } else {
-            let changes = job.identity.changed(&identity);
+            let changes = job.identity().changed(&Identity::of(&spec));
             if !changes.is_empty() {
                 return Err(Refusal::OtherIdentity { job: name, changes });
             }
@@ -212,7 +222,6 @@ impl ClusterState {
         job.history = job.history.next();
         job.submission = submission;
         job.spec = spec;
-        job.identity = identity;
         job.phase = Phase::Queued;
         job.num_fruitless_worlds = 0;
         job.poison = None;

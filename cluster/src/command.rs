@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step, WorkerName};
+use crate::job::{Error, JobDraft, JobSpec};
 use crate::state::{Manifest, Poison, Seat, World};
 
 /// A command with the time and the request it came with.
@@ -25,7 +26,14 @@ pub type RequestId = [u8; 16];
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// A user wants a job to run, or to go on.
-    Submit(Submission),
+    Submit {
+        /// The job as submitted.
+        submission: Submission,
+        /// The job as the leader that proposed it understood it, so that every replica takes it the same
+        /// way, whatever its build reads in the text. `None` from a client, and in entries of older
+        /// builds, which are understood where they are applied.
+        spec: Option<Box<JobSpec>>,
+    },
     /// A user wants a job to end at the next step boundary, behind a checkpoint.
     Stop {
         /// Which job.
@@ -131,6 +139,34 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// A submission as a client asks for it.
+    #[must_use]
+    pub fn submit(submission: Submission) -> Self {
+        let spec = None;
+        Command::Submit { submission, spec }
+    }
+
+    /// The job that it names; `None` where it is about no job, or about one that was not understood yet.
+    #[must_use]
+    pub fn job(&self) -> Option<JobName> {
+        match self {
+            Command::Submit { spec, .. } => spec.as_ref().map(|spec| spec.name.clone()),
+            Command::Stop { job, .. }
+            | Command::StartWorld { job, .. }
+            | Command::StartStandby { job, .. }
+            | Command::EndStandby { job, .. }
+            | Command::Scale { job, .. }
+            | Command::Distrust { job, .. }
+            | Command::AbandonState { job }
+            | Command::CommitManifest { job, .. }
+            | Command::RejectManifest { job, .. }
+            | Command::Finish { job, .. } => Some(job.clone()),
+            Command::RegisterWorker { .. } | Command::Drain { .. } => None,
+        }
+    }
+}
+
 /// A job as submitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submission {
@@ -142,6 +178,17 @@ pub struct Submission {
     pub data_digest: String,
     /// Start over, whatever was there under this name.
     pub fresh: bool,
+}
+
+impl Submission {
+    /// Understands the job.
+    ///
+    /// # Errors
+    /// What is wrong with it, as [`JobDraft::parse`] and [`JobDraft::check`] say.
+    pub fn check(&self) -> Result<JobSpec, Error> {
+        JobDraft::parse(&self.draft, "the submitted job", "", &[])?
+            .check(&self.base_dir, &self.data_digest)
+    }
 }
 
 /// Why a job is told to stop.

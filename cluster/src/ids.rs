@@ -1,6 +1,7 @@
 //! One type per number or name that must not be mistaken for another.
 
 use std::fmt;
+use std::sync::Arc;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty), $prefix:literal) => {
@@ -70,11 +71,12 @@ fn is_name(text: &str) -> bool {
     first_is_plain && all_are_safe && text.len() <= 63
 }
 
+// A name is kept in many places: copies share its text.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Accepts 1 to 63 letters, digits, `-`, `_` or `.`, starting with a letter or digit,
@@ -83,7 +85,7 @@ macro_rules! name {
             /// # Errors
             /// [`BadName`], which repeats the text and states the rule.
             pub fn new(text: &str) -> Result<Self, BadName> {
-                if is_name(text) { Ok(Self(text.to_owned())) } else { Err(BadName { name: text.to_owned() }) }
+                if is_name(text) { Ok(Self(text.into())) } else { Err(BadName { name: text.to_owned() }) }
             }
 
             /// The name as text.

@@ -14,7 +14,8 @@ use crate::tree::Run;
 /// Everything that survives the loss of a coordinator.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterState {
-    /// Every job by name. A copy of the state shares those that have not changed since.
+    /// The jobs by name. A copy of the state shares those that have not changed since. Who keeps a state
+    /// for long may take those out that are over, and put one back before a command that names it.
     pub jobs: BTreeMap<JobName, Arc<Job>>,
     /// The jobs that have not ended.
     pub(crate) open: BTreeSet<JobName>,
@@ -36,8 +37,6 @@ pub struct Job {
     pub submission: Submission,
     /// As understood.
     pub spec: JobSpec,
-    /// What decides its bits.
-    pub identity: Identity,
     /// Where it is.
     pub phase: Phase,
     /// Its line of committed steps.
@@ -332,6 +331,12 @@ impl Fields {
 }
 
 impl Job {
+    /// What decides its bits. It follows from the spec, and is large beside it.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity::of(&self.spec)
+    }
+
     /// The newest checkpoint; a world without one starts from initial values.
     #[must_use]
     pub fn latest_manifest(&self) -> Option<&Manifest> {

@@ -87,7 +87,7 @@ impl Clients for ClientsService {
             return Err(Status::invalid_argument("there is no job in it"));
         };
         let effect = self
-            .apply(&request.request_id, Command::Submit(submit.into()))
+            .apply(&request.request_id, Command::submit(submit.into()))
             .await?;
         let (job, status, step) = match effect {
             Effect::Queued { job, from } if from.0 == 0 => (job, v1::SubmitStatus::Queued, from),

@@ -124,16 +124,24 @@ impl Identity {
 
 /// Writes a file whole, so that it is there as it should be or as it was.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_parts_durably(path, |file| file.write_all(bytes))
+}
+
+/// The same for what is not in memory as a whole: `write` is given the file.
+pub(crate) fn write_parts_durably<T>(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<T>,
+) -> io::Result<T> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
+    let written = write(&mut file)?;
     file.sync_all()?;
     drop(file);
     fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
+    if let Some(folder) = path.parent() {
+        File::open(folder)?.sync_all()?;
     }
+    Ok(written)
 }
 
 pub(crate) fn to_hex(bytes: &[u8]) -> String {

@@ -2,11 +2,13 @@
 //! whole, and durable before anything relies on it.
 //!
 //! ```text
-//! "muster snapshot 1\n" | the message | BLAKE3 of all before it, 32 bytes
+//! "muster snapshot 2\n" | the message | BLAKE3 of all before it, 32 bytes
 //! ```
+//!
+//! Version 1 had no specs, and every job as one that goes on.
 
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -14,12 +16,15 @@ use std::thread;
 use muster_coordinator_core::consensus::Mark;
 use muster_coordinator_core::{Snapshot, Taken};
 
-use crate::identity::write_durably;
+use crate::identity::write_parts_durably;
 use crate::records::Records;
 use crate::store::WAY_OUT;
 
-const MAGIC: &[u8] = b"muster snapshot 1\n";
+const MAGIC: &[u8] = b"muster snapshot 2\n";
+/// How files begin that are read too.
+const MAGIC_1: &[u8] = b"muster snapshot 1\n";
 const HASH_BYTES: usize = 32;
+const BUFFER_BYTES: usize = 1 << 16;
 
 /// Why a snapshot cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -63,27 +68,40 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Snapshot, String> {
     if blake3::hash(content).as_bytes() != hash {
         return Err("its hash does not fit".to_owned());
     }
-    match content.strip_prefix(MAGIC) {
+    let message = content.strip_prefix(MAGIC);
+    match message.or_else(|| content.strip_prefix(MAGIC_1)) {
         Some(message) => Snapshot::decode(message),
         None => Err("another version wrote it; use that one".to_owned()),
     }
 }
 
 pub(crate) fn bytes_of(snapshot: &Snapshot) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(snapshot.encode());
-    bytes.extend(blake3::hash(&bytes).as_bytes());
+    let mut bytes = Vec::new();
+    write_to(&mut bytes, snapshot).expect("a vector takes all");
     bytes
+}
+
+/// Writes the bytes of a file, part by part; returns how many they are.
+fn write_to(to: &mut impl Write, snapshot: &Snapshot) -> io::Result<u64> {
+    let mut hasher = blake3::Hasher::new();
+    for part in std::iter::once(MAGIC.to_vec()).chain(snapshot.parts()) {
+        hasher.update(&part);
+        to.write_all(&part)?;
+    }
+    to.write_all(hasher.finalize().as_bytes())?;
+    Ok(hasher.count() + HASH_BYTES as u64)
 }
 
 /// Writes the snapshot behind an entry; returns the size of its file.
 pub(crate) fn write(folder: &Path, index: u64, snapshot: &Snapshot) -> Result<u64, SnapshotError> {
     let path = path_of(folder, index);
-    let bytes = bytes_of(snapshot);
-    match write_durably(&path, &bytes) {
-        Ok(()) => Ok(bytes.len() as u64),
-        Err(source) => Err(SnapshotError::Io { path, source }),
-    }
+    let written = write_parts_durably(&path, |file| {
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        let num_bytes = write_to(&mut file, snapshot)?;
+        file.flush()?;
+        Ok(num_bytes)
+    });
+    written.map_err(|source| SnapshotError::Io { path, source })
 }
 
 /// Removes those below the one that the log rests on, but for the newest of them, which a member may

@@ -1,6 +1,7 @@
 //! What Raft replicates, from the vocabulary to the wire and back. Bytes that make no sense are an
 //! error with a name, never a panic.
 
+mod spec;
 mod state;
 mod world;
 
@@ -15,8 +16,10 @@ use prost::Message;
 
 use crate::v1;
 
+pub use spec::{spec_from, spec_to};
 pub use state::{
-    answered, job_of, job_state, member, member_bytes, remembered, snapshot, snapshot_bytes,
+    answered, job_bytes, job_of, job_state, job_state_of, member, member_bytes, remembered,
+    snapshot, snapshot_bytes,
 };
 pub use world::{placements, runs, shards};
 
@@ -107,7 +110,7 @@ impl LogEntry {
 fn stamped_command(stamped: &Stamped) -> v1::StampedCommand {
     use v1::stamped_command::Command as Wire;
     let command = match &stamped.command {
-        Command::Submit(submission) => Wire::Submit(submission.into()),
+        Command::Submit { submission, .. } => Wire::Submit(submission.into()),
         Command::Stop { job, why } => Wire::Stop(v1::Stop {
             job: job.to_string(),
             why: match why {
@@ -191,10 +194,15 @@ fn stamped_command(stamped: &Stamped) -> v1::StampedCommand {
         .request
         .map(|request| request.to_vec())
         .unwrap_or_default();
+    let spec = match &stamped.command {
+        Command::Submit { spec, .. } => spec.as_deref().map(spec_to),
+        _ => None,
+    };
     v1::StampedCommand {
         stamp_ms: stamped.stamp_ms,
         request_id,
         command: Some(command),
+        spec,
     }
 }
 
@@ -202,7 +210,12 @@ fn stamped(message: v1::StampedCommand) -> Result<Stamped, BadMessage> {
     use v1::stamped_command::Command as Wire;
     let request = request_id(&message.request_id)?;
     let command = match message.command.ok_or(BadMessage::Missing("command"))? {
-        Wire::Submit(submit) => Command::Submit(submit.into()),
+        Wire::Submit(submit) => {
+            let submission = Submission::from(submit);
+            let spec = message.spec.map(|spec| spec_from(spec, &submission));
+            let spec = spec.transpose()?.map(Box::new);
+            Command::Submit { submission, spec }
+        }
         Wire::Stop(stop) => Command::Stop {
             job: job_name(&stop.job)?,
             why: stop_why(stop.why)?,

@@ -21,7 +21,7 @@ fn apply(state: &mut ClusterState, command: Command) -> Answer {
 }
 
 fn submit(name: &str) -> Command {
-    Command::Submit(submission(name, &[]))
+    Command::submit(submission(name, &[]))
 }
 
 /// A world that fits the job as it is, but for what the arguments add.
@@ -243,7 +243,7 @@ fn worlds_without_a_step_are_counted_unless_a_lost_rank_explains_it() {
 fn a_job_is_scaled_between_its_fewest_ranks_and_its_shards() {
     let mut state = ClusterState::default();
     let set = ["workers.min=2", "workers.max=4"];
-    apply(&mut state, Command::Submit(submission("a", &set))).unwrap();
+    apply(&mut state, Command::submit(submission("a", &set))).unwrap();
     let mut scale = |max| apply(&mut state, Command::Scale { job: job("a"), max });
     assert!(matches!(
         scale(1),

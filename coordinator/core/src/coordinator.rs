@@ -15,6 +15,7 @@ use muster_proto::convert::LogEntry;
 use muster_proto::event::RankTime;
 use muster_proto::v1;
 
+use crate::archive::{Archive, Known};
 use crate::goodput::Standing;
 use crate::links::{Link, Links, Session};
 use crate::members::Members;
@@ -33,7 +34,7 @@ mod reports;
 mod snapshots;
 mod stories;
 
-pub(crate) use account::{Account, Progress};
+pub(crate) use account::Account;
 pub use admission::Stranger;
 use duties::Duty;
 use group::Asked;
@@ -55,8 +56,9 @@ const MAX_TICKS_UNTHOUGHT: u64 = 8;
 /// One coordinator.
 #[derive(Debug)]
 pub struct Coordinator {
-    // What follows from the log.
+    // What follows from the log. The jobs that are over are in the archive, and nowhere else.
     state: ClusterState,
+    archive: Archive,
     accounts: BTreeMap<JobName, Arc<Account>>,
     members: Members,
     /// What those said last of themselves that spoke to it.
@@ -122,11 +124,12 @@ impl Coordinator {
             .map_err(|error| error.to_string())?;
         let mut coordinator = Self {
             state: snapshot.state,
+            archive: snapshot.archive,
             accounts: snapshot.accounts,
             members: snapshot.members,
             shown: options.shown(),
             replica,
-            snapshots: Snapshots::behind(start.clone()),
+            snapshots: Snapshots::behind(start.clone(), snapshot.num_bytes),
             leader: None,
             is_leader: false,
             is_changed: false,
@@ -160,10 +163,32 @@ impl Coordinator {
         self
     }
 
-    /// The state as applied so far.
+    /// The state as applied so far, without the jobs that are over.
     #[must_use]
     pub fn state(&self) -> &ClusterState {
         &self.state
+    }
+
+    /// A job, also one that is over; `None` where no job has this name.
+    #[must_use]
+    pub fn job(&self, name: &JobName) -> Option<Arc<Job>> {
+        self.known(name).map(|(job, _)| job)
+    }
+
+    pub(crate) fn known(&self, name: &JobName) -> Option<Known> {
+        match self.state.jobs.get(name) {
+            Some(job) => {
+                let account = self.accounts.get(name).cloned();
+                Some((Arc::clone(job), account.unwrap_or_default()))
+            }
+            // One that cannot be decoded stops the coordinator when an entry names it.
+            None => self.archive.get(name).ok().flatten(),
+        }
+    }
+
+    /// The names of all jobs, in order.
+    pub(crate) fn job_names(&self) -> BTreeSet<&JobName> {
+        self.state.jobs.keys().chain(self.archive.names()).collect()
     }
 
     /// Whether it leads, and has applied all that was ever acknowledged: before, what it would show
@@ -178,8 +203,8 @@ impl Coordinator {
     pub fn first_event(&self, job: &str) -> u64 {
         JobName::new(job)
             .ok()
-            .and_then(|job| self.accounts.get(&job))
-            .map_or(0, |account| account.first_event)
+            .and_then(|job| self.known(&job))
+            .map_or(0, |(_, account)| account.first_event)
     }
 
     pub(crate) fn link_of(&self, worker: &WorkerName) -> Option<&Link> {
@@ -198,19 +223,13 @@ impl Coordinator {
         self.waits.get(job).map(|wait| wait.why.clone())
     }
 
-    pub(crate) fn progress(&self, job: &JobName) -> Progress {
-        self.account(job).map(Account::progress).unwrap_or_default()
-    }
-
+    /// What the events of a job amount to that goes on.
     pub(crate) fn account(&self, job: &JobName) -> Option<&Account> {
         self.accounts.get(job).map(Arc::as_ref)
     }
 
     /// Where the time of a job's ranks went so far.
-    pub(crate) fn rank_time(&self, name: &JobName, job: &Job) -> RankTime {
-        let Some(account) = self.accounts.get(name) else {
-            return RankTime::default();
-        };
+    pub(crate) fn rank_time(&self, name: &JobName, job: &Job, account: &Account) -> RankTime {
         let now_s = seconds(self.now);
         let watch = self.worlds.get(name).map(|world| &world.watch);
         let closed_ms = watch
@@ -343,11 +362,11 @@ impl Coordinator {
         &mut self,
         reply_to: ReplyTo,
         request: Option<RequestId>,
-        command: Command,
+        mut command: Command,
         outputs: &mut Vec<Output>,
     ) {
         let known = request.and_then(|request| self.state.answer_to(request));
-        let answer = known.or_else(|| self.refusal_of(&command, self.now).map(Err));
+        let answer = known.or_else(|| self.refusal_of(&mut command, self.now).map(Err));
         if let Some(answer) = answer {
             let reply = Reply::Applied(answer);
             outputs.push(Output::Reply { reply_to, reply });

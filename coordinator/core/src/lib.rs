@@ -6,10 +6,12 @@
 //! 4. `paces`: how fast they are.
 //! 5. `goodput`: where the time of a job's ranks went.
 //! 6. [`view`]: what people are shown.
-//! 7. [`members`]: who belongs to the group; [`snapshot`]: all of it, for a file.
+//! 7. [`members`]: who belongs to the group; `archive`: the jobs that are over; [`snapshot`]: all of it,
+//!    for a file.
 //!
 //! There is no clock, socket, disk or thread here: the shell (`muster-coordinator`) has them all.
 
+mod archive;
 pub mod coordinator;
 mod goodput;
 pub mod links;

@@ -9,6 +9,7 @@ use muster_cluster::state::ClusterState;
 use muster_consensus::{Mark, ReplicaId};
 use muster_proto::{convert, v1};
 
+use crate::archive::{Archive, state_of};
 use crate::coordinator::Account;
 use crate::members::Members;
 
@@ -17,8 +18,12 @@ use crate::members::Members;
 pub struct Snapshot {
     pub(crate) cluster_id: [u8; 16],
     pub(crate) members: Members,
+    /// Without the jobs that are over.
     pub(crate) state: ClusterState,
+    pub(crate) archive: Archive,
     pub(crate) accounts: BTreeMap<JobName, Arc<Account>>,
+    /// How many bytes it was read from; 0 where it was not.
+    pub(crate) num_bytes: u64,
 }
 
 /// A snapshot, and where it ends.
@@ -34,14 +39,35 @@ impl Snapshot {
     /// The bytes of a file.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        self.parts().flatten().collect()
+    }
+
+    /// The bytes of a file in parts, made one after the other, so that they need not be in memory all at
+    /// once.
+    pub fn parts(&self) -> impl Iterator<Item = Vec<u8>> {
+        let head = std::iter::once_with(|| self.head());
+        let going_on = self.state.jobs.iter().map(|(name, job)| v1::Snapshot {
+            jobs: vec![state_of(
+                name,
+                job,
+                self.accounts.get(name).unwrap_or(&Arc::default()),
+            )],
+            ..v1::Snapshot::default()
+        });
+        let ended = self.archive.to_wire().map(|job| v1::Snapshot {
+            ended: vec![job],
+            ..v1::Snapshot::default()
+        });
+        let parts = head.chain(going_on).chain(ended);
+        parts.map(|part| convert::snapshot_bytes(&part))
+    }
+
+    /// All but the jobs.
+    fn head(&self) -> v1::Snapshot {
         let nodes = self.state.nodes.iter();
         let answered = self.state.answered.iter();
-        let jobs = self.state.jobs.iter().map(|(name, job)| v1::JobState {
-            account: self.accounts.get(name).map(|account| account.to_wire()),
-            ..convert::job_state(name, job)
-        });
         let draining = self.state.draining.iter();
-        let message = v1::Snapshot {
+        v1::Snapshot {
             cluster_id: self.cluster_id.to_vec(),
             stamp_ms: self.state.stamp_ms,
             members: self.members.to_wire(),
@@ -53,9 +79,9 @@ impl Snapshot {
             answered: answered
                 .map(|(stamp_ms, request, answer)| convert::answered(stamp_ms, request, answer))
                 .collect(),
-            jobs: jobs.collect(),
-        };
-        convert::snapshot_bytes(&message)
+            jobs: Vec::new(),
+            ended: Vec::new(),
+        }
     }
 
     /// A snapshot from the bytes of a file.
@@ -63,10 +89,12 @@ impl Snapshot {
     /// # Errors
     /// When they are none; the text says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let message = convert::snapshot(bytes);
-        message
-            .and_then(Self::of_wire)
-            .map_err(|error| error.to_string())
+        let snapshot = convert::snapshot(bytes).and_then(Self::of_wire);
+        let snapshot = snapshot.map_err(|error| error.to_string())?;
+        Ok(Self {
+            num_bytes: bytes.len() as u64,
+            ..snapshot
+        })
     }
 
     fn of_wire(message: v1::Snapshot) -> Result<Self, convert::BadMessage> {
@@ -84,20 +112,25 @@ impl Snapshot {
             let (stamp_ms, request, answer) = convert::remembered(answered)?;
             state.answered.restore(stamp_ms, request, answer);
         }
+        let mut archive = Archive::of_wire(message.ended)?;
         for mut job in message.jobs {
-            let account = job.account.take();
+            let account = Account::of_wire(job.account.take().unwrap_or_default());
             let (name, job) = convert::job_of(job)?;
-            if let Some(account) = account {
-                accounts.insert(name.clone(), Arc::new(Account::of_wire(account)));
+            if job.is_over() {
+                archive.put(name, &job, &account);
+            } else {
+                accounts.insert(name.clone(), Arc::new(account));
+                state.restore_job(name, job);
             }
-            state.restore_job(name, job);
         }
         let cluster_id = message.cluster_id.try_into();
         Ok(Self {
             cluster_id: cluster_id.map_err(|_| convert::BadMessage::Missing("cluster id"))?,
             members: Members::of_wire(message.members, message.newest_member),
             state,
+            archive,
             accounts,
+            num_bytes: 0,
         })
     }
 
@@ -114,7 +147,8 @@ impl Snapshot {
     /// How many bytes of events each job has.
     pub fn event_bytes(&self) -> impl Iterator<Item = (&JobName, u64)> {
         let accounts = self.accounts.iter();
-        accounts.map(|(name, account)| (name, account.num_bytes))
+        let going_on = accounts.map(|(name, account)| (name, account.num_bytes));
+        going_on.chain(self.archive.event_bytes())
     }
 
     /// Which cluster it is of.

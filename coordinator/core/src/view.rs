@@ -7,17 +7,17 @@ use muster_cluster::plan;
 use muster_cluster::state::{Job, LedgerEntry, Phase};
 use muster_proto::{convert, v1};
 
-use crate::coordinator::{Coordinator, Now};
+use crate::coordinator::{Account, Coordinator, Now};
 use crate::links::Link;
 
 impl Coordinator {
     /// Every job, by name.
     #[must_use]
     pub fn job_views(&self) -> Vec<v1::JobView> {
-        self.state()
-            .jobs
-            .iter()
-            .map(|(name, job)| self.view(name, job))
+        let names = self.job_names().into_iter();
+        let known = names.filter_map(|name| Some((name, self.known(name)?)));
+        known
+            .map(|(name, (job, account))| self.view(name, &job, &account))
             .collect()
     }
 
@@ -25,10 +25,8 @@ impl Coordinator {
     #[must_use]
     pub fn job_view(&self, name: &str) -> Option<v1::JobView> {
         let name = JobName::new(name).ok()?;
-        self.state()
-            .jobs
-            .get(&name)
-            .map(|job| self.view(&name, job))
+        let (job, account) = self.known(&name)?;
+        Some(self.view(&name, &job, &account))
     }
 
     /// Which worlds of a job ran which steps, and what it takes to prove it; `None` where no job has
@@ -36,8 +34,7 @@ impl Coordinator {
     #[must_use]
     pub fn ledger(&self, name: &str) -> Option<v1::LedgerReply> {
         let name = JobName::new(name).ok()?;
-        let job = self.state().jobs.get(&name)?;
-        let account = self.account(&name);
+        let (job, account) = self.known(&name)?;
         let outcome = match &job.phase {
             Phase::Ended(outcome) => Some(convert::finish(&name, job.generation, outcome)),
             _ => None,
@@ -46,42 +43,36 @@ impl Coordinator {
             history: entry.history.0,
             generation: entry.generation.0,
             first_step: entry.first_step.0,
-            last_step: account
-                .and_then(|account| account.reached.get(&entry.generation.0))
-                .copied(),
+            last_step: account.reached.get(&entry.generation.0).copied(),
             ranks: convert::placements(&entry.ranks),
             reason: entry.reason.clone(),
             stamp_ms: entry.stamp_ms,
             class: entry.class.as_ref().map(Into::into),
             told_hash: account
-                .and_then(|account| account.worlds.get(&entry.generation.0))
+                .worlds
+                .get(&entry.generation.0)
                 .cloned()
                 .unwrap_or_default(),
         };
-        let committed = account.into_iter().flat_map(|account| &account.committed);
-        let committed = committed.map(|((history, step), hash)| v1::CommittedCheckpoint {
-            history: *history,
-            step: *step,
-            manifest_hash: hash.clone(),
-        });
+        let committed =
+            account
+                .committed
+                .iter()
+                .map(|((history, step), hash)| v1::CommittedCheckpoint {
+                    history: *history,
+                    step: *step,
+                    manifest_hash: hash.clone(),
+                });
         Some(v1::LedgerReply {
             worlds: job.ledger.iter().map(world).collect(),
             manifests: job.manifests.iter().map(Into::into).collect(),
             submission: Some((&job.submission).into()),
-            identity: job.identity.digest(),
+            identity: job.identity().digest(),
             history: job.history.0,
-            step: self.step_of(&name, job),
+            step: step_of(&job, &account),
             outcome,
             committed: committed.collect(),
         })
-    }
-
-    /// How many steps of a job are applied, as far as is known.
-    fn step_of(&self, name: &JobName, job: &Job) -> u64 {
-        match &job.phase {
-            Phase::Ended(outcome) => outcome.step.0,
-            _ => self.progress(name).step.max(job.committed_step().0),
-        }
     }
 
     /// Every worker that ever registered, by name; without the sentences.
@@ -131,8 +122,8 @@ impl Coordinator {
         jobs
     }
 
-    fn view(&self, name: &JobName, job: &Job) -> v1::JobView {
-        let progress = self.progress(name);
+    fn view(&self, name: &JobName, job: &Job, account: &Account) -> v1::JobView {
+        let progress = account.progress();
         let reason = match &job.phase {
             Phase::Ended(outcome) => outcome.reason.clone(),
             _ => self.wait_of(name).unwrap_or_default(),
@@ -147,7 +138,7 @@ impl Coordinator {
             reason,
             history: job.history.0,
             generation: job.generation.0,
-            step: self.step_of(name, job),
+            step: step_of(job, account),
             total_steps: progress.total_steps,
             world_size: job
                 .world
@@ -157,13 +148,13 @@ impl Coordinator {
             workers_max: job.spec.workers.max,
             submitted_ms: job.submitted_ms,
             loss: progress.loss,
-            identity: job.identity.digest(),
+            identity: job.identity().digest(),
             ranks: self.ranks(name, job),
             manifests: job.manifests.iter().map(Into::into).collect(),
             ledger: job.ledger.iter().map(ledger).collect(),
             outcome,
             draft: job.submission.draft.clone(),
-            rank_time: Some(self.rank_time(name, job).into()),
+            rank_time: Some(self.rank_time(name, job, account).into()),
             distrusted: distrusted(job),
             standbys: self.standbys(name, job),
         }
@@ -229,6 +220,14 @@ impl Coordinator {
                 shards_end: placement.shards.end,
             })
             .collect()
+    }
+}
+
+/// How many steps of a job are applied, as far as is known.
+fn step_of(job: &Job, account: &Account) -> u64 {
+    match &job.phase {
+        Phase::Ended(outcome) => outcome.step.0,
+        _ => account.progress().step.max(job.committed_step().0),
     }
 }
 

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 
 use muster_cluster::answered::Remembered;
 use muster_cluster::apply::Effect;
-use muster_cluster::command::{RequestId, StopWhy};
+use muster_cluster::command::{RequestId, StopWhy, Submission};
 use muster_cluster::ids::{Generation, History, Incarnation, JobName, ProcessId, Step};
-use muster_cluster::job::spec::{Redundancy, WorkersSpec};
-use muster_cluster::job::{Identity, JobDraft, JobSpec};
+use muster_cluster::job::JobSpec;
+use muster_cluster::job::spec::WorkersSpec;
 use muster_cluster::state::{Job, LedgerEntry, Phase, Seat};
 
 use prost::Message as _;
 
-use super::{BadMessage, finish, job_name, outcome, placements, request_id, worker_name};
+use super::spec::redundancy;
+use super::{
+    BadMessage, finish, job_name, outcome, placements, request_id, spec_from, spec_to, worker_name,
+};
 use crate::v1;
 
 /// A snapshot as bytes.
@@ -43,6 +46,20 @@ pub fn member(bytes: &[u8]) -> Result<v1::Member, BadMessage> {
     v1::Member::decode(bytes).map_err(|error| BadMessage::Undecodable(error.to_string()))
 }
 
+/// A job that is over as bytes, for a snapshot.
+#[must_use]
+pub fn job_bytes(job: &v1::JobState) -> Vec<u8> {
+    job.encode_to_vec()
+}
+
+/// A job from the bytes that a snapshot has of one that is over.
+///
+/// # Errors
+/// Where they are none.
+pub fn job_state_of(bytes: &[u8]) -> Result<v1::JobState, BadMessage> {
+    v1::JobState::decode(bytes).map_err(|error| BadMessage::Undecodable(error.to_string()))
+}
+
 /// A job for a snapshot, without what its events amount to.
 #[must_use]
 pub fn job_state(name: &JobName, job: &Job) -> v1::JobState {
@@ -68,22 +85,10 @@ pub fn job_state(name: &JobName, job: &Job) -> v1::JobState {
         worker: worker.to_string(),
         reason: reason.clone(),
     });
-    let WorkersSpec {
-        min,
-        max,
-        spares,
-        redundancy,
-        device: _,
-    } = job.spec.workers;
     v1::JobState {
         name: name.to_string(),
         submission: Some((&job.submission).into()),
-        workers: Some(v1::WorkersRange {
-            min,
-            max,
-            spares,
-            redundancy: redundancy.name().to_owned(),
-        }),
+        workers: None,
         phase: phase.into(),
         history: job.history.0,
         generation: job.generation.0,
@@ -100,6 +105,7 @@ pub fn job_state(name: &JobName, job: &Job) -> v1::JobState {
         submitted_ms: job.submitted_ms,
         outcome,
         account: None,
+        spec: Some(spec_to(&job.spec)),
     }
 }
 
@@ -112,20 +118,10 @@ pub fn job_of(message: v1::JobState) -> Result<(JobName, Job), BadMessage> {
     let submission = message
         .submission
         .ok_or(BadMessage::Missing("submission"))?;
-    let submission: muster_cluster::command::Submission = submission.into();
-    let workers = message.workers.ok_or(BadMessage::Missing("workers"))?;
-    let spec = JobDraft::parse(&submission.draft, "the submitted job", "", &[])
-        .and_then(|draft| draft.check(&submission.base_dir, &submission.data_digest))
-        .map_err(|error| nonsense("job", error.to_string()))?;
-    let spec = JobSpec {
-        workers: WorkersSpec {
-            min: workers.min,
-            max: workers.max,
-            spares: workers.spares,
-            redundancy: redundancy(&workers.redundancy)?,
-            device: spec.workers.device,
-        },
-        ..spec
+    let submission = Submission::from(submission);
+    let spec = match message.spec {
+        Some(spec) => spec_from(spec, &submission)?,
+        None => understood(&submission, message.workers)?,
     };
     let phase = match (v1::JobPhase::try_from(message.phase), message.outcome) {
         (Ok(v1::JobPhase::Queued), _) => Phase::Queued,
@@ -149,7 +145,6 @@ pub fn job_of(message: v1::JobState) -> Result<(JobName, Job), BadMessage> {
     }
     let ledger = message.ledger.into_iter().map(LedgerEntry::try_from);
     let job = Job {
-        identity: Identity::of(&spec),
         submission,
         spec,
         phase,
@@ -170,11 +165,24 @@ pub fn job_of(message: v1::JobState) -> Result<(JobName, Job), BadMessage> {
     Ok((name, job))
 }
 
-fn redundancy(name: &str) -> Result<Redundancy, BadMessage> {
-    let all = [Redundancy::Full, Redundancy::Shadow, Redundancy::None];
-    let mut all = all.into_iter();
-    all.find(|redundancy| redundancy.name() == name)
-        .ok_or_else(|| nonsense("redundancy", format!("{name:?} is none")))
+/// The spec of a job in a snapshot that has none.
+fn understood(
+    submission: &Submission,
+    workers: Option<v1::WorkersRange>,
+) -> Result<JobSpec, BadMessage> {
+    let workers = workers.ok_or(BadMessage::Missing("workers"))?;
+    let spec = submission.check();
+    let spec = spec.map_err(|error| nonsense("job", error.to_string()))?;
+    Ok(JobSpec {
+        workers: WorkersSpec {
+            min: workers.min,
+            max: workers.max,
+            spares: workers.spares,
+            redundancy: redundancy(&workers.redundancy)?,
+            device: spec.workers.device,
+        },
+        ..spec
+    })
 }
 
 fn recorded(entry: &LedgerEntry) -> v1::WorldRecord {
@@ -277,6 +285,6 @@ pub fn remembered(message: v1::Answered) -> Result<(u64, RequestId, Remembered),
     Ok((message.stamp_ms, request, answer))
 }
 
-fn nonsense(what: &'static str, why: String) -> BadMessage {
+pub(super) fn nonsense(what: &'static str, why: String) -> BadMessage {
     BadMessage::Senseless { what, why }
 }

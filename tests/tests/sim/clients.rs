@@ -49,7 +49,7 @@ fn submission(profile: &Profile) -> Command {
         "#
     );
     let draft = JobDraft::parse(&text, "sim.toml", "sim", &[]).expect("a draft");
-    Command::Submit(Submission {
+    Command::submit(Submission {
         draft: draft.to_toml(),
         base_dir: "/jobs".into(),
         data_digest: "d1be57".to_owned(),
@@ -143,7 +143,7 @@ impl Sim {
         let Some(Asking { command, .. }) = self.requests.remove(&number) else {
             return;
         };
-        if matches!(command, Command::Submit(_)) {
+        if matches!(command, Command::Submit { .. }) {
             self.is_submitting = false;
             if !matches!(
                 answer,
@@ -182,7 +182,7 @@ impl Sim {
 
 fn brief(command: &Command) -> String {
     match command {
-        Command::Submit(_) => "submit".to_owned(),
+        Command::Submit { .. } => "submit".to_owned(),
         command => format!("{command:?}"),
     }
 }

@@ -3,6 +3,7 @@
 //! asked for in `clients`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use muster_cluster::command::OutcomeKind;
 use muster_cluster::state::{Job, Phase, World};
@@ -290,9 +291,8 @@ impl Sim {
 
     // Whether all is well.
 
-    pub(super) fn job(&self) -> Option<&Job> {
-        let machine = &self.control.leader()?.machine;
-        machine.state().jobs.get(&job_name()).map(AsRef::as_ref)
+    pub(super) fn job(&self) -> Option<Arc<Job>> {
+        self.control.leader()?.machine.job(&job_name())
     }
 
     /// The state of a coordinator may have changed. It is looked at where no other one has been yet.
@@ -300,11 +300,10 @@ impl Sim {
         let Some(host) = self.control.host(id) else {
             return;
         };
-        let state = host.machine.state();
-        let Some(job) = state.jobs.get(&job_name()).map(AsRef::as_ref) else {
+        let Some(job) = host.machine.job(&job_name()) else {
             return;
         };
-        self.env.oracle.check_world(job);
+        self.env.oracle.check_world(&job);
         if host.applied() <= self.observed {
             return;
         }
@@ -325,7 +324,7 @@ impl Sim {
             });
             ranks.map(|rank| format!("p{} at step {:?}", rank.pid, rank.step()))
         };
-        self.env.oracle.observe(job, host.events(), holder);
+        self.env.oracle.observe(&job, host.events(), holder);
         let committed = job.latest_manifest().map(|manifest| manifest.step.0);
         if committed != self.committed {
             self.committed = committed;
@@ -413,8 +412,9 @@ impl Sim {
             if let Some(host) = self.control.leader() {
                 let view = host.machine.job_view("sim");
                 log.push(format!("{view:#?}"));
-                let world = self
-                    .job()
+                let job = self.job();
+                let world = job
+                    .as_ref()
                     .map(|job| (&job.world, &job.standbys, &job.phase));
                 log.push(format!("{world:#?}"));
             }

@@ -62,7 +62,7 @@ impl Action {
                 if off2 == u64::MAX {
                     submission.draft.truncate(usize::from(self.seed) * 20);
                 }
-                Command::Submit(submission)
+                Command::submit(submission)
             }
             2 => Command::Stop {
                 job: name,

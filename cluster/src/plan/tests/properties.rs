@@ -100,7 +100,7 @@ impl Cluster {
                 format!("workers.redundancy={redundancy:?}"),
             ];
             let set: Vec<&str> = set.iter().map(String::as_str).collect();
-            self.apply(Command::Submit(submission(name.as_str(), &set)));
+            self.apply(Command::submit(submission(name.as_str(), &set)));
             return;
         }
         let Some(known) = self.state.jobs.get(&name).cloned() else {
@@ -490,7 +490,7 @@ proptest! {
         cluster.worker_registers(worker("w1"), 7);
         let redundancy = if is_shared { "workers.redundancy='shadow'" } else { "workers.redundancy='full'" };
         let set = ["workers.min=1", "workers.max=5", "workers.spares=1", redundancy];
-        cluster.apply(Command::Submit(submission("j0", &set)));
+        cluster.apply(Command::submit(submission("j0", &set)));
         for (kind, which, dice) in events {
             let kind = if kind < 18 && !dice.is_multiple_of(8) { 18 + kind % 15 } else { kind };
             cluster.happens((kind, which % 2 * u8::from(kind < 9), dice));

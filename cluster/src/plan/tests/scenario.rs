@@ -130,7 +130,7 @@ impl Scene {
                     .collect();
                 let mut submission = submission(name, &set);
                 submission.fresh = line.has("fresh");
-                self.command(Command::Submit(submission), out);
+                self.command(Command::submit(submission), out);
             }
             "stop" => self.command(
                 Command::Stop {

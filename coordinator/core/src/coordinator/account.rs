@@ -51,7 +51,7 @@ pub(crate) struct Progress {
 }
 
 impl Account {
-    pub(super) fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         Progress {
             step: self.step,
             total_steps: self.total_steps,

@@ -97,10 +97,19 @@ impl Coordinator {
         }
     }
 
-    /// Why a command makes no sense by what the leader observes, which the state does not know.
-    pub(super) fn refusal_of(&mut self, command: &Command, now: Now) -> Option<Refusal> {
-        let Command::AbandonState { job } = command else {
-            return None;
+    /// Why a command makes no sense by what the leader observes, which the state does not know; or why a
+    /// job makes none, which the leader understands for all.
+    pub(super) fn refusal_of(&mut self, command: &mut Command, now: Now) -> Option<Refusal> {
+        let job = match command {
+            Command::AbandonState { job } => job,
+            Command::Submit { submission, spec } => match submission.check() {
+                Ok(understood) => {
+                    *spec = Some(Box::new(understood));
+                    return None;
+                }
+                Err(error) => return Some(Refusal::BadJob(error.to_string())),
+            },
+            _ => return None,
         };
         let mut given_up = self.state.clone();
         let known = given_up.jobs.get_mut(job).map(Arc::make_mut)?;
@@ -206,7 +215,7 @@ impl Coordinator {
     /// Proposes what the reports of the ranks amount to: a checkpoint, a damage, an end.
     fn settle_worlds(&mut self, outputs: &mut Vec<Output>) {
         let mut proposals = Vec::new();
-        for (name, job) in &self.state.jobs {
+        for (name, job) in self.state.open_jobs() {
             let Some(world) = job.world.as_ref() else {
                 continue;
             };

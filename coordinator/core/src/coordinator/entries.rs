@@ -1,7 +1,10 @@
 //! The entries of the log, applied: on every replica the same.
 
+use std::sync::Arc;
+
 use muster_cluster::command::{Command, Stamped};
-use muster_proto::convert::LogEntry;
+use muster_cluster::ids::JobName;
+use muster_proto::convert::{BadMessage, LogEntry};
 
 use super::{Asked, Coordinator, Output, Reply};
 
@@ -34,9 +37,53 @@ impl Coordinator {
         }
     }
 
-    fn apply_command(&mut self, stamped: Stamped, request: Option<u64>, outputs: &mut Vec<Output>) {
+    fn apply_command(
+        &mut self,
+        mut stamped: Stamped,
+        request: Option<u64>,
+        outputs: &mut Vec<Output>,
+    ) {
+        if let Command::Submit { submission, spec } = &mut stamped.command
+            && spec.is_none()
+        {
+            // An older build proposed it. What cannot be understood is refused where it is applied.
+            *spec = submission.check().ok().map(Box::new);
+        }
+        let name = stamped.command.job();
+        if let Some(name) = &name
+            && let Err(error) = self.unpack(name)
+        {
+            let reason = format!("job {name} was written by another version: {error}");
+            outputs.push(Output::Broken { reason });
+            return;
+        }
+        self.change_state(stamped, request, outputs);
+        if let Some(name) = name {
+            self.pack(name);
+        }
+    }
+
+    /// A command names a job: it is part of the state again, if it was over.
+    fn unpack(&mut self, name: &JobName) -> Result<(), BadMessage> {
+        if let Some((job, account)) = self.archive.take(name)? {
+            self.state
+                .restore_job(name.clone(), Arc::unwrap_or_clone(job));
+            self.accounts.insert(name.clone(), account);
+        }
+        Ok(())
+    }
+
+    /// A job that is over is part of the state no more.
+    fn pack(&mut self, name: JobName) {
+        if let Some(job) = self.state.take_ended(&name) {
+            let account = self.accounts.remove(&name).unwrap_or_default();
+            self.archive.put(name, &job, &account);
+        }
+    }
+
+    fn change_state(&mut self, stamped: Stamped, request: Option<u64>, outputs: &mut Vec<Output>) {
         // One more in a long queue waits for the next look at it.
-        let is_submission = matches!(stamped.command, Command::Submit(_));
+        let is_submission = matches!(stamped.command, Command::Submit { .. });
         self.is_changed |= !is_submission || self.state.num_open_jobs() < LONG_QUEUE;
         let command = stamped.command.clone();
         let last_world = match &command {

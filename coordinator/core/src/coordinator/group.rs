@@ -11,6 +11,7 @@ use muster_proto::convert::LogEntry;
 use muster_proto::{convert, v1};
 
 use super::{Coordinator, Duty, Output, Reply, ReplyTo};
+use crate::archive::Archive;
 use crate::members::Members;
 use crate::ranks::WorldWatch;
 use crate::snapshot::Snapshot;
@@ -82,7 +83,9 @@ impl Options {
             cluster_id: self.cluster_id,
             members: Members::founders(&self.founders),
             state: ClusterState::default(),
+            archive: Archive::default(),
             accounts: BTreeMap::new(),
+            num_bytes: 0,
         }
     }
 }

@@ -84,9 +84,13 @@ impl Coordinator {
                     .worlds
                     .get(name)
                     .is_some_and(|watch| watch.done.contains_key(process));
-                let message = match job.and_then(|job| last_key(name, job, *process)) {
-                    Some(key) if done => order(&key, Order::Dismiss(v1::Dismiss {})),
-                    _ => end_of(name, *process, false),
+                // A process that is done is mostly of a job that is over.
+                let ended = || self.archive.get(name).ok().flatten();
+                let job = job.filter(|_| done).cloned();
+                let job = job.or_else(|| done.then(ended).flatten().map(|(job, _)| job));
+                let message = match job.and_then(|job| last_key(name, &job, *process)) {
+                    Some(key) => order(&key, Order::Dismiss(v1::Dismiss {})),
+                    None => end_of(name, *process, false),
                 };
                 send(session, vec![message], outputs);
                 false
@@ -272,7 +276,7 @@ impl Sight<'_> {
             draft: job.submission.draft.clone(),
             base_dir: job.submission.base_dir.display().to_string(),
             data_digest: job.submission.data_digest.clone(),
-            identity: job.identity.digest(),
+            identity: job.identity().digest(),
             class: class.map(Into::into),
             checkpoint_folder: folder,
             world_token: token(cluster_id, &key.generation.to_le_bytes(), &key.job),

@@ -14,7 +14,8 @@ pub struct Thresholds {
     /// A snapshot is taken when the entries since the last one are as large as this, or as the last
     /// one was: what is written for snapshots is at most what is written for entries.
     pub min_log_bytes: u64,
-    /// Or when there are so many of them: each costs time to apply again.
+    /// Or when there are so many of them, or, where that is more, one for every 4096 bytes of
+    /// the last snapshot: each costs time to apply again.
     pub max_log_entries: u64,
     /// So many entries before a snapshot are kept, for members that are a little behind.
     pub num_kept: u64,
@@ -24,11 +25,15 @@ impl Default for Thresholds {
     fn default() -> Self {
         Self {
             min_log_bytes: 4 << 20,
-            max_log_entries: 50_000,
+            max_log_entries: 10_000,
             num_kept: 5_000,
         }
     }
 }
+
+/// So many bytes of a snapshot are read in the time that it takes to apply an entry again, or more: at
+/// most half of a start is spent on entries, however large the state is.
+const BYTES_PER_ENTRY: u64 = 4096;
 
 /// The snapshots of one coordinator.
 #[derive(Debug)]
@@ -47,11 +52,11 @@ pub(super) struct Snapshots {
 }
 
 impl Snapshots {
-    pub(super) fn behind(mark: Mark) -> Self {
+    pub(super) fn behind(mark: Mark, num_bytes: u64) -> Self {
         Self {
             thresholds: Thresholds::default(),
             mark,
-            num_bytes: 0,
+            num_bytes,
             log_bytes: 0,
             is_under_way: false,
             wanted_by: BTreeSet::new(),
@@ -107,8 +112,9 @@ impl Coordinator {
         let snapshots = &mut self.snapshots;
         let num_entries = mark.index.saturating_sub(snapshots.mark.index);
         let thresholds = snapshots.thresholds;
+        let max_entries = snapshots.num_bytes / BYTES_PER_ENTRY;
         let is_due = snapshots.log_bytes >= thresholds.min_log_bytes.max(snapshots.num_bytes)
-            || num_entries >= thresholds.max_log_entries
+            || num_entries >= thresholds.max_log_entries.max(max_entries)
             || is_wanted && num_entries > 0;
         if !is_due || snapshots.is_under_way {
             return;
@@ -132,7 +138,9 @@ impl Coordinator {
             cluster_id: self.options.cluster_id,
             members: self.members.clone(),
             state: self.state.clone(),
+            archive: self.archive.clone(),
             accounts: self.accounts.clone(),
+            num_bytes: 0,
         }
     }
 
@@ -159,10 +167,13 @@ impl Coordinator {
             cluster_id: _,
             members,
             state,
+            archive,
             accounts,
+            num_bytes,
         } = *snapshot;
-        (self.state, self.accounts, self.members) = (state, accounts, members);
-        self.snapshots.mark = mark.clone();
+        (self.state, self.archive) = (state, archive);
+        (self.accounts, self.members) = (accounts, members);
+        (self.snapshots.mark, self.snapshots.num_bytes) = (mark.clone(), num_bytes);
         self.snapshots.log_bytes = 0;
         outputs.push(Output::Restored { mark });
         self.say_members(outputs);

@@ -76,6 +76,24 @@ impl Bench {
         bench
     }
 
+    /// A coordinator that finds these entries in its log.
+    pub(super) fn behind(entries: Vec<LogEntry>) -> Self {
+        let now = Self::new().now;
+        let entry = |(index, entry): (u64, LogEntry)| Entry {
+            index,
+            term: 1,
+            kind: muster_consensus::EntryKind::Normal,
+            data: entry.encode(),
+        };
+        let log: Vec<Entry> = (GENESIS_INDEX + 1..).zip(entries).map(entry).collect();
+        let hard_state = HardState {
+            term: 1,
+            vote: 0,
+            commit: GENESIS_INDEX + log.len() as u64,
+        };
+        Self::start(now, log, Some(hard_state))
+    }
+
     /// The process ends, and another one starts from the same disk.
     pub(super) fn restart(self) -> Self {
         Self::start(self.now, self.log, Some(self.hard_state))
@@ -307,7 +325,7 @@ pub(super) fn submit() -> Command {
     let text = include_str!("../../../../../examples/digits/mlp.toml");
     let set = [muster_cluster::job::Override::parse("workers.min=2").unwrap()];
     let draft = JobDraft::parse(text, "mlp.toml", "job", &set).unwrap();
-    Command::Submit(Submission {
+    Command::submit(Submission {
         draft: draft.to_toml(),
         base_dir: PathBuf::from("/jobs"),
         data_digest: "d1be57".to_owned(),
