@@ -1,6 +1,7 @@
 //! The answers to the requests of clients, remembered so that a request which is made again, after a
 //! lost answer or the loss of a leader, gets the first answer and is not done twice.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::apply::{Answer, Effect, Refusal};
@@ -8,7 +9,7 @@ use crate::command::RequestId;
 
 /// So many are remembered in any case, and so many at most.
 const MIN_ANSWERED: usize = 4096;
-const MAX_ANSWERED: usize = 1 << 17;
+const MAX_ANSWERED: usize = 1 << 16;
 
 /// How long an answer is remembered, by the stamps of the log: far longer than a client asks again.
 const REMEMBERED_MS: u64 = 120_000;
@@ -19,45 +20,53 @@ pub type Remembered = Result<Effect, String>;
 /// The answers, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Answered {
-    /// By the request's number: ids are drawn by chance, and numbers are compared at once.
-    answers: BTreeMap<u128, Remembered>,
-    order: VecDeque<(u64, RequestId)>,
+    answers: VecDeque<(u64, RequestId, Remembered)>,
+    /// How many came before the oldest of them.
+    num_forgotten: u64,
+    /// Where each is, counted from the first that ever came. By the request's number: ids are drawn by
+    /// chance, and numbers are compared at once.
+    places: BTreeMap<u128, u64>,
 }
 
 impl Answered {
     /// The answer that a request got, if it is remembered.
     #[must_use]
     pub fn answer_to(&self, request: RequestId) -> Option<Answer> {
-        let answer = self.answers.get(&number(request))?.clone();
-        Some(answer.map_err(Refusal::Earlier))
+        let place = self.places.get(&number(request))? - self.num_forgotten;
+        let (_, _, answer) = self.answers.get(usize::try_from(place).ok()?)?;
+        Some(answer.clone().map_err(Refusal::Earlier))
     }
 
     /// Remembers the answer of an entry with this stamp, and forgets what is long past.
     pub fn remember(&mut self, request: RequestId, answer: &Answer, stamp_ms: u64) {
         let answer = answer.clone().map_err(|refusal| refusal.to_string());
         self.restore(stamp_ms, request, answer);
-        while let Some((stamp, oldest)) = self.order.front().copied()
-            && self.order.len() > MIN_ANSWERED
-            && (self.order.len() > MAX_ANSWERED || stamp.saturating_add(REMEMBERED_MS) < stamp_ms)
+        while let Some((stamp, oldest, _)) = self.answers.front()
+            && self.answers.len() > MIN_ANSWERED
+            && (self.answers.len() > MAX_ANSWERED || stamp.saturating_add(REMEMBERED_MS) < stamp_ms)
         {
-            self.order.pop_front();
-            self.answers.remove(&number(oldest));
+            self.places.remove(&number(*oldest));
+            self.answers.pop_front();
+            self.num_forgotten += 1;
         }
     }
 
     /// Puts an answer behind the others, as a snapshot has it.
     pub fn restore(&mut self, stamp_ms: u64, request: RequestId, answer: Remembered) {
-        if self.answers.insert(number(request), answer).is_none() {
-            self.order.push_back((stamp_ms, request));
+        let place = self.num_forgotten + self.answers.len() as u64;
+        match self.places.entry(number(request)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(place);
+                self.answers.push_back((stamp_ms, request, answer));
+            }
+            Entry::Occupied(_) => {}
         }
     }
 
     /// All of them, oldest first, each with the stamp of its entry.
     pub fn iter(&self) -> impl Iterator<Item = (u64, RequestId, &Remembered)> {
-        let order = self.order.iter();
-        order.filter_map(|(stamp, request)| {
-            Some((*stamp, *request, self.answers.get(&number(*request))?))
-        })
+        let answers = self.answers.iter();
+        answers.map(|(stamp, request, answer)| (*stamp, *request, answer))
     }
 }
 
@@ -90,7 +99,7 @@ mod tests {
         answered.remember(request(9999), &Ok(Effect::Registered), REMEMBERED_MS + 1);
         assert!(answered.answer_to(request(0)).is_none());
         assert_eq!(answered.answer_to(request(1)), Some(Ok(Effect::Registered)));
-        assert_eq!(answered.iter().count(), answered.answers.len());
+        assert_eq!(answered.iter().count(), answered.places.len());
     }
 
     #[test]

@@ -194,7 +194,10 @@ impl ClusterState {
         if submission.fresh {
             job.manifests.clear();
         } else {
-            let changes = job.identity().changed(&Identity::of(&spec));
+            let changes = match job.spec == spec {
+                true => Vec::new(),
+                false => job.identity().changed(&Identity::of(&spec)),
+            };
             if !changes.is_empty() {
                 return Err(Refusal::OtherIdentity { job: name, changes });
             }

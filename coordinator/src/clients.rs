@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use muster_cluster::apply::Effect;
-use muster_cluster::command::Command;
+use muster_cluster::apply::{Effect, Refusal};
+use muster_cluster::command::{Command, Submission};
 use muster_coordinator_core::Reply;
 use muster_proto::v1::clients_server::Clients;
 use muster_proto::{convert, leader, v1};
@@ -43,8 +43,8 @@ impl ClientsService {
         }
     }
 
-    /// Has a command applied, and returns what it changed.
-    async fn apply(&self, request: &[u8], command: Command) -> Result<Effect, Status> {
+    /// Has a command applied, and returns what it changed; of a submission, also where its events begin.
+    async fn apply(&self, request: &[u8], command: Command) -> Result<(Effect, u64), Status> {
         let request = convert::request_id(request)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let request = |answer| Call::Request {
@@ -53,8 +53,13 @@ impl ClientsService {
             answer,
         };
         match self.driver.ask(request).await?? {
-            Reply::Applied(Ok(effect)) => Ok(effect),
-            Reply::Applied(Err(refusal)) => Err(Status::failed_precondition(refusal.to_string())),
+            Reply::Applied {
+                answer,
+                first_event,
+            } => match answer {
+                Ok(effect) => Ok((effect, first_event)),
+                Err(refusal) => Err(Status::failed_precondition(refusal.to_string())),
+            },
             other => Err(Status::internal(format!("a command led to {other:?}"))),
         }
     }
@@ -86,9 +91,16 @@ impl Clients for ClientsService {
         let Some(submit) = request.submit else {
             return Err(Status::invalid_argument("there is no job in it"));
         };
-        let effect = self
-            .apply(&request.request_id, Command::submit(submit.into()))
-            .await?;
+        let submission = Submission::from(submit);
+        // Understood here, where others do not wait for it.
+        let spec = submission.check().map_err(|error| {
+            Status::failed_precondition(Refusal::BadJob(error.to_string()).to_string())
+        })?;
+        let command = Command::Submit {
+            submission,
+            spec: Some(Box::new(spec)),
+        };
+        let (effect, first_event) = self.apply(&request.request_id, command).await?;
         let (job, status, step) = match effect {
             Effect::Queued { job, from } if from.0 == 0 => (job, v1::SubmitStatus::Queued, from),
             Effect::Queued { job, from } => (job, v1::SubmitStatus::Resumed, from),
@@ -100,16 +112,11 @@ impl Clients for ClientsService {
             ),
             other => return Err(Status::internal(format!("a submission led to {other:?}"))),
         };
-        let name = job.to_string();
-        let first = self
-            .driver
-            .look(true, move |coordinator, _| coordinator.first_event(&name))
-            .await?;
         Ok(Response::new(v1::SubmitReply {
             job: job.to_string(),
             status: status.into(),
             step: step.0,
-            first_event: first,
+            first_event,
         }))
     }
 
@@ -123,7 +130,7 @@ impl Clients for ClientsService {
             .ok_or_else(|| Status::invalid_argument("no job is named"))?;
         let job = convert::job_name(&stop.job).map_err(invalid)?;
         let why = convert::stop_why(stop.why).map_err(invalid)?;
-        let effect = self
+        let (effect, _) = self
             .apply(
                 &request.request_id,
                 Command::Stop {

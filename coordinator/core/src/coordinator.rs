@@ -198,15 +198,6 @@ impl Coordinator {
         self.is_leader
     }
 
-    /// The position in a job's stream of the first event of its last submission.
-    #[must_use]
-    pub fn first_event(&self, job: &str) -> u64 {
-        JobName::new(job)
-            .ok()
-            .and_then(|job| self.known(&job))
-            .map_or(0, |(_, account)| account.first_event)
-    }
-
     pub(crate) fn link_of(&self, worker: &WorkerName) -> Option<&Link> {
         self.links.of(worker).map(|(_, link)| link)
     }
@@ -368,8 +359,7 @@ impl Coordinator {
         let known = request.and_then(|request| self.state.answer_to(request));
         let answer = known.or_else(|| self.refusal_of(&mut command, self.now).map(Err));
         if let Some(answer) = answer {
-            let reply = Reply::Applied(answer);
-            outputs.push(Output::Reply { reply_to, reply });
+            self.answer(reply_to, answer, outputs);
             return;
         }
         let proposal = self.next_proposal();

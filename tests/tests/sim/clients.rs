@@ -120,7 +120,7 @@ impl Sim {
 
     pub(super) fn answered(&mut self, number: u64, reply: Reply) {
         let answer = match reply {
-            Reply::Applied(answer) => answer,
+            Reply::Applied { answer, .. } => answer,
             Reply::NotLeading(leader) => {
                 let seat = leader.and_then(|leader| self.control.seat_of(leader.0));
                 if let Some((asking, seat)) = self.requests.get_mut(&number).zip(seat) {

@@ -102,6 +102,7 @@ impl Coordinator {
     pub(super) fn refusal_of(&mut self, command: &mut Command, now: Now) -> Option<Refusal> {
         let job = match command {
             Command::AbandonState { job } => job,
+            Command::Submit { spec: Some(_), .. } => return None,
             Command::Submit { submission, spec } => match submission.check() {
                 Ok(understood) => {
                     *spec = Some(Box::new(understood));

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use muster_cluster::apply::{Answer, Effect};
 use muster_cluster::command::{Command, Stamped};
 use muster_cluster::ids::JobName;
 use muster_proto::convert::{BadMessage, LogEntry};
 
-use super::{Asked, Coordinator, Output, Reply};
+use super::{Asked, Coordinator, Output, Reply, ReplyTo};
 
 /// A queue with so many jobs is long.
 const LONG_QUEUE: usize = 100;
@@ -116,8 +117,26 @@ impl Coordinator {
         let Some(proposal) = request else { return };
         self.settle(proposal, &answer, outputs);
         if let Some(Asked::Command(reply_to)) = self.asked.remove(&proposal) {
-            let reply = Reply::Applied(answer);
-            outputs.push(Output::Reply { reply_to, reply });
+            self.answer(reply_to, answer, outputs);
         }
+    }
+
+    /// Tells a client what came of its command.
+    pub(super) fn answer(&self, reply_to: ReplyTo, answer: Answer, outputs: &mut Vec<Output>) {
+        let first_event = match &answer {
+            Ok(
+                Effect::Queued { job, .. }
+                | Effect::AlreadyRunning { job }
+                | Effect::AlreadyFinished { job, .. },
+            ) => self
+                .known(job)
+                .map_or(0, |(_, account)| account.first_event),
+            _ => 0,
+        };
+        let reply = Reply::Applied {
+            answer,
+            first_event,
+        };
+        outputs.push(Output::Reply { reply_to, reply });
     }
 }

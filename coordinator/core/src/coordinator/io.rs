@@ -198,7 +198,12 @@ pub enum Output {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// The command was applied, or refused.
-    Applied(Answer),
+    Applied {
+        /// What came of it.
+        answer: Answer,
+        /// Where it was a submission, the position in the job's stream of its first event; else 0.
+        first_event: u64,
+    },
     /// The group is this one now.
     Changed(Membership),
     /// Nothing can be asked here: another one leads, if anybody is known to.

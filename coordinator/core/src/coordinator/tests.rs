@@ -321,7 +321,11 @@ fn a_job_that_is_told_to_stop_rests_and_goes_on_when_it_is_submitted_again() {
         "interrupted"
     );
     let reply = bench.request(3, submit());
-    let Reply::Applied(Ok(Effect::Queued { from, .. })) = reply else {
+    let Reply::Applied {
+        answer: Ok(Effect::Queued { from, .. }),
+        ..
+    } = reply
+    else {
         panic!("{reply:?}")
     };
     assert_eq!(from.0, 5);

@@ -117,11 +117,19 @@ fn a_job_that_is_over_is_shown_and_goes_on_as_if_it_had_stayed() {
     assert_eq!(bench.coordinator.ledger(JOB).unwrap().history, 1);
     assert_eq!(snapshot_of(&bench).event_bytes().count(), 1);
 
-    let Reply::Applied(Err(refusal)) = bench.request(3, cancel(JOB)) else {
+    let Reply::Applied {
+        answer: Err(refusal),
+        ..
+    } = bench.request(3, cancel(JOB))
+    else {
         panic!("it has ended");
     };
     assert!(refusal.to_string().contains("cancelled"), "{refusal}");
-    let Reply::Applied(Ok(answer)) = bench.request(4, submit()) else {
+    let Reply::Applied {
+        answer: Ok(answer),
+        first_event,
+    } = bench.request(4, submit())
+    else {
         panic!("it goes on");
     };
     let from = Step(0);
@@ -129,7 +137,7 @@ fn a_job_that_is_over_is_shown_and_goes_on_as_if_it_had_stayed() {
     assert_eq!(answer, Effect::Queued { job, from });
     assert_eq!(bench.coordinator.state().jobs[&name].num_submissions, 2);
     // Submitted, cancelled, and submitted again.
-    assert_eq!(bench.coordinator.first_event(JOB), 2);
+    assert_eq!(first_event, 2);
 }
 
 #[test]
