@@ -212,8 +212,8 @@ fn submission_with(name: &str, shards: &str, workers: &str) -> v1::Submit {
 
 /// How long the log's entry of a command is, without what Raft adds.
 pub(crate) fn entry_bytes() -> usize {
-    // A request id and a stamp are beside the submission.
-    QUEUED_JOB.encoded_len() + 18 + 7
+    // A request id, a stamp, and the spec that the leader made of it are beside the submission.
+    QUEUED_JOB.encoded_len() + 18 + 7 + 159
 }
 
 /// 16 bytes that nobody drew before.

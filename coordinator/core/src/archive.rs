@@ -77,18 +77,15 @@ impl Archive {
         })
     }
 
-    /// The jobs from a snapshot. What is in them is looked at when they are asked for: the file that
-    /// they are from has a hash.
-    pub(crate) fn of_wire(jobs: Vec<v1::EndedJob>) -> Result<Self, BadMessage> {
-        let mut archive = Self::default();
-        for job in jobs {
-            let ended = Ended {
-                state: job.state.into(),
-                event_bytes: job.event_bytes,
-            };
-            archive.jobs.insert(convert::job_name(&job.name)?, ended);
-        }
-        Ok(archive)
+    /// Takes a job from a snapshot. What is in it is looked at when it is asked for: the file that it is
+    /// from has a hash.
+    pub(crate) fn take_in(&mut self, job: v1::EndedJob) -> Result<(), BadMessage> {
+        let ended = Ended {
+            state: job.state.into(),
+            event_bytes: job.event_bytes,
+        };
+        self.jobs.insert(convert::job_name(&job.name)?, ended);
+        Ok(())
     }
 }
 

@@ -89,7 +89,9 @@ impl Snapshot {
     /// # Errors
     /// When they are none; the text says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let snapshot = convert::snapshot(bytes).and_then(Self::of_wire);
+        let mut archive = Archive::default();
+        let message = convert::snapshot(bytes, |job| archive.take_in(job));
+        let snapshot = message.and_then(|message| Self::of_wire(message, archive));
         let snapshot = snapshot.map_err(|error| error.to_string())?;
         Ok(Self {
             num_bytes: bytes.len() as u64,
@@ -97,7 +99,7 @@ impl Snapshot {
         })
     }
 
-    fn of_wire(message: v1::Snapshot) -> Result<Self, convert::BadMessage> {
+    fn of_wire(message: v1::Snapshot, mut archive: Archive) -> Result<Self, convert::BadMessage> {
         let mut state = ClusterState::default();
         let mut accounts = BTreeMap::new();
         state.pass(message.stamp_ms);
@@ -112,7 +114,6 @@ impl Snapshot {
             let (stamp_ms, request, answer) = convert::remembered(answered)?;
             state.answered.restore(stamp_ms, request, answer);
         }
-        let mut archive = Archive::of_wire(message.ended)?;
         for mut job in message.jobs {
             let account = Account::of_wire(job.account.take().unwrap_or_default());
             let (name, job) = convert::job_of(job)?;

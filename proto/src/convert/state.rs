@@ -10,7 +10,8 @@ use muster_cluster::job::JobSpec;
 use muster_cluster::job::spec::WorkersSpec;
 use muster_cluster::state::{Job, LedgerEntry, Phase, Seat};
 
-use prost::Message as _;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::{DecodeError, Message as _};
 
 use super::spec::redundancy;
 use super::{
@@ -18,18 +19,41 @@ use super::{
 };
 use crate::v1;
 
+/// The number of a snapshot's field `ended`.
+const ENDED_TAG: u32 = 9;
+
 /// A snapshot as bytes.
 #[must_use]
 pub fn snapshot_bytes(snapshot: &v1::Snapshot) -> Vec<u8> {
     snapshot.encode_to_vec()
 }
 
-/// A snapshot from bytes.
+/// A snapshot from bytes, without the jobs that are over: each is given to `ended` as it comes, since all
+/// of them at once are large.
 ///
 /// # Errors
-/// Where they are none.
-pub fn snapshot(bytes: &[u8]) -> Result<v1::Snapshot, BadMessage> {
-    v1::Snapshot::decode(bytes).map_err(|error| BadMessage::Undecodable(error.to_string()))
+/// Where they are none, and what `ended` says.
+pub fn snapshot(
+    bytes: &[u8],
+    mut ended: impl FnMut(v1::EndedJob) -> Result<(), BadMessage>,
+) -> Result<v1::Snapshot, BadMessage> {
+    let bad = |error: DecodeError| BadMessage::Undecodable(error.to_string());
+    let mut snapshot = v1::Snapshot::default();
+    let mut left = bytes;
+    while !left.is_empty() {
+        let before = left;
+        let (tag, wire_type) = decode_key(&mut left).map_err(bad)?;
+        skip_field(wire_type, tag, &mut left, DecodeContext::default()).map_err(bad)?;
+        // The field as a message with nothing else.
+        let (field, _) = before.split_at(before.len() - left.len());
+        if tag == ENDED_TAG {
+            let one = v1::Snapshot::decode(field).map_err(bad)?;
+            one.ended.into_iter().try_for_each(&mut ended)?;
+        } else {
+            snapshot.merge(field).map_err(bad)?;
+        }
+    }
+    Ok(snapshot)
 }
 
 /// A member as bytes, for what comes with a change of the group.
