@@ -1,6 +1,8 @@
 //! What Raft replicates, from the vocabulary to the wire and back. Bytes that make no sense are an
 //! error with a name, never a panic.
 
+mod layout;
+mod peers;
 mod state;
 mod world;
 
@@ -15,6 +17,8 @@ use prost::Message;
 
 use crate::v1;
 
+pub use layout::{layout, runs_of};
+pub use peers::{addresses, peers};
 pub use state::{
     answered, job_of, job_state, member, member_bytes, remembered, snapshot, snapshot_bytes,
 };
