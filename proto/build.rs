@@ -18,6 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, [&root])?;
     tonic_prost_build::configure()
         .btree_map(".")
+        // Shared by the messages to all ranks of a world, and copied by none.
+        .bytes(".muster.v1.Peers.addresses")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! What Raft replicates, from the vocabulary to the wire and back. Bytes that make no sense are an
 //! error with a name, never a panic.
 
+mod layout;
+mod peers;
 mod spec;
 mod state;
 mod world;
@@ -16,6 +18,8 @@ use prost::Message;
 
 use crate::v1;
 
+pub use layout::{layout, runs_of};
+pub use peers::{addresses, peers};
 pub use spec::{spec_from, spec_to};
 pub use state::{
     answered, job_bytes, job_of, job_state, job_state_of, member, member_bytes, remembered,

@@ -2,6 +2,7 @@
 //! hot spares. When they enter is decided elsewhere.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use super::fate::{Fate, Running};
 use super::{Devices, Standby, distrust};
@@ -103,9 +104,10 @@ fn num_wanted(running: &Running<'_>, world: &World) -> usize {
 /// processes of the job end before they are of use is left alone for a while.
 fn best_worker(running: &Running<'_>, world: &World, free: &Devices) -> Option<WorkerName> {
     let class = running.job.ledger.last()?.class.as_ref()?;
+    let ended = num_ended(running, world);
     let scores = free.iter().filter_map(|(worker, num_free)| {
         let node = running.state.nodes.get(worker)?;
-        let num_free = num_free + num_ended(running, world, worker);
+        let num_free = num_free + ended.get(worker).copied().unwrap_or_default();
         let failures = running
             .watch
             .and_then(|watch| watch.failures.get(worker))
@@ -121,12 +123,14 @@ fn best_worker(running: &Running<'_>, world: &World, free: &Devices) -> Option<W
     scores.max().map(|best| best.worker.0.clone())
 }
 
-/// The devices of a worker that ranks of the world had which have ended. They are the job's until
-/// its next world, so only it may use them again.
-fn num_ended(running: &Running<'_>, world: &World, worker: &WorkerName) -> i64 {
+/// By worker, the devices that ranks of the world had which have ended. They are the job's until its
+/// next world, so only it may use them again.
+fn num_ended<'a>(running: &Running<'_>, world: &'a World) -> BTreeMap<&'a WorkerName, i64> {
     let ranks = (0u32..).map(RankId).zip(&world.ranks);
-    let ended = ranks.filter(|(rank, placement)| {
-        placement.worker == *worker && running.has_ended(*rank, placement)
-    });
-    i64::try_from(ended.count()).unwrap_or(i64::MAX)
+    let ended = ranks.filter(|(rank, placement)| running.has_ended(*rank, placement));
+    let mut by_worker = BTreeMap::new();
+    for (_, placement) in ended {
+        *by_worker.entry(&placement.worker).or_default() += 1;
+    }
+    by_worker
 }

@@ -24,6 +24,7 @@ use crate::snapshot::Snapshot;
 
 mod account;
 mod admission;
+mod allowance;
 mod duties;
 mod entries;
 mod group;
@@ -36,6 +37,7 @@ mod stories;
 
 pub(crate) use account::Account;
 pub use admission::Stranger;
+use allowance::Allowance;
 use duties::Duty;
 use group::Asked;
 pub use group::{GENESIS_INDEX, Options};
@@ -80,6 +82,8 @@ pub struct Coordinator {
     now: Now,
     observed: Observed,
     links: Links,
+    /// How much may be told at once.
+    allowance: Allowance,
     worlds: BTreeMap<JobName, WorldWatch>,
     waits: BTreeMap<JobName, Wait>,
     /// The worlds that are to be closed, and how soon.
@@ -139,6 +143,7 @@ impl Coordinator {
             now: Now::default(),
             observed: Observed::default(),
             links: Links::default(),
+            allowance: Allowance::default(),
             worlds: BTreeMap::new(),
             waits: BTreeMap::new(),
             closing: BTreeMap::new(),
@@ -254,7 +259,9 @@ impl Coordinator {
     ) {
         self.now = now;
         let mut is_news = false;
+        let mut is_tick = false;
         for input in inputs {
+            is_tick |= matches!(input, Input::Tick);
             // What a step did, or that a worker is still there, changes no decision; a busy cluster
             // must not make the leader think at every one of them.
             is_news |= self.take(input, outputs);
@@ -263,13 +270,16 @@ impl Coordinator {
         is_news |= std::mem::take(&mut self.is_changed);
         if self.is_leader {
             let is_time = self.is_time_to_think();
+            // What there was too much of at once goes on with the clock.
+            let mut is_told = is_tick && self.allowance.is_short;
             if is_news || is_time {
                 let before = (self.closing.clone(), self.stuck.clone());
                 self.decide(now, outputs);
                 // What time alone brings is told only where something was decided.
-                if is_news || before != (self.closing.clone(), self.stuck.clone()) {
-                    self.drive(outputs);
-                }
+                is_told |= is_news || before != (self.closing.clone(), self.stuck.clone());
+            }
+            if is_told {
+                self.drive(outputs);
             }
             self.record_more(outputs);
             self.flush_proposals(outputs);
@@ -295,6 +305,7 @@ impl Coordinator {
             Input::Tick => {
                 self.forgive_a_late_tick(now);
                 self.num_ticks += 1;
+                self.allowance.refill();
                 self.step_replica(muster_consensus::Input::Tick, outputs);
             }
             Input::Persisted { batch } => {

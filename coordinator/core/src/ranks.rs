@@ -7,7 +7,7 @@ use muster_cluster::ids::{Generation, History, ProcessId, RankId, Step};
 use muster_cluster::plan::{Standby, Watch};
 use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
 use muster_cluster::state::{FileRef, Job, Manifest, World};
-use muster_proto::v1;
+use muster_proto::{convert, v1};
 
 use crate::paces::Paces;
 
@@ -108,10 +108,13 @@ impl WorldWatch {
 
     /// The addresses of a world's ranks by rank, once all listen; `None` before.
     #[must_use]
-    pub fn peers(&self, world: &World) -> Option<Vec<String>> {
+    pub fn peers(&self, world: &World) -> Option<v1::Peers> {
         let ranks = world.ranks.iter();
         let ready = ranks.map(|rank| self.addresses.get(&rank.process));
-        ready.map(|ready| Some(ready?.address.clone())).collect()
+        let addresses: Option<Vec<&str>> = ready
+            .map(|ready| ready.map(|ready| ready.address.as_str()))
+            .collect();
+        addresses.map(convert::peers)
     }
 
     /// Whether a rank of a world of new processes is known to run, and not to be prepared: until it

@@ -4,6 +4,7 @@ use muster_cluster::ids::{Generation, History, Incarnation, ProcessId, RankId, S
 use muster_cluster::shares::{Holders, Move};
 use muster_cluster::state::{Finish, Heal, LedgerEntry, Part, Placement, Poison, World};
 use muster_cluster::tree::Run;
+use prost::Message as _;
 
 use super::{BadMessage, worker_name};
 use crate::v1;
@@ -165,6 +166,19 @@ impl v1::Assignment {
             rank: self.rank,
             process: self.process,
         }
+    }
+
+    /// How long it is on the wire.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.encoded_len()
+    }
+
+    /// How many ranks the world has.
+    #[must_use]
+    pub fn num_ranks(&self) -> u32 {
+        let sizes = self.layout.iter().map(|ranks| ranks.num_ranks);
+        sizes.fold(0, u32::saturating_add)
     }
 }
 

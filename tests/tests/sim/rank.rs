@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) key: v1::RankKey,
     pub(crate) machine: RankMachine,
     assignment: Option<v1::Assignment>,
-    peers: Option<(u64, Vec<String>)>,
+    peers: Option<(u64, v1::Peers)>,
     follow: Option<v1::Follow>,
     pause: Option<String>,
     stop: bool,
@@ -355,7 +355,7 @@ impl Rank {
             remove_retired(&committed.keep, env);
         }
         self.tell(env, |shared| match order {
-            Order::Peers(peers) => shared.peers = Some((generation, peers.addresses)),
+            Order::Peers(peers) => shared.peers = Some((generation, peers)),
             Order::Follow(follow) => shared.follow = Some(follow),
             Order::Stop(_) => shared.stop = true,
             Order::Committed(committed) => shared.machine.committed(committed.step),

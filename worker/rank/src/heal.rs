@@ -124,7 +124,7 @@ impl Meeting {
             history: History(assignment.history),
             generation: Generation(assignment.generation),
             rank: RankId(assignment.rank),
-            size: u32::try_from(assignment.shards.len()).unwrap_or(u32::MAX),
+            size: assignment.num_ranks(),
         };
         // The values of a shared state go their own way.
         let is_shared = work.rules.is_shared;
@@ -224,7 +224,8 @@ impl Meeting {
     fn meet(self, shared: &Shared, window: &Window) -> Result<(Group, Option<Received>), Trouble> {
         let generation = self.world.generation.0;
         halt::at(shared, "meet");
-        let addresses = shared.wait_for_peers(generation)?;
+        let peers = shared.wait_for_peers(generation)?;
+        let addresses = convert::addresses(&peers).map_err(|error| failed(&error))?;
         let parsed: Result<Vec<SocketAddr>, _> =
             addresses.iter().map(|address| address.parse()).collect();
         let peers = parsed.map_err(|_| {

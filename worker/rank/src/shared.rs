@@ -47,7 +47,7 @@ struct Inner {
     /// The world that it is to enter.
     assignment: Option<v1::Assignment>,
     /// Where the ranks of a world listen, and of which world.
-    peers: Option<(u64, Vec<String>)>,
+    peers: Option<(u64, v1::Peers)>,
     /// Whom it is to follow while it waits, where it has not heard so yet; and what comes from them.
     follow: Option<v1::Follow>,
     mail: Mail,
@@ -261,7 +261,7 @@ impl Shared {
         use v1::rank_order::Order;
         let generation = order.key?.generation;
         match order.order? {
-            Order::Peers(peers) => self.lock().peers = Some((generation, peers.addresses)),
+            Order::Peers(peers) => self.lock().peers = Some((generation, peers)),
             Order::Follow(follow) => self.lock().follow = Some(follow),
             Order::Stop(_) => self.stop.store(true, Ordering::SeqCst),
             Order::Committed(committed) => {
@@ -399,13 +399,13 @@ impl Shared {
     }
 
     /// Waits for the addresses of the peers.
-    pub(crate) fn wait_for_peers(&self, generation: u64) -> Result<Vec<String>, Trouble> {
+    pub(crate) fn wait_for_peers(&self, generation: u64) -> Result<v1::Peers, Trouble> {
         self.wait_until(|inner| {
             if !inner.machine.is_open() {
                 return Some(Err(Trouble::Closed));
             }
             let peers = inner.peers.as_ref().filter(|(of, _)| *of == generation);
-            peers.map(|(_, addresses)| Ok(addresses.clone()))
+            peers.map(|(_, peers)| Ok(peers.clone()))
         })
     }
 

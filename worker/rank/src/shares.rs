@@ -49,7 +49,7 @@ impl Sharing {
         let moves = finish.into_iter().flat_map(|finish| &finish.moves);
         let sharing = Self {
             rank: assignment.rank,
-            size: assignment.shards.len(),
+            size: assignment.num_ranks() as usize,
             holders: shares.map(Into::into).collect(),
             moves: moves.copied().map(Into::into).collect(),
             gather: finish.is_some_and(|finish| finish.gather),

@@ -15,7 +15,7 @@ use muster_cluster::tree::{self, Run};
 use muster_collective::{
     Accumulator, Error as CollectiveError, Group, Operation, Pool, Revoker, tcp,
 };
-use muster_proto::v1;
+use muster_proto::{convert, v1};
 use muster_trainer::{ShardNote, Trainer};
 use muster_worker_core::audit::Hash;
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
@@ -200,7 +200,7 @@ impl Work<'_> {
 
     fn world(&self, assignment: &v1::Assignment) -> Result<World, Trouble> {
         let num_shards = self.spec.train.logical_shards;
-        let runs = heal::runs(&assignment.shards)?;
+        let runs = convert::runs_of(&assignment.layout).map_err(|error| failed(&error))?;
         let size = u32::try_from(runs.len()).unwrap_or(u32::MAX);
         if !tree::is_division(num_shards, &runs) || assignment.rank >= size {
             return Err(Trouble::Failed(format!(

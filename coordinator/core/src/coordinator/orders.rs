@@ -1,6 +1,7 @@
 //! What the leader tells the workers: every order that the state calls for and that has not gone
 //! over the worker's present stream.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_cluster::ids::{Generation, JobName, ProcessId, RankId, Step};
@@ -10,12 +11,16 @@ use muster_proto::{convert, v1};
 use v1::rank_order::Order;
 use v1::to_worker::Message;
 
-use super::{Coordinator, Output, Session};
+use super::{Allowance, Coordinator, Output, Session};
 use crate::links::Told;
+use crate::ranks::WorldWatch;
 
 impl Coordinator {
-    /// Sends what is missing.
+    /// Sends what is missing. What is as long as a world is large goes to a part of a large world's
+    /// ranks, and to others with each tick.
     pub(super) fn drive(&mut self, outputs: &mut Vec<Output>) {
+        let allowance = &mut self.allowance;
+        allowance.is_short = false;
         for (name, job) in self.state.open_jobs() {
             let Some(world) = &job.world else { continue };
             let watch = self
@@ -26,7 +31,9 @@ impl Coordinator {
                 name,
                 job,
                 world,
-                peers: watch.and_then(|watch| watch.peers(world)),
+                watch,
+                peers: OnceCell::new(),
+                assignment: OnceCell::new(),
                 closing: self
                     .closing
                     .get(name)
@@ -48,7 +55,7 @@ impl Coordinator {
                 if let Some((session, link)) = self.links.in_life(&placement.worker, life) {
                     let told = link.told(name, placement.process);
                     let mut messages = Vec::new();
-                    sight.tell_rank(rank, placement, told, &mut messages);
+                    sight.tell_rank(rank, placement, told, allowance, &mut messages);
                     send(session, messages, outputs);
                 }
             }
@@ -142,8 +149,11 @@ struct Sight<'a> {
     name: &'a JobName,
     job: &'a Job,
     world: &'a World,
-    /// Where the ranks listen, once all do.
-    peers: Option<Vec<String>>,
+    watch: Option<&'a WorldWatch>,
+    /// Where the ranks listen, once all do; looked for when the first one is to be told.
+    peers: OnceCell<Option<v1::Peers>>,
+    /// What the assignments of all ranks say, and in how many bytes; made for the first one.
+    assignment: OnceCell<(v1::Assignment, usize)>,
     closing: Option<&'a Closing>,
     /// Processes that do not answer.
     stuck: BTreeSet<ProcessId>,
@@ -162,19 +172,36 @@ impl Sight<'_> {
         rank: u32,
         placement: &Placement,
         told: &mut Told,
+        allowance: &mut Allowance,
         messages: &mut Vec<Message>,
     ) {
         let generation = self.world.generation;
         let key = key(self.name, self.world, rank, placement.process);
         let is_new = |told: &mut Option<Generation>| told.replace(generation) != Some(generation);
-        if is_new(&mut told.assigned) {
-            messages.push(self.assignment(&key));
+        if told.assigned != Some(generation) {
+            let (assignment, num_bytes) = self.assignment.get_or_init(|| {
+                let assignment = self.assignment(true);
+                let num_bytes = assignment.num_bytes();
+                (assignment, num_bytes)
+            });
+            if !allowance.takes(*num_bytes) {
+                // A process takes no order of a world that it was not told of.
+                return;
+            }
+            told.assigned = Some(generation);
+            let (rank, process) = (key.rank, key.process);
+            messages.push(Message::Assignment(v1::Assignment {
+                rank,
+                process,
+                ..assignment.clone()
+            }));
         }
-        if let Some(peers) = &self.peers
-            && is_new(&mut told.peers)
+        if told.peers != Some(generation)
+            && let Some(peers) = self.peers.get_or_init(|| self.watch?.peers(self.world))
+            && allowance.takes(peers.addresses.len())
         {
-            let addresses = peers.clone();
-            messages.push(order(&key, Order::Peers(v1::Peers { addresses })));
+            told.peers = Some(generation);
+            messages.push(order(&key, Order::Peers(peers.clone())));
         }
         if matches!(self.job.phase, Phase::Stopping(_)) && is_new(&mut told.stop) {
             messages.push(order(&key, Order::Stop(v1::StopOrder {})));
@@ -220,7 +247,10 @@ impl Sight<'_> {
             process: process.0,
         };
         if told.assigned.replace(Generation(0)).is_none() {
-            messages.push(self.assignment(&key));
+            messages.push(Message::Assignment(v1::Assignment {
+                process: process.0,
+                ..self.assignment(false)
+            }));
         }
         let follow = follow.filter(|_| self.job.spec.standbys_follow());
         if let Some(follow) = follow
@@ -231,7 +261,9 @@ impl Sight<'_> {
         }
     }
 
-    fn assignment(&self, key: &v1::RankKey) -> Message {
+    /// The assignment of rank 0, or that of a process that waits to enter a world, as if its number
+    /// were 0; those of others differ in nothing else.
+    fn assignment(&self, is_rank: bool) -> v1::Assignment {
         let Self {
             job,
             world,
@@ -258,17 +290,23 @@ impl Sight<'_> {
         let folder = format!(
             "{}/{}-{cluster:08x}",
             folder.as_deref().unwrap_or(checkpoints),
-            key.job
+            self.name
         );
         let class = job.ledger.last().and_then(|entry| entry.class.as_ref());
-        let is_rank = key.generation != 0;
-        Message::Assignment(v1::Assignment {
-            job: key.job.clone(),
-            history: key.history,
-            generation: key.generation,
-            rank: key.rank,
-            process: key.process,
-            shards: convert::shards(if is_rank { &runs } else { &[] }),
+        let history = if is_rank { world.history } else { job.history };
+        let generation = if is_rank {
+            world.generation
+        } else {
+            Generation(0)
+        };
+        let name = self.name.as_str();
+        v1::Assignment {
+            job: name.to_owned(),
+            history: history.0,
+            generation: generation.0,
+            rank: 0,
+            process: 0,
+            layout: convert::layout(if is_rank { &runs } else { &[] }),
             first_step: world.first_step.0,
             finish: world.finish.as_ref().filter(|_| is_rank).map(Into::into),
             source: source.filter(|_| is_rank).map(Into::into),
@@ -279,8 +317,8 @@ impl Sight<'_> {
             identity: job.identity().digest(),
             class: class.map(Into::into),
             checkpoint_folder: folder,
-            world_token: token(cluster_id, &key.generation.to_le_bytes(), &key.job),
-            feed_token: token(cluster_id, b"feed", &key.job),
+            world_token: token(cluster_id, &generation.0.to_le_bytes(), name),
+            feed_token: token(cluster_id, b"feed", name),
             collective_timeout_ms: self.collective_timeout_ms,
             detect_ms: self.detect_ms,
             state_shares: if is_rank {
@@ -293,7 +331,7 @@ impl Sight<'_> {
                 .as_ref()
                 .filter(|poison| is_rank && poison.num_worlds > 1)
                 .map(Into::into),
-        })
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod snapshots;
 
 use muster_cluster::apply::Effect;
 use muster_cluster::command::StopWhy;
+use muster_proto::convert;
 use muster_proto::event::What;
 use v1::from_worker::Message as From;
 use v1::rank_order::Order;
@@ -91,9 +92,8 @@ fn all_die(bench: &mut Bench, ranks: &[(Session, v1::RankKey)]) -> Vec<(Session,
 #[test]
 fn a_job_runs_from_its_submission_to_the_dismissal_of_its_ranks() {
     let (mut bench, ranks) = running();
-    let peers = v1::Peers {
-        addresses: ranks.iter().map(|(_, key)| address_of(key)).collect(),
-    };
+    let addresses: Vec<String> = ranks.iter().map(|(_, key)| address_of(key)).collect();
+    let peers = convert::peers(addresses.iter().map(String::as_str));
     for (session, _) in &ranks {
         assert_eq!(
             orders(bench.sent_to(*session)),
@@ -286,6 +286,30 @@ fn a_restarted_coordinator_goes_on_with_the_world_that_runs() {
             [Order::Committed(_), Order::Peers(_)] | [Order::Peers(_), Order::Committed(_)]
         ));
     }
+}
+
+#[test]
+fn what_is_too_much_between_two_ticks_is_told_with_the_next_one() {
+    let (mut bench, sessions) = {
+        let mut bench = Bench::new();
+        let sessions = ["a", "b"].map(|worker| bench.hello(worker, 1, Vec::new()));
+        (bench, sessions)
+    };
+    bench.request(1, submit());
+    bench.pass(3_000, &sessions);
+    let keys = sessions.map(|session| bench.assigned(session).unwrap().key());
+    bench.coordinator.allowance.num_messages = 1;
+    for (session, key) in sessions.iter().zip(&keys) {
+        bench.ready(*session, key);
+    }
+    let mut num_told = || {
+        let told = sessions.map(|session| orders(bench.sent_to(session)).len());
+        bench.pass(TICK_MS, &sessions);
+        told
+    };
+    assert_eq!(num_told(), [1, 0]);
+    assert_eq!(num_told(), [0, 1]);
+    assert_eq!(num_told(), [0, 0]);
 }
 
 #[test]

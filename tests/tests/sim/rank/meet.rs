@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use muster_cluster::ids::{Generation, History, RankId};
 use muster_cluster::state::{Finish, Heal};
 use muster_collective::{Error, Pool, World};
-use muster_proto::v1;
+use muster_proto::{convert, v1};
 use muster_worker_core::rank::Cause;
 
 use super::super::env::{Env, Plant, Point};
@@ -135,7 +135,7 @@ impl Rank {
             history: History(assignment.history),
             generation: Generation(assignment.generation),
             rank: RankId(assignment.rank),
-            size: u32::try_from(assignment.shards.len()).unwrap_or(u32::MAX),
+            size: assignment.num_ranks(),
         };
         let finish = assignment.finish.clone().map(Finish::try_from);
         let finish = finish
@@ -218,6 +218,7 @@ impl Rank {
                 let Some((_, peers)) = peers.filter(|(of, _)| *of == generation) else {
                     return (Phase::Waiting, false);
                 };
+                let peers = convert::addresses(peers).unwrap_or_default();
                 let peers: Vec<(u32, u32)> = peers.iter().filter_map(|one| parse(one)).collect();
                 if peers.len() != meeting.world.size as usize {
                     let failed = Trouble::Failed("bad addresses".to_owned());

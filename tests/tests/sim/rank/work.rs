@@ -325,7 +325,8 @@ impl Rank {
     /// Begins to work in a world.
     fn begin(&mut self, assignment: &v1::Assignment, env: &mut Env) -> Result<(), Trouble> {
         self.stop_following(env);
-        let first = runs(&assignment.shards)?;
+        let first = convert::runs_of(&assignment.layout)
+            .map_err(|error| Trouble::Failed(error.to_string()))?;
         let size = u32::try_from(first.len()).unwrap_or(u32::MAX);
         if !tree::is_division(NUM_SHARDS, &first) || assignment.rank >= size {
             return Err(Trouble::Failed(
