@@ -1,11 +1,13 @@
-//! The jobs' event streams on disk: one file a job, one JSON object a line, appended by a thread of its
-//! own. They follow from the log: what a crash takes from them is written again when the log is
-//! applied again, from the snapshot on that it rests on. What an event means, and whether it was told
+//! The jobs' event streams on disk: one file a job, one JSON object a line, written by a thread of its
+//! own. They follow from the log: what was written behind the snapshot that the log rests on is written
+//! over when the log is applied again, so that it does not matter what a crash took of it. Whoever reads
+//! a file reads no more than the length that is known here. What an event means, and whether it was told
 //! before, is decided elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,8 +86,8 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Takes the files of a folder back to what the snapshot counts that the log rests on, and starts
-    /// the thread that appends to them. `failed` is called once, on that thread, when the disk fails.
+    /// Begins with as much of a folder's files as the snapshot counts that the log rests on, and starts
+    /// the thread that writes behind it. `failed` is called once, on that thread, when the disk fails.
     pub(crate) fn open(
         folder: &Path,
         index: u64,
@@ -246,12 +248,17 @@ impl Writer {
         }
         if !self.files.contains_key(job) {
             let path = path_of(&self.folder, job);
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
             self.files.insert(job.to_owned(), file);
         }
-        let file = self.files.get_mut(job);
+        let file = self.files.get(job);
         let file = file.ok_or_else(|| io::Error::other("the file was not opened"))?;
-        file.write_all(text.as_bytes())?;
+        let length = lock(&self.streams).lengths.get(job).copied();
+        file.write_all_at(text.as_bytes(), length.unwrap_or_default())?;
         if !self.changed.contains(job) {
             self.changed.insert(job.to_owned());
         }

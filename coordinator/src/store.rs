@@ -1,7 +1,7 @@
 //! The log and the hard state of one coordinator on disk, in a raft-engine.
 //!
 //! Only this module imports raft-engine. What a value's bytes are is in `format`, what opening has to
-//! make durable in `durable`, how a loss is noticed in `watermark`, who may open it in `lock`, and
+//! make durable in `durable`, what becomes of a failing disk in `disk`, how a loss is noticed in `watermark`, who may open it in `lock`, and
 //! the thread that shares one sync among waiting batches in [`thread`]. What an entry means, and
 //! whether the log makes sense, is consensus's business.
 //!
@@ -10,6 +10,7 @@
 //! is the last one: the engine checks all bytes of the last batch as it opens, and takes no other
 //! that is torn for whole.
 
+mod disk;
 mod durable;
 mod error;
 mod format;
@@ -25,12 +26,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_coordinator_core::consensus::{Entry, HardState, Mark, Recovered};
-use raft_engine::{Command, Config, Engine, LogBatch, ReadableSize};
+use raft_engine::{Command, Config, LogBatch, ReadableSize};
 
+use disk::Disk;
 pub use error::StoreError;
 pub(crate) use error::WAY_OUT;
 use format::{Head, Value};
 use watermark::Watermark;
+
+type Engine = raft_engine::Engine<Disk>;
 
 /// The engine keeps logs of many groups; here is one.
 const GROUP: u64 = 1;
@@ -58,6 +62,7 @@ const MAX_WAITING_BYTES: usize = 16 << 20;
 pub struct Store {
     folder: PathBuf,
     engine: Engine,
+    disk: Disk,
     watermark: Watermark,
     /// What the engine has beside the entries, once what waits is written.
     head: Head,
@@ -111,7 +116,7 @@ impl Store {
             folder: folder.to_owned(),
         })?;
         refuse_sled(folder)?;
-        let engine = open_engine(folder, sizes)?;
+        let (engine, disk) = open_engine(folder, sizes)?;
         durable::sync_all(folder, ENTRIES).map_err(io_error)?;
         let head = read_head(folder, &engine)?;
         let num_batches = head.as_ref().map_or(0, |head| head.num_batches);
@@ -126,6 +131,7 @@ impl Store {
         let mut store = Self {
             folder: folder.to_owned(),
             engine,
+            disk,
             watermark,
             head,
             batch: LogBatch::default(),
@@ -229,7 +235,8 @@ impl Store {
             self.batch.put(GROUP, format::KEY_HEAD.to_vec(), head)?;
             self.engine.write(&mut self.batch, true)
         })?;
-        let raised = self.watermark.raise(self.head.num_batches);
+        let synced = self.disk.check();
+        let raised = synced.and_then(|()| self.watermark.raise(self.head.num_batches));
         raised.map_err(|source| StoreError::Io {
             folder: self.folder.clone(),
             source,
@@ -237,7 +244,10 @@ impl Store {
         self.is_waiting = false;
         self.num_syncs.fetch_add(1, Ordering::SeqCst);
         if std::mem::take(&mut self.has_discarded) {
-            guard(&self.folder, || self.engine.purge_expired_files())?;
+            guard(&self.folder, || {
+                self.engine.purge_expired_files()?;
+                Ok(self.disk.check()?)
+            })?;
         }
         Ok(())
     }
@@ -249,7 +259,7 @@ impl Store {
     }
 }
 
-fn open_engine(folder: &Path, sizes: Sizes) -> Result<Engine, StoreError> {
+fn open_engine(folder: &Path, sizes: Sizes) -> Result<(Engine, Disk), StoreError> {
     let folder_of_entries = folder.join(ENTRIES);
     let dir = folder_of_entries.to_str().ok_or_else(|| StoreError::Io {
         folder: folder.to_owned(),
@@ -267,7 +277,12 @@ fn open_engine(folder: &Path, sizes: Sizes) -> Result<Engine, StoreError> {
         recovery_threads: 1,
         ..Config::default()
     };
-    guard(folder, || Engine::open(config))
+    let disk = Disk::default();
+    guard(folder, || {
+        let engine = Engine::open_with_file_system(config, Arc::new(disk.clone()))?;
+        disk.check()?;
+        Ok((engine, disk))
+    })
 }
 
 /// Refuses a folder of the formats 1 to 3, which were kept in sled.
@@ -345,8 +360,8 @@ fn damaged(folder: &Path, what: &str, reason: String) -> StoreError {
     }
 }
 
-/// Calls the engine. It panics where a sync fails, and on some damaged files; here that becomes an
-/// error like any other.
+/// Calls the engine. It panics on some damaged files, and where it can neither write nor take back what
+/// it wrote; here that becomes an error like any other.
 fn guard<T>(folder: &Path, call: impl FnOnce() -> raft_engine::Result<T>) -> Result<T, StoreError> {
     let folder = || folder.to_owned();
     match catch_unwind(AssertUnwindSafe(call)) {

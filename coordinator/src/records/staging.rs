@@ -31,8 +31,9 @@ impl Staged {
     }
 }
 
-/// Makes the files as long as they are to be behind an entry, with what came with its snapshot, and
-/// removes what other snapshots came with.
+/// Makes the files at least as long as they are to be behind an entry, with what came with its snapshot,
+/// and removes what other snapshots came with. What a file has beyond is written over when the log is
+/// applied again: to cut thousands of files takes seconds.
 pub(super) fn install(folder: &Path, index: u64, lengths: &Lengths) -> Result<(), RecordsError> {
     let staging = staging_folder(folder, index);
     let staged = list(&staging).map_err(|source| io_error(&staging, source))?;
@@ -57,16 +58,6 @@ pub(super) fn install(folder: &Path, index: u64, lengths: &Lengths) -> Result<()
             if other <= index && path != staging {
                 old.push(path);
             }
-        }
-    }
-    for (job, length) in &found {
-        let expected = lengths.get(job).copied().unwrap_or_default();
-        let path = path_of(folder, job);
-        if *length > expected {
-            // The log tells it again.
-            let file = OpenOptions::new().write(true).open(&path);
-            let cut = file.and_then(|file| file.set_len(expected));
-            cut.map_err(|source| io_error(&path, source))?;
         }
     }
     for (job, expected) in lengths {

@@ -100,14 +100,18 @@ fn writer() {
             } = workload.step()
             {
                 let batch = workload.num_ops();
-                thread
-                    .write(Batch {
-                        batch,
-                        entries,
-                        hard_state,
-                        restore,
-                    })
-                    .unwrap();
+                let written = thread.write(Batch {
+                    batch,
+                    entries,
+                    hard_state,
+                    restore,
+                });
+                if written.is_err() {
+                    // The report of the failure ends the process.
+                    loop {
+                        std::thread::park();
+                    }
+                }
             }
         }
     } else {

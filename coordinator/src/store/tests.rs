@@ -59,7 +59,7 @@ fn five_entries() -> TempDir {
 
 /// Changes the store behind its back: the bytes of its entries, by their index from 1, and of its head.
 fn tamper(folder: &Path, change: impl FnOnce(&mut Vec<Vec<u8>>, &mut Vec<u8>)) {
-    let engine = open_engine(folder, SIZES).unwrap();
+    let (engine, _) = open_engine(folder, SIZES).unwrap();
     let mut head = engine.get(GROUP, format::KEY_HEAD).unwrap();
     let mut found = Vec::new();
     let last = engine.last_index(GROUP).unwrap_or(0);
@@ -233,7 +233,7 @@ fn entries_that_are_missing_are_reported() {
     assert!(text.contains("EntryNotFound"), "{text}");
 
     let folder = five_entries();
-    let engine = open_engine(folder.path(), SIZES).unwrap();
+    let (engine, _) = open_engine(folder.path(), SIZES).unwrap();
     engine.compact_to(GROUP, 3);
     let head = read_head(folder.path(), &engine).unwrap().unwrap();
     let text = read_log(folder.path(), &engine, &head).unwrap_err();

@@ -186,7 +186,7 @@ fn run(mut store: Store, items: Receiver<Item>, mut report: impl FnMut(Report), 
             Ok(reports) => reports.into_iter().for_each(&mut report),
             Err(error) => {
                 // The store is closed, and takes nothing more, before anybody can act on the report.
-                // The engine panics where it cannot sync as it closes, and must not take the report along.
+                // An engine that panics as it closes must not take the report along.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
                 drop(items);
                 report(Report::Failed(error));

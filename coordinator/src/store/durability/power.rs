@@ -205,3 +205,32 @@ fn a_sync_that_is_left_out_is_noticed() {
         println!("{forgets:?}: {lost}");
     }
 }
+
+/// A disk that cannot be written any more says so when it is synced. What was acknowledged before is
+/// there, and nothing is acknowledged behind.
+#[test]
+fn a_sync_that_fails_stops_the_replica_and_loses_nothing() {
+    let Some((place, library)) = recorder() else {
+        return;
+    };
+    for seed in [4, 5, 8, 9] {
+        let folder = place.path().join(format!("store-{seed}"));
+        let mut writer = writer_of(&folder, seed, 2000);
+        preload(&mut writer, &library, &folder, &place.path().join("record"));
+        let output = writer.env("MUSTER_RECORD_EIO", "12").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success(), "{text}");
+        let failed = text.lines().find(|line| line.starts_with("failed "));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let failed = failed.unwrap_or_else(|| panic!("seed {seed}: no report: {text}{errors}"));
+        let has = |part: &str| failed.contains(part);
+        assert!(
+            has(folder.to_str().unwrap()) && has("cannot be read or written"),
+            "{failed}"
+        );
+        let acknowledged = text.lines().rev().find_map(acknowledged_in).unwrap();
+        assert!(acknowledged > 0, "{text}");
+        let found = Store::open(&folder).unwrap().1;
+        find(seed, &Recovered::default(), acknowledged, 2000, &found).unwrap();
+    }
+}

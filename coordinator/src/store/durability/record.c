@@ -7,6 +7,8 @@
  *
  * MUSTER_RECORD_FOLDER  the folder, as an absolute path
  * MUSTER_RECORD_TO      the file that the records are appended to
+ * MUSTER_RECORD_EIO     the number of the first fdatasync of such a file that fails, as all do behind
+ *                       it; none fails without
  *
  * A record: kind (1 byte), inode (8), offset or length (8), length of the path (4) and of the data
  * (4), path, data. Numbers are little-endian.
@@ -29,12 +31,16 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const char *folder;
 static int to = -1;
+/* Calls of fdatasync that are left until they fail; negative where they never do. */
+static long until_eio = -1;
 /* The path below the folder of each open file; NULL for all others. */
 static char *paths[MAX_FDS];
 
 __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("MUSTER_RECORD_TO");
+    const char *eio = getenv("MUSTER_RECORD_EIO");
     folder = getenv("MUSTER_RECORD_FOLDER");
+    until_eio = eio ? atol(eio) : -1;
     if (path && folder)
         to = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 }
@@ -209,7 +215,21 @@ ALLOCATE(fallocate64)
         return done;                                                                               \
     }
 SYNC(fsync, 'f')
-SYNC(fdatasync, 'd')
+
+int fdatasync(int fd) {
+    pthread_mutex_lock(&lock);
+    int is_ours = path_of(fd) != NULL;
+    if (is_ours && until_eio > 0)
+        until_eio--;
+    int fails = is_ours && until_eio == 0;
+    int done = fails ? -1 : syscall(SYS_fdatasync, fd);
+    int error = fails ? EIO : errno;
+    if (done == 0 && is_ours)
+        record('d', inode_of(fd), 0, path_of(fd), "", 0);
+    pthread_mutex_unlock(&lock);
+    errno = error;
+    return done;
+}
 
 int rename(const char *from, const char *path) {
     pthread_mutex_lock(&lock);
