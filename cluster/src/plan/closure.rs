@@ -248,15 +248,16 @@ impl<'a> Closure<'a> {
         let staying = staying.filter(|one| !self.running.drains(&one.placement.worker));
         let staying: BTreeSet<ProcessId> = staying.map(|one| one.placement.process).collect();
         let mut ready = self.running.entering(&staying);
-        let num_missing = min.saturating_sub(staying.len() + ready.len());
-        let mut others = self.running.prepared();
-        others.retain(|process| !ready.contains(process));
-        ready.extend(others.into_iter().take(num_missing));
         if self.is_death() && self.has_small_state() {
             let mut others = self.running.beginning();
             others.retain(|process| !ready.contains(process));
             ready.extend(others);
         }
+        // Whoever misses a link is the last choice.
+        let num_missing = min.saturating_sub(staying.len() + ready.len());
+        let mut others = self.running.prepared();
+        others.retain(|process| !ready.contains(process));
+        ready.extend(others.into_iter().take(num_missing));
         ready
     }
 
