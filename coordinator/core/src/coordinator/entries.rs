@@ -86,9 +86,10 @@ impl Coordinator {
         // One more in a long queue waits for the next look at it.
         let is_submission = matches!(stamped.command, Command::Submit { .. });
         self.is_changed |= !is_submission || self.state.num_open_jobs() < LONG_QUEUE;
-        let command = stamped.command.clone();
+        // A submission is told by what comes of it.
+        let command = (!is_submission).then(|| stamped.command.clone());
         let last_world = match &command {
-            Command::StartWorld { job, .. } => {
+            Some(Command::StartWorld { job, .. }) => {
                 self.state.jobs.get(job).and_then(|job| job.world.clone())
             }
             _ => None,
@@ -96,10 +97,10 @@ impl Coordinator {
         let answer = self.state.apply(stamped);
         if self.is_leader && answer.is_ok() {
             match &command {
-                Command::StartWorld { job, world, .. } => {
+                Some(Command::StartWorld { job, world, .. }) => {
                     self.follow(job, last_world.as_ref(), world);
                 }
-                Command::EndStandby { job, process, .. } => {
+                Some(Command::EndStandby { job, process, .. }) => {
                     if let Some(world) = self.worlds.get_mut(job) {
                         world.forget(*process);
                     }
@@ -107,10 +108,10 @@ impl Coordinator {
                 _ => {}
             }
         }
-        self.tell(&command, &answer, outputs);
+        self.tell(command.as_ref(), &answer, outputs);
         if self.is_leader
             && answer.is_ok()
-            && let Command::StartWorld { job, world, .. } = &command
+            && let Some(Command::StartWorld { job, world, .. }) = &command
         {
             self.observe_ranks(job, world);
         }

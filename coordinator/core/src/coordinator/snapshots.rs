@@ -24,8 +24,8 @@ pub struct Thresholds {
 impl Default for Thresholds {
     fn default() -> Self {
         Self {
-            min_log_bytes: 4 << 20,
-            max_log_entries: 10_000,
+            min_log_bytes: 16 << 20,
+            max_log_entries: 20_000,
             num_kept: 5_000,
         }
     }

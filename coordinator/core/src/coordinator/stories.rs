@@ -10,8 +10,13 @@ use super::{Coordinator, Output, seconds_of};
 use crate::goodput::Standing;
 
 impl Coordinator {
-    /// Tells of a command that was applied.
-    pub(super) fn tell(&mut self, command: &Command, answer: &Answer, outputs: &mut Vec<Output>) {
+    /// Tells of a command that was applied; of a submission only what came of it is looked at.
+    pub(super) fn tell(
+        &mut self,
+        command: Option<&Command>,
+        answer: &Answer,
+        outputs: &mut Vec<Output>,
+    ) {
         let Ok(effect) = answer else { return };
         let Some(name) = job_of(effect) else { return };
         let Some(job) = self.state.jobs.get(name) else {
@@ -25,7 +30,7 @@ impl Coordinator {
                     workers: Some(job.spec.workers.max),
                 }
             }
-            (Effect::WorldStarted { .. }, Command::StartWorld { world, reason, .. }) => {
+            (Effect::WorldStarted { .. }, Some(Command::StartWorld { world, reason, .. })) => {
                 What::Generation {
                     generation: world.generation.0,
                     world_size: u32::try_from(world.ranks.len()).unwrap_or(u32::MAX),
@@ -37,13 +42,13 @@ impl Coordinator {
                         .map_or_else(String::new, |last| last.hash.clone()),
                 }
             }
-            (Effect::Distrusted { .. }, Command::Distrust { worker, reason, .. }) => {
+            (Effect::Distrusted { .. }, Some(Command::Distrust { worker, reason, .. })) => {
                 What::Distrusted {
                     worker: worker.to_string(),
                     reason: reason.clone(),
                 }
             }
-            (Effect::ManifestCommitted { .. }, Command::CommitManifest { manifest, .. }) => {
+            (Effect::ManifestCommitted { .. }, Some(Command::CommitManifest { manifest, .. })) => {
                 What::Checkpoint {
                     step: manifest.step.0,
                     path: manifest.folder.clone(),
@@ -51,12 +56,13 @@ impl Coordinator {
                     manifest_hash: manifest.hash(),
                 }
             }
-            (Effect::ManifestRejected { step, .. }, Command::RejectManifest { reason, .. }) => {
-                What::Damaged {
-                    step: step.0,
-                    reason: reason.clone(),
-                }
-            }
+            (
+                Effect::ManifestRejected { step, .. },
+                Some(Command::RejectManifest { reason, .. }),
+            ) => What::Damaged {
+                step: step.0,
+                reason: reason.clone(),
+            },
             (Effect::Finished { .. }, _) | (Effect::Stopping { at_rest: true, .. }, _) => {
                 match &job.phase {
                     Phase::Ended(outcome) => self.finished(name, job, outcome),
