@@ -25,8 +25,9 @@ impl Holders {
     }
 }
 
-/// A copy of a share, with the parameters that belong to it, that is made when a world begins. The giver keeps its own until the world after
-/// it, whose entry in the log is made of reports that say who has what.
+/// A copy of a share, and of the parameters that belong to it, that is made when a world begins. The
+/// giver keeps its own until the world after it, whose entry in the log is made of reports that say who
+/// has what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
     /// Which share.
