@@ -2,6 +2,7 @@
 //! keeps which, and how they move. How elements are divided into shares is the trainer's.
 
 use crate::ids::RankId;
+use crate::tree::{self, Run};
 
 /// How many shares an optimizer's state has, whatever the model and the world. Fixed for good:
 /// checkpoints of shared state have a file per share.
@@ -24,8 +25,9 @@ impl Holders {
     }
 }
 
-/// A copy of a share that is made when a world begins. The giver keeps its own until the world after
-/// it, whose entry in the log is made of reports that say who has what.
+/// A copy of a share, and of the parameters that belong to it, that is made when a world begins. The
+/// giver keeps its own until the world after it, whose entry in the log is made of reports that say who
+/// has what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
     /// Which share.
@@ -34,6 +36,13 @@ pub struct Move {
     pub from: RankId,
     /// Who gets it.
     pub to: RankId,
+}
+
+/// Shares as the fewest runs, in order.
+#[must_use]
+pub fn runs(shares: impl IntoIterator<Item = u32>) -> Vec<Run> {
+    let runs = shares.into_iter().map(|share| Run::new(share, share + 1));
+    tree::union(&runs.collect::<Vec<_>>())
 }
 
 /// BLAKE3, in hex, over the digests of all shares in their order: the hash of an optimizer's state.

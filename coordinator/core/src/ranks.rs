@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use muster_cluster::ids::{Generation, History, ProcessId, RankId, Step};
-use muster_cluster::plan::{Standby, Watch};
+use muster_cluster::plan::{Closed, Standby, Watch};
 use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
 use muster_cluster::state::{FileRef, Job, Manifest, World};
-use muster_proto::{convert, v1};
+use muster_proto::convert::{self, BadMessage};
+use muster_proto::v1;
 
 use crate::paces::Paces;
 
@@ -167,6 +168,34 @@ impl WorldWatch {
             self.watch.standbys.insert(process, seen);
             self.following.insert(process, following);
         }
+    }
+
+    /// A rank has closed the world, and says what it holds.
+    ///
+    /// # Errors
+    /// Where what it says makes no sense; nothing was changed then.
+    pub fn closes(
+        &mut self,
+        rank: RankId,
+        closed: v1::Closed,
+        now_ms: u64,
+    ) -> Result<(), BadMessage> {
+        let holdings = closed.holdings.unwrap_or_default();
+        let closed = Closed {
+            why: format!("rank {rank}: {}", closed.reason),
+            paused: closed.paused,
+            lost: closed.lost.into_iter().map(RankId).collect(),
+            suspects: closed.suspects.into_iter().map(RankId).collect(),
+            step: holdings.step.map(Step),
+            shards: convert::runs(holdings.shards)?,
+            has_reduced: holdings.reduced,
+            evaluated: holdings.evaluated,
+            kept: convert::runs(holdings.kept)?,
+            is_whole: !holdings.partial,
+        };
+        self.watch.closing_since_ms.get_or_insert(now_ms);
+        self.watch.closed.insert(rank, closed);
+        Ok(())
     }
 
     /// A process is no part of the job any more.

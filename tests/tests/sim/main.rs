@@ -7,6 +7,7 @@
 //! 2. [`control`]: the group of coordinators, what goes wrong with it, and its operator.
 //! 3. [`coordinator`], [`worker`], [`rank`], [`group`]: the shells' models around the machines.
 //! 4. [`net`], [`model`], [`rng`]: time, what is trained, chance.
+//! 5. [`shares`]: another, smaller simulation, of ranks that share the optimizer's state.
 //!
 //! ```text
 //! SIM_SEED=7 cargo test -p muster-tests --test sim one_seed -- --nocapture          one seed, with its log
@@ -32,6 +33,7 @@ mod note;
 mod oracle;
 mod rank;
 mod rng;
+mod shares;
 mod worker;
 
 use cluster::{Report, run};

@@ -6,3 +6,4 @@ pub mod feed;
 pub mod follower;
 pub mod last;
 pub mod rank;
+pub mod sharing;

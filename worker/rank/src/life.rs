@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::History;
+use muster_cluster::shares;
 use muster_collective::tcp::Token;
 use muster_collective::{Accumulator, Pool, tcp};
 use muster_proto::v1;
 use muster_trainer::checkpoint::{Content, Meta};
-use muster_trainer::shares;
 use muster_worker_core::rank::Rules;
 use v1::rank_report::Report;
 

@@ -9,9 +9,9 @@ use muster_cluster::job::{Identity, JobDraft, JobSpec};
 use muster_proto::v1;
 use muster_trainer::checkpoint::{self, CheckpointError, Content, FileRef};
 use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
+use muster_worker_core::sharing::Sharing;
 
 use crate::shared::Trouble;
-use crate::shares::Sharing;
 
 /// Makes the learner of a job.
 pub type Build = fn(&JobSpec) -> Result<Box<dyn Learner>, LearnerError>;
@@ -54,7 +54,7 @@ pub(crate) fn prepare(
         // A process that enters a world later is given its shares there.
         let is_first = assignment.generation > 0 && assignment.finish.is_none();
         let sharing = if is_first {
-            Sharing::of(assignment)?
+            Sharing::of(assignment).map_err(|error| failed(error.to_string()))?
         } else {
             None
         };

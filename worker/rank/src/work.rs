@@ -19,6 +19,7 @@ use muster_proto::{convert, v1};
 use muster_trainer::{ShardNote, Trainer};
 use muster_worker_core::audit::Hash;
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
+use muster_worker_core::sharing::Sharing;
 
 use crate::audit;
 use crate::feed::Hub;
@@ -28,7 +29,6 @@ use crate::heal::{self, Meeting, Received, Underway};
 use crate::last::{Last, Story};
 use crate::note::Note;
 use crate::shared::{Shared, Trouble};
-use crate::shares::Sharing;
 use crate::suspects;
 use crate::writer::Writer;
 pub(crate) use measured::{Spent, Times};
@@ -100,7 +100,8 @@ impl Work<'_> {
         let needs = meeting.needs();
         let meeting = meeting.start(self.shared)?;
         let brings = world.first.get(rank).cloned().unwrap_or_default();
-        let lacks = world.sharing.as_ref().is_some_and(|sharing| sharing.gather);
+        let lacks = world.sharing.as_ref();
+        let lacks = lacks.is_some_and(Sharing::begins_with_gathering);
         if !needs && !lacks {
             // The others connect meanwhile, and some of them wait for what is missing.
             self.contribute(&brings, Some(&meeting))?;
@@ -171,7 +172,8 @@ impl Work<'_> {
             )));
         }
         if let Some(sharing) = &world.sharing {
-            self.begin_sharing(group, sharing, world.timeout)?;
+            let deeds = sharing.begin(&self.shares_here());
+            self.share(group, deeds, world.timeout)?;
         }
         loop {
             self.shared.check()?;
@@ -227,7 +229,7 @@ impl Work<'_> {
             },
             first,
             then,
-            sharing: Sharing::of(assignment)?,
+            sharing: Sharing::of(assignment).map_err(|error| failed(&error))?,
             timeout: Duration::from_millis(assignment.collective_timeout_ms),
         })
     }
@@ -355,8 +357,8 @@ impl Work<'_> {
         self.feed.copy(&notes.tickets, &self.trainer, self.shared);
         match &world.sharing {
             Some(sharing) => {
-                self.gather(group, sharing, false, world.timeout)?;
-                self.give_up_what_moved(sharing)
+                let deeds = sharing.behind_step(&self.shares_here());
+                self.share(group, deeds, world.timeout)
             }
             None => Ok(()),
         }

@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use muster_cluster::shares::NUM_SHARES;
-use muster_cluster::tree::{self, Run};
 
 /// Shares start at a multiple of this many elements (4 KiB).
 const BLOCK: usize = 1024;
@@ -39,12 +38,6 @@ impl Cut {
 /// The numbers of all shares.
 pub fn all() -> impl Iterator<Item = u32> {
     0..NUM_SHARES
-}
-
-/// Shares as the fewest runs.
-pub fn runs(shares: impl IntoIterator<Item = u32>) -> Vec<Run> {
-    let runs = shares.into_iter().map(|share| Run::new(share, share + 1));
-    tree::union(&runs.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use muster_cluster::apply::Refusal;
 use muster_cluster::ids::{Generation, History, JobName, ProcessId, RankId, Step, WorkerName};
-use muster_cluster::plan::{Closed, Suspect};
+use muster_cluster::plan::Suspect;
 use muster_proto::{convert, v1};
 use v1::from_worker::Message as From;
 use v1::rank_report::Report;
@@ -206,14 +206,11 @@ impl Coordinator {
                     rows: shards.map(|shard| (shard.shard, shard.rows)).collect(),
                 });
             }
-            Report::Closed(closed) => match closed_of(closed, rank) {
-                Ok(closed) => {
-                    let since = &mut watch.watch.closing_since_ms;
-                    since.get_or_insert(now.monotonic_ms);
-                    watch.watch.closed.insert(rank, closed);
+            Report::Closed(closed) => {
+                if watch.closes(rank, closed, now.monotonic_ms).is_err() {
+                    self.num_stale_reports += 1;
                 }
-                Err(_) => self.num_stale_reports += 1,
-            },
+            }
             Report::CheckpointDamaged(damaged) => {
                 let history = History(damaged.history);
                 watch
@@ -399,22 +396,5 @@ fn refused(reason: String) -> To {
     To::Refused(v1::Refused {
         reason,
         superseded: false,
-    })
-}
-
-/// What a rank that closed its world says, as the planner wants it.
-fn closed_of(closed: v1::Closed, rank: RankId) -> Result<Closed, convert::BadMessage> {
-    let holdings = closed.holdings.unwrap_or_default();
-    Ok(Closed {
-        why: format!("rank {rank}: {}", closed.reason),
-        paused: closed.paused,
-        lost: closed.lost.into_iter().map(RankId).collect(),
-        suspects: closed.suspects.into_iter().map(RankId).collect(),
-        step: holdings.step.map(Step),
-        shards: convert::runs(holdings.shards)?,
-        has_reduced: holdings.reduced,
-        evaluated: holdings.evaluated,
-        kept: convert::runs(holdings.kept)?,
-        is_whole: !holdings.partial,
     })
 }

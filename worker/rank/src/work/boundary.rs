@@ -13,6 +13,7 @@ use super::measured::record;
 use super::{Work, World, failed};
 use crate::memory;
 use crate::shared::Trouble;
+use crate::shares::files;
 
 impl Work<'_> {
     /// Has this rank's files of a checkpoint written, beside the steps that follow.
@@ -30,7 +31,7 @@ impl Work<'_> {
                 .writer
                 .write(|| self.trainer.snapshot(), files, is_last);
         };
-        let files = sharing.files();
+        let files = files(sharing);
         if files.is_empty() {
             return Ok(());
         }
