@@ -159,10 +159,27 @@ pub async fn serve(
         .serve_with_incoming(door::admit(listener, refusals.clone()));
     tracing::info!(%address, data = %options.data.display(), "coordinator serves");
     ready(address);
+    // As a task of its own it is woken where the services' tasks run, mostly on the same thread.
+    let mut driver = Ends(tokio::spawn(driver.run(first, handle, shutdown)));
     // Streams last as long as their workers: a server that waited for them would never end.
     tokio::select! {
-        ended = driver.run(first, handle, shutdown) => Ok(ended?),
+        ended = &mut driver.0 => match ended {
+            Ok(ended) => Ok(ended?),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Ok(()),
+            },
+        },
         ended = server => Ok(ended?),
+    }
+}
+
+/// A task that ends with whoever waits for it.
+struct Ends<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Ends<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

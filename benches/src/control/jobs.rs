@@ -15,6 +15,9 @@ const IN_FLIGHT: usize = 256;
 /// Starts that are measured.
 const NUM_STARTS: usize = 3;
 
+/// A coordinator takes a snapshot when so many entries came after the last one.
+const MAX_ENTRIES_BEHIND: u64 = 20_000;
+
 const LOOK_WAIT: Duration = Duration::from_millis(5);
 
 /// Prints the table, for so many jobs.
@@ -29,6 +32,7 @@ pub(crate) async fn run(muster: &Path, num_jobs: usize) -> Result<String, String
         "|---|---|---|---|---|".to_owned(),
     ];
     for number in 1..=NUM_STARTS {
+        until_compacted(&group).await?;
         group.kill(0);
         let start = Instant::now();
         group.revive(0)?;
@@ -80,6 +84,21 @@ async fn end_jobs(group: &Group, num_jobs: usize) -> Result<(), String> {
         ended.map_err(|status| format!("a job was not ended: {status}"))?;
     }
     Ok(())
+}
+
+/// Waits until the newest snapshot is not far behind, as it is where jobs end no faster than files of
+/// their events are made durable.
+async fn until_compacted(group: &Group) -> Result<(), String> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(120) {
+        let said = group.client(0)?.group().await;
+        let said = said.map_err(|status| status.to_string())?;
+        if said.last_index.saturating_sub(said.snapshot_index) <= MAX_ENTRIES_BEHIND {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_WAIT).await;
+    }
+    Err("no snapshot was taken within 120 s".to_owned())
 }
 
 /// Waits until a group of one has a leader again; how long that took since `start`.

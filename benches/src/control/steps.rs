@@ -155,6 +155,10 @@ impl Told {
                 }
             }
             self.events.push(event);
+            // The stream goes on: the job may be submitted again.
+            if self.is_over {
+                break;
+            }
         }
         Ok(())
     }
