@@ -1,9 +1,9 @@
 //! The log and the hard state of one coordinator on disk, in a raft-engine.
 //!
-//! Only this module imports raft-engine. What a value's bytes are is in `format`, what opening has to
-//! make durable in `durable`, what becomes of a failing disk in `disk`, how a loss is noticed in `watermark`, who may open it in `lock`, and
-//! the thread that shares one sync among waiting batches in [`thread`]. What an entry means, and
-//! whether the log makes sense, is consensus's business.
+//! Only this module and `disk` import raft-engine. What a value's bytes are is in `format`, what
+//! opening has to make durable in `durable`, what becomes of a sync that fails in `disk`, how a loss is
+//! noticed in `watermark`, who may open it in `lock`, and the thread that shares one sync among waiting
+//! batches in [`thread`]. What an entry means, and whether the log makes sense, is consensus's business.
 //!
 //! What is appended waits in memory until [`Store::sync`] writes all of it in one batch of the engine
 //! and syncs the file. So there is never more than one batch on the disk that is not durable, and it
@@ -267,7 +267,7 @@ fn open_engine(folder: &Path, sizes: Sizes) -> Result<(Engine, Disk), StoreError
     })?;
     let config = Config {
         dir: dir.to_owned(),
-        // Entries are small, and what is large in them is compressed by nobody for less.
+        // Entries are small: to compress them costs more than it saves.
         batch_compression_threshold: ReadableSize(0),
         target_file_size: ReadableSize(sizes.file),
         purge_threshold: ReadableSize(sizes.all),
