@@ -100,13 +100,15 @@ impl Host {
         let founders = disk.founders.iter();
         let founders =
             founders.map(|id| (ReplicaId(*id), address(u32::try_from(*id).unwrap_or(0))));
+        let moved = moved.iter().filter(|(other, _)| **other != id);
+        let moved = moved.map(|(other, seat)| (ReplicaId(*other), address(*seat)));
         let options = Options {
             id: ReplicaId(id),
             address: address(seat),
             store_id: disk.store_id,
             cluster_id: [7; 16],
             founders: founders.collect(),
-            moved: BTreeMap::new(),
+            moved: moved.collect(),
             checkpoints: "/checkpoints".to_owned(),
         };
         let mut disk = disk;
@@ -145,7 +147,7 @@ impl Host {
             sessions: BTreeMap::new(),
             num_sessions: 0,
             subscribers: BTreeSet::new(),
-            peers: Peers::new(moved),
+            peers: Peers::default(),
             written,
             applied,
             replies: Vec::new(),

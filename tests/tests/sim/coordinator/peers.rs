@@ -38,9 +38,6 @@ struct Arriving {
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     members: Members,
-    /// Where members are that are not where the log says, as the process was told at its start; with
-    /// where the log said that they are then.
-    moved: BTreeMap<ReplicaId, (Option<u32>, u32)>,
     /// The processes that were let in.
     admitted: BTreeSet<Node>,
     /// To whom snapshots are on their way, and which.
@@ -49,30 +46,13 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    pub(super) fn new(moved: &BTreeMap<u64, u32>) -> Self {
-        let moved = moved.iter();
-        Self {
-            moved: moved
-                .map(|(id, seat)| (ReplicaId(*id), (None, *seat)))
-                .collect(),
-            ..Self::default()
-        }
-    }
-
     pub(super) fn are(&mut self, members: Members) {
-        for (id, (log, _)) in &mut self.moved {
-            let seat = members.get(*id).and_then(|member| seat_of(&member.address));
-            *log = log.or(seat);
-        }
         self.members = members;
     }
 
     /// Where a member is.
     pub(super) fn seat_of(&self, id: ReplicaId) -> Option<u32> {
-        let seat = seat_of(&self.members.get(id)?.address);
-        let moved = self.moved.get(&id);
-        let moved = moved.filter(|(log, _)| *log == seat);
-        moved.map(|(_, seat)| *seat).or(seat)
+        seat_of(&self.members.get(id)?.address)
     }
 }
 
