@@ -15,7 +15,6 @@ use muster_coordinator_core::consensus::{HardState, Mark, Membership, Recovered,
 use muster_coordinator_core::{Snapshot, Taken};
 use muster_proto::v1;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use v1::snapshot_piece::Piece;
@@ -23,13 +22,11 @@ use v1::snapshot_piece::Piece;
 use crate::driver::lengths_of;
 use crate::founding::{FoundingError, founded};
 use crate::identity::{IdentityError, write_durably};
+use crate::peers::{PIECE_BYTES, Pieces};
 use crate::records::{self, Records};
 use crate::serve::Group;
 use crate::snapshots::{self, SnapshotError};
 use crate::store::{Store, StoreError};
-
-/// Bytes of a piece.
-const PIECE_BYTES: usize = 256 << 10;
 
 const FORMAT: u32 = 1;
 
@@ -116,20 +113,10 @@ pub(crate) async fn send(
     }
     for (job, length) in lengths {
         let path = records::path_of(records.folder(), &job);
-        let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
-        file.rewind().await.map_err(failed)?;
-        let mut file = file.take(length);
-        let mut offset = 0;
-        loop {
-            let mut bytes = vec![0; PIECE_BYTES];
-            let num = file.read(&mut bytes).await.map_err(failed)?;
-            if num == 0 {
-                break;
-            }
-            bytes.truncate(num);
+        let mut pieces = Pieces::open(&path, 0..length).await.map_err(failed)?;
+        while let Some((offset, bytes)) = pieces.next().await.map_err(failed)? {
             let job = job.clone();
             give(Piece::Events(v1::EventPiece { job, offset, bytes })).await?;
-            offset += num as u64;
         }
     }
     give(Piece::Message(Vec::new())).await

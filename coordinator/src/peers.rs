@@ -25,6 +25,7 @@ mod receive;
 mod send;
 
 pub(crate) use receive::CoordinatorsService;
+pub(crate) use send::{PIECE_BYTES, Pieces};
 
 /// Messages that may wait for a connection. Beyond, they are dropped.
 const MAX_WAITING_MESSAGES: usize = 4096;

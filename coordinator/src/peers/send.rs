@@ -1,11 +1,13 @@
 //! A snapshot on its way to a member that is too far behind for the log, in pieces, with what the
 //! member lacks of the events.
 
-use std::path::PathBuf;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use muster_proto::v1;
 use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, Take};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use v1::snapshot_piece::Piece;
@@ -16,7 +18,7 @@ use crate::records::{self, Records};
 use crate::snapshots;
 
 /// Bytes of a piece.
-const PIECE_BYTES: usize = 256 << 10;
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
 /// Pieces that may wait for the connection.
 const MAX_WAITING_PIECES: usize = 4;
@@ -73,7 +75,7 @@ impl Sending {
                 .await
                 .map_err(|_| "the stream ended".to_owned())
         };
-        let io = |error: std::io::Error| error.to_string();
+        let io = |error: io::Error| error.to_string();
         give(Piece::Head(v1::SnapshotHead {
             hello: Some(self.hello.clone()),
             index: self.index,
@@ -81,37 +83,46 @@ impl Sending {
         }))
         .await?;
         let path = snapshots::path_of(&self.snapshots, self.index);
-        let mut file = File::open(path).await.map_err(io)?;
-        loop {
-            let mut bytes = vec![0; PIECE_BYTES];
-            let num = file.read(&mut bytes).await.map_err(io)?;
-            if num == 0 {
-                break;
-            }
-            bytes.truncate(num);
+        let mut pieces = Pieces::open(&path, 0..u64::MAX).await.map_err(io)?;
+        while let Some((_, bytes)) = pieces.next().await.map_err(io)? {
             give(Piece::File(bytes)).await?;
         }
         for want in wants.from {
             let end = lengths.get(&want.job).copied().unwrap_or_default();
             let path = records::path_of(self.records.folder(), &want.job);
-            let mut file = File::open(path).await.map_err(io)?;
-            file.seek(std::io::SeekFrom::Start(want.bytes))
-                .await
-                .map_err(io)?;
-            let mut offset = want.bytes;
-            let mut file = file.take(end.saturating_sub(offset));
-            loop {
-                let mut bytes = vec![0; PIECE_BYTES];
-                let num = file.read(&mut bytes).await.map_err(io)?;
-                if num == 0 {
-                    break;
-                }
-                bytes.truncate(num);
+            let mut pieces = Pieces::open(&path, want.bytes..end).await.map_err(io)?;
+            while let Some((offset, bytes)) = pieces.next().await.map_err(io)? {
                 let job = want.job.clone();
                 give(Piece::Events(v1::EventPiece { job, offset, bytes })).await?;
-                offset += num as u64;
             }
         }
         give(Piece::Message(self.message.clone())).await
+    }
+}
+
+/// A part of a file, as far as there is any, in pieces.
+pub(crate) struct Pieces {
+    file: Take<File>,
+    offset: u64,
+}
+
+impl Pieces {
+    pub(crate) async fn open(path: &Path, part: Range<u64>) -> io::Result<Self> {
+        let mut file = File::open(path).await?;
+        file.seek(io::SeekFrom::Start(part.start)).await?;
+        Ok(Self {
+            file: file.take(part.end.saturating_sub(part.start)),
+            offset: part.start,
+        })
+    }
+
+    /// The next one, and where it begins in the file.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let mut bytes = vec![0; PIECE_BYTES];
+        let num = self.file.read(&mut bytes).await?;
+        bytes.truncate(num);
+        let offset = self.offset;
+        self.offset += num as u64;
+        Ok((num > 0).then_some((offset, bytes)))
     }
 }

@@ -336,7 +336,7 @@ impl Sight<'_> {
 }
 
 /// Names a rank of a world.
-fn key(job: &JobName, world: &World, rank: u32, process: ProcessId) -> v1::RankKey {
+pub(super) fn key(job: &JobName, world: &World, rank: u32, process: ProcessId) -> v1::RankKey {
     v1::RankKey {
         job: job.to_string(),
         history: world.history.0,

@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use muster_cluster::ids::{JobName, ProcessId, RankId};
+use muster_cluster::ids::{JobName, RankId};
 use muster_cluster::state::World;
 use muster_proto::convert::LogEntry;
 use muster_proto::event::{Event, What};
 use muster_proto::{convert, v1};
 use v1::observation::What as Seen;
 
+use super::orders::key;
 use super::{Coordinator, Output, seconds};
 
 /// Observations that share an entry.
@@ -158,7 +159,7 @@ impl Coordinator {
         let pids = pids.unwrap_or_default();
         for (rank, placement) in (0u32..).zip(&world.ranks) {
             if let Some(pid) = pids.get(&placement.process) {
-                let key = key_of(job, world, rank, placement.process);
+                let key = key(job, world, rank, placement.process);
                 self.observe_rank(key, placement.worker.to_string(), *pid);
             }
         }
@@ -187,7 +188,7 @@ impl Coordinator {
             .map(|(rank, placement)| {
                 let how = seen.gone.get(&RankId(rank)).cloned();
                 let how = how.unwrap_or_else(|| "nothing is heard of it any more".to_owned());
-                let key = key_of(job, &last, rank, placement.process);
+                let key = key(job, &last, rank, placement.process);
                 (key, placement.worker.to_string(), how)
             })
             .collect();
@@ -341,16 +342,6 @@ impl Coordinator {
             },
         };
         Some((name, event(key, record.time, what)))
-    }
-}
-
-fn key_of(job: &JobName, world: &World, rank: u32, process: ProcessId) -> v1::RankKey {
-    v1::RankKey {
-        job: job.to_string(),
-        history: world.history.0,
-        generation: world.generation.0,
-        rank,
-        process: process.0,
     }
 }
 
