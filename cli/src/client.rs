@@ -76,10 +76,10 @@ impl Client {
     pub(crate) fn of(
         given: Vec<String>,
         timeout: Duration,
-        what_to_do: &'static str,
+        what_to_do: impl Into<String>,
     ) -> Result<Self, Failure> {
         Ok(Self {
-            coordinators: Coordinators::new(given, timeout, what_to_do)?,
+            coordinators: Coordinators::new(given, timeout, what_to_do.into())?,
             stale: false,
         })
     }

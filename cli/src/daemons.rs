@@ -59,7 +59,8 @@ struct Coordinator {
     /// Where it keeps its log, snapshots and the jobs' events
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// Where it listens; port 0 takes a free one [default: its address in --peers, or 127.0.0.1:4600]
+    /// Where it listens; port 0 takes a free one [default: its address in --peers, or as
+    /// its data folder has it, or 127.0.0.1:4600]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
     /// Its number in the group [default: as its data folder says, or 1]
@@ -117,10 +118,12 @@ impl Coordinator {
         let peers = peers(self.peers)?;
         let own = self.id.and_then(|id| peers.get(&id));
         let own = own.and_then(|address| address.parse().ok());
+        let listen = self.listen.or(own);
+        let listen = listen.or_else(|| muster_coordinator::listens_at(&self.data));
         let default = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
         let options = muster_coordinator::Options {
             data: self.data,
-            listen: self.listen.or(own).unwrap_or(default),
+            listen: listen.unwrap_or(default),
             group: muster_coordinator::Group {
                 id: self.id,
                 peers,

@@ -63,7 +63,7 @@ pub(crate) struct Add {
     #[arg(value_name = "HOST:PORT")]
     address: String,
     /// Its number, which no member had before [default: the next one]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     id: Option<u64>,
     #[command(flatten)]
     to: To,
@@ -132,7 +132,7 @@ impl Backup {
     async fn run(self) -> Outcome {
         let pieces = Client::new(&self.to)?.backup().await?;
         let written = muster_coordinator::receive_backup(pieces, &self.folder).await;
-        let index = written.map_err(|error| Failure::bad_input(error_chain(&error)))?;
+        let index = written.map_err(|error| failure(&error))?;
         let folder = self.folder.display();
         say(format!("{folder} holds all through entry {index}"))
     }
@@ -148,11 +148,19 @@ impl Restore {
         };
         let listens = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
         let restored = muster_coordinator::restore(&self.backup, &self.data, &group, listens);
-        let num_jobs = restored.map_err(|error| Failure::bad_input(error_chain(&error)))?;
+        let num_jobs = restored.map_err(|error| failure(&error))?;
         let data = self.data.display();
         say(format!(
             "{data} begins with {num_jobs} jobs; start it: muster coordinator --data {data}"
         ))
+    }
+}
+
+fn failure(error: &muster_coordinator::BackupError) -> Failure {
+    let text = error_chain(error);
+    match error.is_bad_input() {
+        true => Failure::bad_input(text),
+        false => Failure::failed(text),
     }
 }
 
@@ -171,10 +179,10 @@ impl Status {
             all.push((member, said.await.unwrap_or_default()));
         }
         // The leader knows of the others what they cannot say themselves.
-        let leads = |(_, said): &&(_, Option<v1::GroupReply>)| {
-            said.as_ref().is_some_and(|said| said.role == "leader")
-        };
-        let leader = all.iter().find(leads).and_then(|(_, said)| said.clone());
+        // One that was cut off may still take itself for it.
+        let said = all.iter().filter_map(|(_, said)| said.as_ref());
+        let leads = said.filter(|said| said.role == "leader");
+        let leader = leads.max_by_key(|said| said.term).cloned();
         let view = View {
             leader: leader.as_ref(),
             asked: &group,

@@ -60,6 +60,13 @@ impl Coordinators {
         } else {
             (1..).take_while(|id| has(*id)).count()
         };
+        if !is_alone && !matches!(before, 0 | 3 | 5) {
+            return Err(Failure::bad_input(format!(
+                "{}: a start of several coordinators was interrupted here, and only {before} of them have a folder; \
+                 remove coordinator-1 to coordinator-{before} there, or give another folder with --state",
+                self.folder.display()
+            )));
+        }
         if before == 0 || before == self.number as usize {
             return Ok(());
         }

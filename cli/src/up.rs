@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::client::Client;
 use crate::failure::{Failure, Outcome};
@@ -64,7 +64,7 @@ impl Up {
         outcome
     }
 
-    async fn stay(&self, folder: &std::path::Path, tree: &mut Tree) -> Outcome {
+    async fn stay(&self, folder: &Path, tree: &mut Tree) -> Outcome {
         let coordinators = Coordinators {
             folder: folder.to_owned(),
             number: self.coordinators.unwrap_or_else(|| num_before(folder)),
@@ -89,7 +89,7 @@ impl Up {
             workers.push((name, tree.start(role)?));
         }
         let ready = tokio::select! {
-            ready = self.until_ready(&join) => ready,
+            ready = self.until_ready(folder, &join) => ready,
             Some(failure) = tree.failed.recv() => Err(failure),
         };
         ready?;
@@ -101,8 +101,8 @@ impl Up {
     }
 
     /// Waits until somebody leads and all workers are there.
-    async fn until_ready(&self, join: &[String]) -> Result<(), Failure> {
-        let what_to_do = "its log is in the state folder";
+    async fn until_ready(&self, folder: &Path, join: &[String]) -> Result<(), Failure> {
+        let what_to_do = format!("the coordinators' logs are in {}", folder.display());
         let client = Client::of(join.to_vec(), READY_TIMEOUT, what_to_do)?;
         let start = Instant::now();
         loop {

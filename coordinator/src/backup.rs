@@ -23,7 +23,7 @@ use crate::driver::lengths_of;
 use crate::founding::{FoundingError, founded};
 use crate::identity::{IdentityError, write_durably};
 use crate::peers::{PIECE_BYTES, Pieces};
-use crate::records::{self, Records};
+use crate::records::{self, Lengths, Records};
 use crate::serve::Group;
 use crate::snapshots::{self, SnapshotError};
 use crate::store::{Store, StoreError};
@@ -57,7 +57,7 @@ pub enum BackupError {
         folder: PathBuf,
     },
     /// The coordinator stopped sending.
-    #[error("the coordinator sent no whole backup: {0}")]
+    #[error("the coordinator sent no whole backup ({0}); remove what is there, and take it again")]
     Broken(String),
     /// It is no backup.
     #[error("{}: {reason}; expected what `muster coordinator backup` writes", .path.display())]
@@ -81,12 +81,23 @@ pub enum BackupError {
     Identity(#[from] IdentityError),
 }
 
+impl BackupError {
+    /// Whether what was asked for makes no sense, so that nothing was written.
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        matches!(
+            self,
+            Self::NotEmpty { .. } | Self::Damaged { .. } | Self::Founding(_)
+        )
+    }
+}
+
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError {
     let path = path.to_owned();
     move |source| BackupError::Io { path, source }
 }
 
-/// Sends what is true at one moment.
+/// Sends what is true at one moment; the receiver sees whether all of it came.
 pub(crate) async fn send(
     taken: Taken,
     records: &Records,
@@ -135,6 +146,7 @@ pub async fn receive(
     let events = folder.join("events");
     fs::create_dir_all(&events).map_err(io_error(&events))?;
     let mut about = None;
+    let mut received = Lengths::new();
     let path = folder.join("snapshot");
     let mut snapshot = File::create(&path).map_err(io_error(&path))?;
     loop {
@@ -158,12 +170,23 @@ pub async fn receive(
                 let file = OpenOptions::new().create(true).append(true).open(&path);
                 let written = file.and_then(|mut file| file.write_all(&piece.bytes));
                 written.map_err(io_error(&path))?;
+                *received.entry(piece.job).or_default() += piece.bytes.len() as u64;
             }
             Some(Piece::Message(_)) => break,
             None => {}
         }
     }
     let about = about.ok_or_else(|| BackupError::Broken("it has no head".to_owned()))?;
+    drop(snapshot);
+    let (snapshot, _) = read_snapshot(folder)?;
+    for (job, expected) in lengths_of(&snapshot) {
+        let found = received.get(&job).copied().unwrap_or_default();
+        if found != expected {
+            let reason =
+                format!("{found} bytes of the events of {job} came, and there are {expected}");
+            return Err(BackupError::Broken(reason));
+        }
+    }
     let synced = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     synced.map_err(io_error(folder))?;
     // Only now is it one.
@@ -188,24 +211,31 @@ pub fn restore(
     must_be_empty(data)?;
     // Before anything is written; the log, whose id belongs there, is made only then.
     founded(group, listens, [0; 16])?;
-    let (about, snapshot) = read(backup)?;
+    let (about, snapshot, hash) = read(backup)?;
     let lengths = lengths_of(&snapshot);
+    for (job, expected) in &lengths {
+        let path = records::path_of(&backup.join("events"), job);
+        let found = fs::metadata(&path).map_err(io_error(&path))?.len();
+        if found < *expected {
+            let reason = format!("it has {found} bytes of {expected}");
+            return Err(BackupError::Damaged { path, reason });
+        }
+    }
     let events = data.join("events");
     let snapshots = data.join("snapshots");
     for folder in [&events, &snapshots] {
         fs::create_dir_all(folder).map_err(io_error(folder))?;
     }
-    for (job, length) in &lengths {
+    for job in lengths.keys() {
         let from = records::path_of(&backup.join("events"), job);
-        let copied = fs::copy(&from, records::path_of(&events, job)).map_err(io_error(&from))?;
-        if copied < *length {
-            let reason = format!("it has {copied} bytes of {length}");
-            return Err(BackupError::Damaged { path: from, reason });
-        }
+        fs::copy(&from, records::path_of(&events, job)).map_err(io_error(&from))?;
     }
     let (mut store, recovered, meta) = Store::open(&data.join("log"))?;
     debug_assert_eq!(recovered, Recovered::default(), "the folder was empty");
-    let identity = founded(group, listens, meta.cluster_id)?;
+    let mut identity = founded(group, listens, meta.cluster_id)?;
+    // Not the cluster that the backup was taken of, though its members are where they were: one of
+    // that which comes back late, with votes and entries of its own, must not be taken for one of this.
+    identity.cluster_id = begun_with(identity.cluster_id, hash);
     let founders: Vec<ReplicaId> = identity.founders.keys().copied().collect();
     let snapshot = snapshot.in_group(identity.cluster_id, &identity.founders);
     snapshots::write(&snapshots, about.index, &snapshot)?;
@@ -221,13 +251,23 @@ pub fn restore(
     };
     let synced = File::open(data).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     synced.map_err(io_error(data))?;
-    identity.write(data)?;
     store.append(&[], Some(hard_state), Some(&mark))?;
     store.sync()?;
+    // Last: a folder that nobody owns is refused, and one that is owned has its state.
+    identity.write(data)?;
     Ok(lengths.len())
 }
 
-fn read(backup: &Path) -> Result<(About, Snapshot), BackupError> {
+/// The cluster of those that begin with the same backup.
+fn begun_with(cluster_id: [u8; 16], snapshot: blake3::Hash) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&cluster_id).update(snapshot.as_bytes());
+    let mut begun = [0; 16];
+    hasher.finalize_xof().fill(&mut begun);
+    begun
+}
+
+fn read(backup: &Path) -> Result<(About, Snapshot, blake3::Hash), BackupError> {
     let path = backup.join("backup.json");
     let text = fs::read(&path).map_err(io_error(&path))?;
     let about: About = serde_json::from_slice(&text).map_err(|error| BackupError::Damaged {
@@ -241,10 +281,16 @@ fn read(backup: &Path) -> Result<(About, Snapshot), BackupError> {
         );
         return Err(BackupError::Damaged { path, reason });
     }
+    let (snapshot, hash) = read_snapshot(backup)?;
+    Ok((about, snapshot, hash))
+}
+
+/// The state in a backup, and the hash of its file.
+fn read_snapshot(backup: &Path) -> Result<(Snapshot, blake3::Hash), BackupError> {
     let path = backup.join("snapshot");
     let bytes = fs::read(&path).map_err(io_error(&path))?;
     match snapshots::parse(&bytes) {
-        Ok(snapshot) => Ok((about, snapshot)),
+        Ok(snapshot) => Ok((snapshot, blake3::hash(&bytes))),
         Err(reason) => Err(BackupError::Damaged { path, reason }),
     }
 }

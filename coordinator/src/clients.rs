@@ -5,11 +5,11 @@ use std::pin::Pin;
 
 use muster_cluster::apply::{Effect, Refusal};
 use muster_cluster::command::{Command, Submission};
-use muster_coordinator_core::Reply;
+use muster_coordinator_core::{Coordinator, Reply};
 use muster_proto::v1::clients_server::Clients;
 use muster_proto::{convert, leader, v1};
 use tokio::fs::File;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Take};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -20,6 +20,9 @@ use crate::calls::{Call, Handle};
 use crate::logs::Logs;
 use crate::records::Records;
 use crate::words;
+
+/// Jobs that the machine is asked for at once.
+const MAX_VIEWS_AT_ONCE: usize = 100;
 
 /// Events or lines that may wait for one client.
 const MAX_WAITING: usize = 256;
@@ -235,10 +238,21 @@ impl Clients for ClientsService {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsReply>, Status> {
-        let jobs = self
-            .driver
-            .look(is_stale(&request), |coordinator, _| coordinator.job_views())
-            .await?;
+        let names = |coordinator: &Coordinator, _| -> Vec<String> {
+            let names = coordinator.job_names().into_iter();
+            names.map(ToString::to_string).collect()
+        };
+        let names = self.driver.look(is_stale(&request), names).await?;
+        let mut jobs = Vec::new();
+        // A few at a time: the driver must not miss its ticks for a list of a hundred thousand.
+        for some in names.chunks(MAX_VIEWS_AT_ONCE) {
+            let some = some.to_vec();
+            let views = move |coordinator: &Coordinator, _| -> Vec<v1::JobView> {
+                let views = some.iter().filter_map(|job| coordinator.job_view(job));
+                views.collect()
+            };
+            jobs.extend(self.driver.look(true, views).await?);
+        }
         Ok(Response::new(v1::ListJobsReply { jobs }))
     }
 
@@ -379,16 +393,21 @@ async fn send_events(
 ) -> Result<(), Status> {
     let unreadable =
         |error: std::io::Error| Status::internal(format!("{}: {error}", path.display()));
-    let mut file: Option<BufReader<File>> = None;
+    let mut file: Option<BufReader<Take<File>>> = None;
     let (mut position, mut seq) = (0, 0);
     let mut line = String::new();
     loop {
         let end = *length.borrow_and_update();
         while position < end {
             if file.is_none() {
-                file = Some(BufReader::new(File::open(&path).await.map_err(unreadable)?));
+                let opened = File::open(&path).await.map_err(unreadable)?;
+                file = Some(BufReader::new(opened.take(0)));
             }
             let Some(reader) = file.as_mut() else { break };
+            if reader.buffer().is_empty() {
+                // What is behind may be written over.
+                reader.get_mut().set_limit(end - position);
+            }
             line.clear();
             let read = reader.read_line(&mut line).await.map_err(unreadable)?;
             if read == 0 {

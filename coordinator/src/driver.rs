@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use muster_coordinator_core::consensus::{Change, Mark, ReplicaId};
+use muster_coordinator_core::consensus::{Mark, ReplicaId};
 use muster_coordinator_core::coordinator::TICK_MS;
 use muster_coordinator_core::{Coordinator, Input, Now, Output, ReplyTo, Session, Snapshot};
 use muster_proto::v1;
@@ -237,8 +237,9 @@ impl Driver {
         self.refused_by.insert(peer);
         let num_members = coordinator.members().iter().count();
         let num_left = num_members.saturating_sub(self.refused_by.len());
-        // Without those that refuse it, it would never belong to a majority.
-        if *is_final || num_left <= num_members / 2 {
+        // Without those that refuse it, it would never belong to a majority. One that is to join knows
+        // of nobody yet.
+        if *is_final || num_members > 0 && num_left <= num_members / 2 {
             let peer = peer.0;
             let reason = format!("member {peer} refuses this one: {reason}");
             return Err(DriverError::Refused(reason));
@@ -322,14 +323,6 @@ impl Driver {
                 answer,
             } => {
                 let reply_to = self.reply_to(answer);
-                let change = match change {
-                    // The next number that nobody had.
-                    Change::AddLearner(ReplicaId(0)) => {
-                        let newest = self.parts.coordinator.members().newest();
-                        Change::AddLearner(ReplicaId(newest + 1))
-                    }
-                    change => change,
-                };
                 self.inputs.push(Input::Change {
                     reply_to,
                     change,

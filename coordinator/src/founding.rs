@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use muster_coordinator_core::consensus::{Recovered, ReplicaId};
 use muster_coordinator_core::coordinator::Options as Core;
+use muster_coordinator_core::members::is_everywhere;
 use muster_proto::v1::operators_client::OperatorsClient;
 use muster_proto::{address, v1};
 
@@ -53,6 +54,16 @@ pub enum FoundingError {
         /// All members.
         peers: String,
     },
+    /// An address that leads whoever is told it to itself.
+    #[error(
+        "{address} is where member {id} listens, not where others reach it: give its host's address in --peers, and listen with --listen {address}"
+    )]
+    Everywhere {
+        /// Whose.
+        id: u64,
+        /// As told.
+        address: String,
+    },
     /// A group of an even number, or of too many.
     #[error(
         "--peers has {0} members: a group is founded by 1, 3 or 5, of which a majority must be alive"
@@ -87,9 +98,15 @@ pub enum FoundingError {
     },
 }
 
-/// Who a coordinator is.
-pub(crate) struct Me {
-    pub(crate) options: Core,
+/// Where the member of a group listens whose folder this is, unless it is told: where it was reached
+/// when the group was founded. `None` where the folder says nothing of it.
+#[must_use]
+pub fn listens_at(data: &Path) -> Option<SocketAddr> {
+    // What is wrong with it is said when it is started.
+    let identity = Identity::read(data).ok()??;
+    let is_group = identity.founders.len() > 1;
+    let own = identity.founders.get(&identity.id).filter(|_| is_group);
+    own.or(identity.address.as_ref())?.parse().ok()
 }
 
 /// Refuses what makes no sense for a coordinator that is started for the first time, before it writes
@@ -113,7 +130,7 @@ pub(crate) async fn member(
     data: &Path,
     store_id: [u8; 16],
     recovered: &Recovered,
-) -> Result<Me, crate::serve::Error> {
+) -> Result<Core, crate::serve::Error> {
     let group = &options.group;
     let found = Identity::read(data)?;
     let identity = match found {
@@ -143,7 +160,10 @@ pub(crate) async fn member(
     // The only member of a group is where it listens.
     let is_alone = identity.founders.len() == 1 && group.peers.is_empty();
     let own = own.filter(|_| !is_alone).cloned();
-    let options = Core {
+    // One that listens everywhere is where the group was told that it would be.
+    let joined = identity.address.filter(|_| listens.ip().is_unspecified());
+    let own = own.or(joined);
+    Ok(Core {
         id: identity.id,
         address: own.unwrap_or_else(|| listens.to_string()),
         store_id,
@@ -151,8 +171,7 @@ pub(crate) async fn member(
         founders: identity.founders,
         moved,
         checkpoints: String::new(),
-    };
-    Ok(Me { options })
+    })
 }
 
 /// Whether what it is told fits what its folder says.
@@ -178,7 +197,11 @@ fn check(
         peers == identity.founders
     };
     if !peers.is_empty() && !fits {
-        let (told, is) = (list(&peers), list(&identity.founders));
+        let told = list(&peers);
+        let is = match identity.founders.is_empty() {
+            true => "none (it joined later)".to_owned(),
+            false => list(&identity.founders),
+        };
         return Err(FoundingError::OtherPeers { told, is });
     }
     Ok(())
@@ -209,6 +232,7 @@ pub(crate) fn founded(
             id,
             store_id,
             founders: BTreeMap::from([(id, listens.to_string())]),
+            address: None,
         });
     }
     let id = ReplicaId(group.id.ok_or(FoundingError::NoId)?);
@@ -216,6 +240,10 @@ pub(crate) fn founded(
     if !founders.contains_key(&id) {
         let peers = list(&founders);
         return Err(FoundingError::NotAmong { id: id.0, peers });
+    }
+    if let Some((id, address)) = founders.iter().find(|(_, one)| is_everywhere(one)) {
+        let (id, address) = (id.0, address.clone());
+        return Err(FoundingError::Everywhere { id, address });
     }
     if !matches!(founders.len(), 1 | 3 | 5) {
         return Err(FoundingError::Number(founders.len()));
@@ -225,6 +253,7 @@ pub(crate) fn founded(
         id,
         store_id,
         founders,
+        address: None,
     })
 }
 
@@ -253,18 +282,22 @@ async fn join(options: &Options, store_id: [u8; 16]) -> Result<Identity, Foundin
         match ask(address).await {
             Ok(reply) => {
                 let cluster_id = reply.cluster_id.clone().try_into();
-                let is_member = reply.members.iter().any(|member| member.id == id);
-                if let (true, Ok(cluster_id)) = (is_member, cluster_id) {
+                let member = reply.members.iter().find(|member| member.id == id);
+                if let (Some(member), Ok(cluster_id)) = (member, cluster_id) {
                     return Ok(Identity {
                         cluster_id,
                         id: ReplicaId(id),
                         store_id,
                         founders: BTreeMap::new(),
+                        address: Some(member.address.clone()),
                     });
                 }
                 reason = format!(
-                    "member {id} does not belong to the group of {address}; take it in first: muster coordinator add {listen} --id {id}",
-                    listen = options.listen
+                    "member {id} does not belong to the group of {address}; take it in first: muster coordinator add {own} --id {id}",
+                    own = match options.listen {
+                        listen if listen.ip().is_unspecified() => format!("HOST:{}", listen.port()),
+                        listen => listen.to_string(),
+                    }
                 );
             }
             Err(error) => reason = format!("{address}: {error}"),

@@ -25,6 +25,8 @@ pub(crate) struct Identity {
     pub(crate) store_id: [u8; 16],
     /// The members that founded the group, and where they were reached; empty for one that joined.
     pub(crate) founders: BTreeMap<ReplicaId, String>,
+    /// Where one that joined is reached, as the group was told.
+    pub(crate) address: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +36,8 @@ struct Written {
     member: u64,
     store: String,
     founders: BTreeMap<u64, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
 }
 
 /// Why it is not known who a coordinator is.
@@ -99,6 +103,7 @@ impl Identity {
             founders: founders
                 .map(|(id, address)| (ReplicaId(id), address))
                 .collect(),
+            address: written.address,
         }))
     }
 
@@ -114,6 +119,7 @@ impl Identity {
             founders: founders
                 .map(|(id, address)| (id.0, address.clone()))
                 .collect(),
+            address: self.address.clone(),
         };
         let written = serde_json::to_vec_pretty(&written)
             .map_err(io::Error::other)
@@ -172,6 +178,7 @@ mod tests {
             id: ReplicaId(2),
             store_id: [3; 16],
             founders: BTreeMap::from([(ReplicaId(2), "b:4600".to_owned())]),
+            address: Some("c:4600".to_owned()),
         };
         identity.write(folder.path()).unwrap();
         assert_eq!(Identity::read(folder.path()).unwrap(), Some(identity));

@@ -28,7 +28,7 @@ mod workers;
 
 pub use backup::{BackupError, receive as receive_backup, restore};
 pub use driver::DriverError;
-pub use founding::FoundingError;
+pub use founding::{FoundingError, listens_at};
 pub use identity::IdentityError;
 pub use records::RecordsError;
 pub use serve::{Error, Group, Options, serve};

@@ -15,6 +15,9 @@ use tokio::sync::{Mutex, broadcast};
 /// A job's file is put aside when it is this long; the one that was put aside before goes.
 const MAX_FILE_BYTES: u64 = 8 << 20;
 
+/// Files that are open at once.
+const MAX_OPEN_FILES: usize = 128;
+
 /// A longer line is cut.
 const MAX_LINE_BYTES: usize = 16 << 10;
 
@@ -128,6 +131,9 @@ impl Logs {
             *full = self.open_file(job, full.next_seq).await?;
         }
         if !files.contains_key(job) {
+            if files.len() >= MAX_OPEN_FILES {
+                files.clear();
+            }
             let last = self.kept(job).await?.last().map_or(0, |line| line.seq);
             let open = self.open_file(job, record.seq.max(last + 1)).await?;
             files.insert(job.to_owned(), open);

@@ -181,7 +181,11 @@ impl Measured {
             snapshot_age_ms: age
                 .map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             snapshot_bytes: snapshot.map_or(0, |file| file.len()),
-            used_bytes: size_of(&disk.data),
+            // Not checkpoints, which may be many and far away, nor what ranks print.
+            used_bytes: ["log", "snapshots", "events"]
+                .map(|part| size_of(&disk.data.join(part)))
+                .iter()
+                .sum(),
             free_bytes: free.map_or(0, |free| free.f_bavail.saturating_mul(free.f_frsize)),
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use muster_cluster::plan::Patience;
 use muster_coordinator_core::Coordinator;
 use muster_coordinator_core::consensus::{Recovered, ReplicaId};
-use muster_coordinator_core::coordinator::GENESIS_INDEX;
+use muster_coordinator_core::coordinator::{GENESIS_INDEX, Options as CoreOptions};
 use muster_proto::v1::clients_server::ClientsServer;
 use muster_proto::v1::coordinators_server::CoordinatorsServer;
 use muster_proto::v1::operators_server::OperatorsServer;
@@ -209,6 +209,7 @@ async fn open(options: &Options, address: SocketAddr) -> Result<Opened, Error> {
     let me = founding::member(options, address, &data, meta.cluster_id, &recovered).await?;
     let folder_of_snapshots = data.join("snapshots");
     std::fs::create_dir_all(&folder_of_snapshots).map_err(io_error(&folder_of_snapshots))?;
+    snapshots::remove_unfinished(&folder_of_snapshots).map_err(io_error(&folder_of_snapshots))?;
     let recovered = begin(&mut store, recovered, &me)?;
     let start = recovered.start.index;
     let is_behind_a_snapshot = start > GENESIS_INDEX;
@@ -224,9 +225,9 @@ async fn open(options: &Options, address: SocketAddr) -> Result<Opened, Error> {
     })?;
     let logs = data.join("logs");
     let logs = Logs::open(&logs).map_err(io_error(&logs))?;
-    let options_of_core = muster_coordinator_core::coordinator::Options {
+    let options_of_core = CoreOptions {
         checkpoints: checkpoints.display().to_string(),
-        ..me.options
+        ..me
     };
     let mut first = Vec::new();
     let coordinator = Coordinator::new(options_of_core, recovered, snapshot, &mut first);
@@ -273,10 +274,10 @@ async fn open(options: &Options, address: SocketAddr) -> Result<Opened, Error> {
 fn begin(
     store: &mut Store,
     recovered: Recovered,
-    me: &founding::Me,
+    me: &CoreOptions,
 ) -> Result<Recovered, StoreError> {
     let is_new = recovered == Recovered::default();
-    let founders: Vec<ReplicaId> = me.options.founders.keys().copied().collect();
+    let founders: Vec<ReplicaId> = me.founders.keys().copied().collect();
     if !is_new || founders.is_empty() {
         return Ok(recovered);
     }

@@ -136,6 +136,17 @@ enum Item {
     RemoveBelow(u64),
 }
 
+/// Removes what a coordinator that died had begun to write.
+pub(crate) fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|end| end == "tmp") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 impl Snapshotter {
     /// Starts the thread. `done` is told each time.
     pub(crate) fn spawn(

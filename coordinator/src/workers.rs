@@ -126,6 +126,7 @@ impl Workers for WorkersService {
             loop {
                 let ack = tokio::select! {
                     ack = acks.recv() => ack,
+                    () = sender.closed() => return,
                     status = &mut deposed => {
                         let _ = sender.send(Err(status)).await;
                         return;

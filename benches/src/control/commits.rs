@@ -56,11 +56,11 @@ pub(crate) async fn run(muster: &Path, num_rounds: usize) -> Result<String, Stri
         "Medians of {num_rounds} rounds of {} s a cell, in turns, all members of both systems running; \
          the ratio is the median of the ratios of neighbouring rounds. At most 8 connections to the \
          leader. Computed: what all three members used of the processors for one command. A \
-         command of Muster is the submission of a queued job under a new request id, an entry of {} \
-         bytes that is answered ALREADY_RUNNING; one of etcd is a put of 256 bytes to one key. {num_failed} rounds in \
-         which a leader changed were done again. {}.",
+         command of Muster is the submission of a queued job under a new request id: {} bytes, to which \
+         the entry adds how the job was understood, and which is answered ALREADY_RUNNING; one of etcd is \
+         a put of 256 bytes to one key. {num_failed} rounds in which a request failed were done again. {}.",
         ROUND.as_secs(),
-        system::entry_bytes(),
+        system::submission_bytes(),
         load::machine()
     ));
     Ok(lines.join("\n"))

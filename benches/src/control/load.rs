@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use muster_proto::address;
+use tokio::task::JoinSet;
 use tonic::Status;
 
 use super::group::Group;
@@ -91,26 +92,23 @@ async fn run<Called: Future<Output = Result<(), Status>> + Send>(
     call: impl Fn(Client) -> Called + Copy + Send + 'static,
 ) -> Result<Round, String> {
     let start = Instant::now();
-    let callers: Vec<_> = clients
-        .iter()
-        .cycle()
-        .take(in_flight)
-        .map(|client| {
-            let client = client.clone();
-            tokio::spawn(async move {
-                let mut latencies = Vec::new();
-                while start.elapsed() < lasts {
-                    let began = Instant::now();
-                    call(client.clone()).await?;
-                    latencies.push(1000.0 * began.elapsed().as_secs_f64());
-                }
-                Ok::<_, Status>(latencies)
-            })
-        })
-        .collect();
+    // Where one fails, the others end with it.
+    let mut callers = JoinSet::new();
+    for client in clients.iter().cycle().take(in_flight) {
+        let client = client.clone();
+        callers.spawn(async move {
+            let mut latencies = Vec::new();
+            while start.elapsed() < lasts {
+                let began = Instant::now();
+                call(client.clone()).await?;
+                latencies.push(1000.0 * began.elapsed().as_secs_f64());
+            }
+            Ok::<_, Status>(latencies)
+        });
+    }
     let mut round = Round::default();
-    for caller in callers {
-        let called = caller.await.map_err(|error| error.to_string())?;
+    while let Some(called) = callers.join_next().await {
+        let called = called.map_err(|error| error.to_string())?;
         let latencies = called.map_err(|status| format!("a request failed: {status}"))?;
         round.latencies_ms.extend(latencies);
     }

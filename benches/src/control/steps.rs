@@ -25,6 +25,9 @@ const RETRY_WAIT: Duration = Duration::from_millis(100);
 
 const NUM_WORKERS: usize = 2;
 
+/// Steps of a few milliseconds, so that there is time for a kill, what follows, and [`CALM`].
+const STEPS_A_KILL: usize = 1500;
+
 /// A cluster of one `muster up`, whose processes end with it.
 struct Up {
     child: Child,
@@ -58,7 +61,7 @@ pub(crate) async fn run(muster: &Path, num_kills: usize) -> Result<String, Strin
         "| digits | steps | lost | doubled | worlds | a step | longest pause |".to_owned(),
         "|---|---|---|---|---|---|---|".to_owned(),
     ];
-    let steps = 400 * (num_kills + 1);
+    let steps = STEPS_A_KILL * (num_kills + 1);
     let calm = train(muster, steps, 0).await?;
     let wild = train(muster, steps, num_kills).await?;
     let name = format!("leader killed {} times", wild.num_kills);
@@ -107,7 +110,12 @@ async fn train(muster: &Path, steps: usize, num_kills: usize) -> Result<Outcome,
             tokio::time::sleep(RETRY_WAIT).await;
         }
     }
-    outcome(&told.events, steps as u64, num_kills)
+    match told.kills_left {
+        0 => outcome(&told.events, steps as u64, num_kills),
+        left => Err(format!(
+            "the job was over when {left} of {num_kills} kills were still to come"
+        )),
+    }
 }
 
 /// The events of the job so far.

@@ -1,5 +1,5 @@
-//! The two systems that are measured, as their clients see them: one durable command of about 256
-//! bytes, and what a member says of itself. The connections and codecs are the same for both.
+//! The two systems that are measured, as their clients see them: one durable command of at least
+//! 256 bytes, and what a member says of itself. The connections and codecs are the same for both.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::PathBuf;
@@ -9,7 +9,6 @@ use muster_proto::v1;
 use muster_proto::v1::clients_client::ClientsClient;
 use muster_proto::v1::operators_client::OperatorsClient;
 use prost::Message;
-use serde_json::Value;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -135,21 +134,6 @@ impl Client {
         Ok(reply.into_inner().nodes)
     }
 
-    /// A job's events so far.
-    pub(crate) async fn events(&mut self, job: &str) -> Result<Vec<Value>, Status> {
-        let request = v1::EventsRequest {
-            job: job.to_owned(),
-            ..v1::EventsRequest::default()
-        };
-        let mut records = self.muster()?.events(request).await?.into_inner();
-        let mut events = Vec::new();
-        while let Some(record) = records.message().await? {
-            let event = serde_json::from_str(&record.json);
-            events.push(event.map_err(|error| Status::internal(error.to_string()))?);
-        }
-        Ok(events)
-    }
-
     /// What the member at the other end says of itself.
     pub(crate) async fn standing(&mut self) -> Result<Standing, Status> {
         match self {
@@ -210,10 +194,9 @@ fn submission_with(name: &str, shards: &str, workers: &str) -> v1::Submit {
     }
 }
 
-/// How long the log's entry of a command is, without what Raft adds.
-pub(crate) fn entry_bytes() -> usize {
-    // A request id, a stamp, and the spec that the leader made of it are beside the submission.
-    QUEUED_JOB.encoded_len() + 18 + 7 + 159
+/// How long the submission of a command is.
+pub(crate) fn submission_bytes() -> usize {
+    QUEUED_JOB.encoded_len()
 }
 
 /// 16 bytes that nobody drew before.

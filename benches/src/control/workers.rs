@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use muster_proto::leader::{Next, Route};
 use muster_proto::v1::workers_client::WorkersClient;
 use muster_proto::{address, v1};
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -48,7 +47,9 @@ const MAX_WAIT: Duration = Duration::from_secs(2);
 struct Seen {
     /// That are so now.
     welcomed: AtomicUsize,
+    /// Workers that had their assignment, and when the first of them had it.
     assigned: AtomicUsize,
+    first_assigned: OnceLock<Instant>,
     assigned_bytes: AtomicUsize,
     ended: AtomicUsize,
 }
@@ -77,7 +78,7 @@ pub(crate) async fn run(muster: &Path, num_workers: usize) -> Result<String, Str
     let own_cores = own.as_secs_f64() / lasted_s;
     let megabytes = load::resident_mb(pid)?;
     eprintln!("the leader uses {cores:.2} cores");
-    let told = submit(&group, leader, num_workers, &seen).await;
+    let told = submit(&group, leader, num_workers, &seen).await?;
     let (busy_before, busy_started) = (load::cpu(&[pid]), Instant::now());
     tokio::time::sleep(WATCHED / 4).await;
     let busy = load::cpu(&[pid]).saturating_sub(busy_before).as_secs_f64();
@@ -86,27 +87,25 @@ pub(crate) async fn run(muster: &Path, num_workers: usize) -> Result<String, Str
     let num_lost = seen.ended.load(Ordering::Relaxed);
     let num_assigned = seen.assigned.load(Ordering::Relaxed);
     let megabytes_told = seen.assigned_bytes.load(Ordering::Relaxed) as f64 / 1e6;
-    let (planned, told) = match told {
-        Ok((planned_s, told_s)) => (format!("{planned_s:.3} s"), format!("{told_s:.3} s")),
-        Err(reason) => (
-            reason,
-            format!("{num_assigned} within {} s", TIMEOUT.as_secs()),
-        ),
+    let in_words = |after: Option<f64>| match after {
+        Some(seconds) => format!("{seconds:.3} s"),
+        None => format!("{num_assigned} within {} s", TIMEOUT.as_secs()),
     };
+    let (first, told) = (in_words(told.first_s), in_words(told.all_s));
     let lines = [
-        "| workers | welcomed | registered | leader, idle | memory | planned | told | leader, with the job |"
+        "| workers | welcomed | registered | leader, idle | memory | first told | all told | leader, with the job |"
             .to_owned(),
         "|---|---|---|---|---|---|---|---|".to_owned(),
         format!(
             "| {num_workers} | {welcomed_s:.1} s | {registered_s:.1} s | **{cores:.2} cores** | {megabytes:.0} MB \
-             | **{planned}** | **{told}** | {busy_cores:.2} cores |"
+             | **{first}** | **{told}** | {busy_cores:.2} cores |"
         ),
         String::new(),
         format!(
             "A control stream a worker over {} connections, a heartbeat a second each, {} s watched; \
              {num_lost} streams ended and began anew, at a change of the leader. The workers themselves used {own_cores:.2} cores of the \
-             same machine. A job of {num_workers} ranks: planned is the stamp of its first world behind \
-             the submission, told is when the last worker had its assignment ({num_assigned} did, \
+             same machine. A job of {num_workers} ranks: from its submission to the first assignment at a worker, by \
+             then it was planned and committed, and to the last ({num_assigned} came, \
              {megabytes_told:.0} MB). {}.",
             num_workers.div_ceil(STREAMS_A_CONNECTION),
             WATCHED.as_secs(),
@@ -133,6 +132,7 @@ async fn connect(
             name: format!("worker-{number}"),
             lines: Arc::clone(&lines[number / STREAMS_A_CONNECTION]),
             seen: Arc::clone(seen),
+            is_assigned: AtomicBool::new(false),
         };
         let route = Route::new(group.addresses())?;
         let mut ends = ends.clone();
@@ -193,35 +193,31 @@ async fn until_registered(group: &Group, num_workers: usize) -> Result<usize, St
     }
 }
 
-/// Submits a job of one rank on each worker; how long it took to be planned and to be told to all.
+/// When workers had their assignments, in seconds behind the submission.
+struct Told {
+    first_s: Option<f64>,
+    all_s: Option<f64>,
+}
+
+/// Submits a job of one rank on each worker.
 async fn submit(
     group: &Group,
     leader: usize,
     num_workers: usize,
     seen: &Seen,
-) -> Result<(f64, f64), String> {
+) -> Result<Told, String> {
     let mut client = group.client(leader)?;
-    let (start, start_s) = (Instant::now(), now_s());
+    let start = Instant::now();
     let submission = submission_of_ranks("many", num_workers);
     let submitted = client.submit(random_id(), submission).await;
     submitted.map_err(|status| status.to_string())?;
     let all_are_told = || seen.assigned.load(Ordering::Relaxed) >= num_workers;
     let told = until(start, "told", all_are_told).await;
-    let told_s = start.elapsed().as_secs_f64();
-    let events = client
-        .events("many")
-        .await
-        .map_err(|status| status.to_string())?;
-    let first = events.iter().find(|event| event["event"] == "generation");
-    let planned_s = first.and_then(|event: &Value| event["time"].as_f64());
-    let planned_s = planned_s.ok_or("not planned")? - start_s;
-    told.map_err(|_| format!("{planned_s:.3} s"))?;
-    Ok((planned_s, told_s))
-}
-
-fn now_s() -> f64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map_or(0.0, |now| now.as_secs_f64())
+    let first = seen.first_assigned.get();
+    Ok(Told {
+        first_s: first.map(|at| at.duration_since(start).as_secs_f64()),
+        all_s: told.is_ok().then(|| start.elapsed().as_secs_f64()),
+    })
 }
 
 /// A worker with one device, as far as the leader can see.
@@ -229,6 +225,8 @@ struct Worker {
     name: String,
     lines: Arc<BTreeMap<String, Channel>>,
     seen: Arc<Seen>,
+    /// Told again on a new stream, it counts once.
+    is_assigned: AtomicBool,
 }
 
 impl Worker {
@@ -302,7 +300,10 @@ impl Worker {
                     self.seen
                         .assigned_bytes
                         .fetch_add(num_bytes, Ordering::Relaxed);
-                    self.seen.assigned.fetch_add(1, Ordering::Relaxed);
+                    self.seen.first_assigned.get_or_init(Instant::now);
+                    if !self.is_assigned.swap(true, Ordering::Relaxed) {
+                        self.seen.assigned.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
                 Some(To::Refused(refused)) => return Err(Status::aborted(refused.reason)),
                 Some(To::Order(_) | To::End(_)) | None => {}

@@ -25,7 +25,7 @@ pub(super) struct Coordinators {
     line: Arc<Mutex<Line>>,
     timeout: Duration,
     /// What the user can do when none answers.
-    what_to_do: &'static str,
+    what_to_do: String,
 }
 
 /// The way to one coordinator.
@@ -59,7 +59,7 @@ impl Coordinators {
     pub(super) fn new(
         given: Vec<String>,
         timeout: Duration,
-        what_to_do: &'static str,
+        what_to_do: String,
     ) -> Result<Self, Failure> {
         let route = Route::new(given).map_err(Failure::bad_input)?;
         Ok(Self {
@@ -152,7 +152,7 @@ impl Coordinators {
 
     /// Nobody answered: who was asked, and what each said last.
     fn complaint(&self, said: &[(String, String)]) -> Failure {
-        let (seconds, what_to_do) = (self.timeout.as_secs(), self.what_to_do);
+        let (seconds, what_to_do) = (self.timeout.as_secs(), &self.what_to_do);
         Failure::bad_input(match said {
             [(address, reason)] => format!(
                 "the coordinator at {address} did not answer for {seconds} s ({reason}); \

@@ -72,7 +72,10 @@ impl Run<'_> {
         let client = Client::of(
             join.clone(),
             COORDINATOR_TIMEOUT,
-            "its log is in the state folder; the same command goes on from the last checkpoint",
+            format!(
+                "its log is in {}; the same command goes on from the last checkpoint",
+                self.folder.display()
+            ),
         )?;
         let job = self.prepared.spec.name.to_string();
         let mut has_workers = false;

@@ -13,7 +13,7 @@ mod status;
 use std::collections::{BTreeMap, VecDeque};
 
 use protobuf::Message as _;
-use raft::eraftpb::{self, Message, MessageType};
+use raft::eraftpb::{self, EntryType, Message, MessageType};
 use raft::{Config, RawNode, SnapshotStatus, StateRole};
 use slog::{Discard, Logger, o};
 
@@ -310,10 +310,9 @@ impl Replica {
         }
         // A group is another one once the change is committed. One that forgot that would ask the old
         // group for its votes, of which too few may be left.
-        let changes = |entry: &eraftpb::Entry| {
-            log::from_raft(entry).kind == EntryKind::Config && self.unsaved.is_some()
-        };
-        let must_sync = ready.must_sync() || ready.committed_entries().iter().any(changes);
+        let changes = |entry: &eraftpb::Entry| entry.entry_type != EntryType::EntryNormal;
+        let must_sync = ready.must_sync()
+            || self.unsaved.is_some() && ready.committed_entries().iter().any(changes);
         if must_sync {
             let entries = entries.iter().map(log::from_raft).collect();
             outputs.push(Output::Persist {

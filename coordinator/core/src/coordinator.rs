@@ -105,7 +105,8 @@ impl Coordinator {
     /// A coordinator, from what its store gave back, and from the snapshot that its log rests on.
     ///
     /// # Errors
-    /// When the recovered log is not one, or the snapshot is not its beginning; the text says where.
+    /// When the recovered log is not one, or the snapshot is missing or of another cluster; the text
+    /// says where.
     pub fn new(
         options: Options,
         recovered: Recovered,
@@ -123,6 +124,9 @@ impl Coordinator {
                 ));
             }
         };
+        if snapshot.cluster_id != options.cluster_id {
+            return Err("its snapshot is of another cluster".to_owned());
+        }
         let mut from_replica = Vec::new();
         let replica = Replica::new(options.consensus(), recovered, &mut from_replica)
             .map_err(|error| error.to_string())?;
@@ -192,7 +196,8 @@ impl Coordinator {
     }
 
     /// The names of all jobs, in order.
-    pub(crate) fn job_names(&self) -> BTreeSet<&JobName> {
+    #[must_use]
+    pub fn job_names(&self) -> BTreeSet<&JobName> {
         self.state.jobs.keys().chain(self.archive.names()).collect()
     }
 
@@ -273,10 +278,10 @@ impl Coordinator {
             // What there was too much of at once goes on with the clock.
             let mut is_told = is_tick && self.allowance.is_short;
             if is_news || is_time {
-                let before = (self.closing.clone(), self.stuck.clone());
+                let (closing, stuck) = (self.closing.clone(), self.stuck.clone());
                 self.decide(now, outputs);
                 // What time alone brings is told only where something was decided.
-                is_told |= is_news || before != (self.closing.clone(), self.stuck.clone());
+                is_told |= is_news || closing != self.closing || stuck != self.stuck;
             }
             if is_told {
                 self.drive(outputs);

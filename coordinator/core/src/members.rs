@@ -93,6 +93,14 @@ impl Members {
     }
 }
 
+/// Whether an address is where one listens on all its interfaces, such as `0.0.0.0:4600`: others that
+/// are told it reach themselves.
+#[must_use]
+pub fn is_everywhere(address: &str) -> bool {
+    let address = address.parse::<std::net::SocketAddr>();
+    address.is_ok_and(|address| address.ip().is_unspecified())
+}
+
 /// A member for the wire.
 #[must_use]
 pub fn wire(id: ReplicaId, member: &Member) -> v1::Member {

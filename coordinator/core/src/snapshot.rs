@@ -152,12 +152,6 @@ impl Snapshot {
         going_on.chain(self.archive.event_bytes())
     }
 
-    /// Which cluster it is of.
-    #[must_use]
-    pub fn cluster_id(&self) -> [u8; 16] {
-        self.cluster_id
-    }
-
     /// The members of the group there, with their addresses.
     #[must_use]
     pub fn members(&self) -> &Members {

@@ -11,16 +11,6 @@ use crate::coordinator::{Account, Coordinator, Now};
 use crate::links::Link;
 
 impl Coordinator {
-    /// Every job, by name.
-    #[must_use]
-    pub fn job_views(&self) -> Vec<v1::JobView> {
-        let names = self.job_names().into_iter();
-        let known = names.filter_map(|name| Some((name, self.known(name)?)));
-        known
-            .map(|(name, (job, account))| self.view(name, &job, &account))
-            .collect()
-    }
-
     /// One job, or `None` where no job has this name.
     #[must_use]
     pub fn job_view(&self, name: &str) -> Option<v1::JobView> {

@@ -10,6 +10,8 @@ use crate::store::thread::Batch;
 
 impl Driver {
     pub(super) fn carry_out(&mut self, outputs: Vec<Output>) -> Result<(), DriverError> {
+        // The machine has taken all that led to these already: what it shows is told first.
+        let mut seen = Vec::new();
         for output in outputs {
             match output {
                 Output::Persist {
@@ -32,10 +34,7 @@ impl Driver {
                 Output::Readable { reply_to } => {
                     if let Some((_, looks)) = self.reading.take_if(|(known, _)| *known == reply_to)
                     {
-                        let now = self.now();
-                        for look in looks {
-                            look(Ok((&self.parts.coordinator, now)));
-                        }
+                        seen.extend(looks);
                     }
                 }
                 Output::ToWorker { session, message } => self.order(session, message),
@@ -83,6 +82,10 @@ impl Driver {
                 }
                 Output::Broken { reason } => return Err(DriverError::Broken(reason)),
             }
+        }
+        let now = self.now();
+        for look in seen {
+            look(Ok((&self.parts.coordinator, now)));
         }
         Ok(())
     }

@@ -25,8 +25,9 @@ impl Disk {
         match &*self.failure.lock() {
             Some(error) => {
                 let kind = error.kind();
-                // The engine's text is the name of the call.
-                Err(io::Error::new(kind, format!("{error} failed: {kind}")))
+                // The engine's text is the name of the call; what the disk said is in the system's log.
+                let text = format!("{error} failed ({kind}); see the system's log, such as dmesg");
+                Err(io::Error::new(kind, text))
             }
             None => Ok(()),
         }

@@ -452,7 +452,7 @@ fn gated_thread(folder: &Path) -> (StoreThread, Sender<()>, Receiver<Reported>) 
 fn waiting_batches_share_one_sync_and_are_reported_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let (thread, open_gate, reports) = gated_thread(folder.path());
-    let before = thread.num_syncs();
+    let before = thread.syncs().num();
     thread.write(batch(1, entries(1..=1, 1))).unwrap();
     assert_eq!(
         reports.recv().unwrap(),
@@ -473,7 +473,7 @@ fn waiting_batches_share_one_sync_and_are_reported_after_it() {
             .map(|index| (Ok(index * 10), before + 2))
             .collect::<Vec<_>>()
     );
-    assert_eq!(thread.num_syncs(), before + 2);
+    assert_eq!(thread.syncs().num(), before + 2);
     thread.shutdown();
     assert_eq!(reopen(folder.path()).unwrap().entries, entries(1..=9, 1));
 }

@@ -64,7 +64,8 @@ pub enum Report {
 #[error("the store has failed and takes no more batches")]
 pub struct Stopped;
 
-/// The handle of the thread. Dropping it writes what waits, ends the thread and closes the store.
+/// The handle of the thread. Dropping it writes the batches that wait, ends the thread and closes the
+/// store.
 #[derive(Debug)]
 pub struct StoreThread {
     /// `None` once the thread is told to end.
@@ -143,12 +144,6 @@ impl StoreThread {
     fn give(&self, item: Item) -> Result<(), Stopped> {
         let items = self.items.as_ref().ok_or(Stopped)?;
         items.send(item).map_err(|_| Stopped)
-    }
-
-    /// How many syncs were done since the store was opened.
-    #[must_use]
-    pub fn num_syncs(&self) -> u64 {
-        self.syncs.num()
     }
 
     /// How often it was synced, and how long that took.

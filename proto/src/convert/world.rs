@@ -182,6 +182,14 @@ impl v1::Assignment {
     }
 }
 
+impl v1::Observation {
+    /// How long it is on the wire.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.encoded_len()
+    }
+}
+
 /// The ranks of a world, by rank, for the wire.
 #[must_use]
 pub fn placements(ranks: &[Placement]) -> Vec<v1::Placement> {

@@ -28,8 +28,7 @@ impl Replica {
         let refusal = refusal.or_else(pending).or_else(|| {
             let message = change::to_raft(change, data);
             let proposed = self.node.propose_conf_change(Vec::new(), message);
-            let full = "too many proposals wait for a quorum of replicas; try again later";
-            proposed.is_err().then(|| full.to_owned())
+            proposed.is_err().then(|| self.why_dropped().to_owned())
         });
         self.proposed(request, refusal, outputs);
     }

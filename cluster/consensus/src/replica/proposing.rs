@@ -45,6 +45,14 @@ impl Replica {
         }
     }
 
+    /// Why raft-rs took no proposal of a leader's.
+    pub(super) fn why_dropped(&self) -> &'static str {
+        match self.node.raft.lead_transferee {
+            Some(_) => "another replica is about to lead; try again",
+            None => "too many proposals wait for a quorum of replicas; try again later",
+        }
+    }
+
     /// Gives the proposals that wait to raft-rs: they are entries from here on, or all are dropped.
     pub(super) fn send_proposals(&mut self, outputs: &mut Vec<Output>) {
         if self.proposing.requests.is_empty() {
@@ -59,9 +67,7 @@ impl Replica {
         message.from = self.options.id.0;
         let refusal = self.not_leading().or_else(|| {
             let dropped = self.node.raft.step(message).is_err();
-            dropped.then(|| {
-                "too many proposals wait for a quorum of replicas; try again later".to_owned()
-            })
+            dropped.then(|| self.why_dropped().to_owned())
         });
         match refusal {
             Some(reason) => {

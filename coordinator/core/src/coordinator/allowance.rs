@@ -1,7 +1,7 @@
 //! How much a leader says at once to the ranks of large worlds. What has to be said is in `orders`.
 
 /// Messages as long as a world is large that go out between two ticks, and their bytes: a world of ten
-/// thousand ranks is told within a quarter of a second, and never holds up the messages by which the
+/// thousand ranks has its assignments within a quarter of a second, and never holds up the messages by which the
 /// leader keeps its lead, nor fills the memory with what waits for its streams.
 const MAX_LARGE_PER_TICK: usize = 1_000;
 const MAX_LARGE_BYTES_PER_TICK: usize = 16 << 20;

@@ -50,6 +50,14 @@ impl Coordinator {
             // An older build proposed it. What cannot be understood is refused where it is applied.
             *spec = submission.check().ok().map(Box::new);
         }
+        if let Some(id) = stamped.request
+            && self.state.answer_to(id).is_some()
+        {
+            // Asked for again before the first entry of it was applied: it changes nothing, and nothing
+            // is told.
+            let answer = self.state.apply(stamped);
+            return self.conclude(request, answer, outputs);
+        }
         let name = stamped.command.job();
         if let Some(name) = &name
             && let Err(error) = self.unpack(name)
@@ -89,7 +97,7 @@ impl Coordinator {
         // A submission is told by what comes of it.
         let command = (!is_submission).then(|| stamped.command.clone());
         let last_world = match &command {
-            Some(Command::StartWorld { job, .. }) => {
+            Some(Command::StartWorld { job, .. }) if self.is_leader => {
                 self.state.jobs.get(job).and_then(|job| job.world.clone())
             }
             _ => None,
@@ -115,6 +123,11 @@ impl Coordinator {
         {
             self.observe_ranks(job, world);
         }
+        self.conclude(request, answer, outputs);
+    }
+
+    /// An entry is applied: whoever proposed it here hears of it.
+    fn conclude(&mut self, request: Option<u64>, answer: Answer, outputs: &mut Vec<Output>) {
         let Some(proposal) = request else { return };
         self.settle(proposal, &answer, outputs);
         if let Some(Asked::Command(reply_to)) = self.asked.remove(&proposal) {

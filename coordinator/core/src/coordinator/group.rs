@@ -1,5 +1,5 @@
-//! The coordinator as a member of its group: what consensus wants done, who may speak, who leads, and
-//! changes of the group. Snapshots are in `snapshots`.
+//! The coordinator as a member of its group: what consensus wants done, who leads, and changes of the
+//! group. Who may speak is in `admission`, snapshots in `snapshots`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use muster_proto::{convert, v1};
 
 use super::{Coordinator, Duty, Output, Reply, ReplyTo};
 use crate::archive::Archive;
-use crate::members::Members;
+use crate::members::{Members, is_everywhere};
 use crate::ranks::WorldWatch;
 use crate::snapshot::Snapshot;
 
@@ -20,6 +20,9 @@ use crate::snapshot::Snapshot;
 /// followed by another one within half a second, mostly.
 const ELECTION_TICKS: u32 = 10;
 const HEARTBEAT_TICKS: u32 = 2;
+
+/// So many numbers of members may be left out: one that is mistyped must not end all that follow.
+const MAX_SKIPPED: u64 = 1000;
 
 /// The last entry that nobody ever sees: the log of a new group begins behind it.
 pub const GENESIS_INDEX: u64 = 1;
@@ -178,21 +181,62 @@ impl Coordinator {
         address: String,
         outputs: &mut Vec<Output>,
     ) {
+        let change = match change {
+            Change::AddLearner(ReplicaId(0)) => {
+                let next = self.members.newest().saturating_add(1);
+                Change::AddLearner(ReplicaId(next))
+            }
+            change => change,
+        };
         if let Change::AddLearner(id) = change
-            && id.0 <= self.members.newest()
+            && let Some(reply) = self.answer_to_add(id, &address)
         {
-            let reason = format!(
-                "{} was the number of a member already, and numbers are not used twice; the next one is {}",
-                id.0,
-                self.members.newest() + 1
-            );
-            let reply = Reply::Refused(reason);
             outputs.push(Output::Reply { reply_to, reply });
             return;
         }
         let request = self.next_proposal();
         self.asked.insert(request, Asked::Change(reply_to));
         self.propose_change(request, change, address, outputs);
+    }
+
+    /// What is answered at once to whoever wants a member added.
+    fn answer_to_add(&self, id: ReplicaId, address: &str) -> Option<Reply> {
+        let newest = self.members.newest();
+        if let Some(member) = self.members.get(id)
+            && member.address == address
+        {
+            // It was asked for before, and the answer was lost.
+            return Some(Reply::Changed(self.replica.mark().membership.clone()));
+        }
+        if id.0 <= newest || id.0 > newest.saturating_add(MAX_SKIPPED) {
+            let id = id.0;
+            let why = match id > newest {
+                true => format!("{id} is far beyond the numbers of the members"),
+                false => format!(
+                    "{id} was the number of a member already, and numbers are not used twice"
+                ),
+            };
+            return Some(Reply::Refused(format!(
+                "{why}; the next one is {}",
+                newest.saturating_add(1)
+            )));
+        }
+        if is_everywhere(address) {
+            return Some(Reply::Refused(format!(
+                "{address} is where a member listens, not where others reach it: give its host's address"
+            )));
+        }
+        let nowhere = self
+            .members
+            .iter()
+            .find(|(_, one)| is_everywhere(&one.address));
+        nowhere.map(|(ReplicaId(other), member)| {
+            let address = &member.address;
+            Reply::Refused(format!(
+                "member {other} is known as {address}, where no other member reaches it; start it again with \
+                 --id {other} --peers {other}=HOST:PORT --moved first"
+            ))
+        })
     }
 
     fn propose_change(
@@ -222,7 +266,7 @@ impl Coordinator {
         let is_news = |seen: &&v1::Member| {
             let member = self.members.get(ReplicaId(seen.id));
             member.is_some_and(|member| {
-                let is_unknown = member.store_id.is_none() && !seen.store_id.is_empty();
+                let is_unknown = member.store_id.is_none() && seen.store_id.len() == 16;
                 is_unknown || member.address != seen.address
             })
         };
@@ -280,6 +324,9 @@ impl Coordinator {
             self.snapshots.receive(snapshot);
         }
         self.step_replica(muster_consensus::Input::Message { from, bytes }, outputs);
+        if !self.replica.is_restoring() {
+            self.snapshots.forget_received();
+        }
     }
 
     pub(super) fn step_replica(

@@ -77,6 +77,8 @@ impl Coordinator {
     /// nothing more is said to either.
     fn end_processes(&mut self, outputs: &mut Vec<Output>) {
         let mut processes = BTreeMap::new();
+        // Of jobs with processes that are done. Most of these are over, and decoded once for all.
+        let mut last: BTreeMap<JobName, BTreeMap<ProcessId, v1::RankKey>> = BTreeMap::new();
         for (session, link) in self.links.iter_mut() {
             link.told.retain(|(name, process), _| {
                 let job = self.state.jobs.get(name);
@@ -91,12 +93,15 @@ impl Coordinator {
                     .worlds
                     .get(name)
                     .is_some_and(|watch| watch.done.contains_key(process));
-                // A process that is done is mostly of a job that is over.
-                let ended = || self.archive.get(name).ok().flatten();
-                let job = job.filter(|_| done).cloned();
-                let job = job.or_else(|| done.then(ended).flatten().map(|(job, _)| job));
-                let message = match job.and_then(|job| last_key(name, &job, *process)) {
-                    Some(key) => order(&key, Order::Dismiss(v1::Dismiss {})),
+                if done && !last.contains_key(name) {
+                    let ended = || self.archive.get(name).ok().flatten();
+                    let job = job.cloned().or_else(|| ended().map(|(job, _)| job));
+                    let keys = job.map(|job| last_keys(name, &job)).unwrap_or_default();
+                    last.insert(name.clone(), keys);
+                }
+                let keys = last.get(name).filter(|_| done);
+                let message = match keys.and_then(|keys| keys.get(process)) {
+                    Some(key) => order(key, Order::Dismiss(v1::Dismiss {})),
                     None => end_of(name, *process, false),
                 };
                 send(session, vec![message], outputs);
@@ -131,17 +136,22 @@ fn send(session: Session, messages: Vec<Message>, outputs: &mut Vec<Output>) {
     outputs.extend(messages.into_iter().map(to_worker));
 }
 
-/// The rank that a process was in the last world of a job.
-fn last_key(name: &JobName, job: &Job, process: ProcessId) -> Option<v1::RankKey> {
-    let last = job.ledger.last()?;
-    let rank = last.ranks.iter().position(|rank| rank.process == process)?;
-    Some(v1::RankKey {
-        job: name.to_string(),
-        history: last.history.0,
-        generation: last.generation.0,
-        rank: u32::try_from(rank).ok()?,
-        process: process.0,
-    })
+/// The ranks that processes were in the last world of a job.
+fn last_keys(name: &JobName, job: &Job) -> BTreeMap<ProcessId, v1::RankKey> {
+    let Some(last) = job.ledger.last() else {
+        return BTreeMap::new();
+    };
+    let key = |(rank, placement): (u32, &Placement)| {
+        let key = v1::RankKey {
+            job: name.to_string(),
+            history: last.history.0,
+            generation: last.generation.0,
+            rank,
+            process: placement.process.0,
+        };
+        (placement.process, key)
+    };
+    (0..).zip(&last.ranks).map(key).collect()
 }
 
 /// What the orders to the processes of one job follow from.

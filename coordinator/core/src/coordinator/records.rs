@@ -18,6 +18,8 @@ use super::{Coordinator, Output, seconds};
 
 /// Observations that share an entry.
 const MAX_BATCH: usize = 1024;
+/// And their bytes, far below what consensus takes as one proposal.
+const MAX_BATCH_BYTES: usize = 1 << 20;
 
 /// What is not in the log yet.
 #[derive(Debug, Default)]
@@ -46,11 +48,12 @@ impl Unrecorded {
         self.under_way.take_if(|(known, _)| *known == proposal);
     }
 
-    /// The jobs of which more was observed than their steps, and is not told yet.
-    fn jobs_with_news(&self) -> BTreeSet<&str> {
+    /// The jobs of which anything was observed that is not told yet; `with_steps`, a step included.
+    fn jobs(&self, with_steps: bool) -> BTreeSet<&str> {
         let under_way = self.under_way.iter().flat_map(|(_, batch)| batch);
         let all = self.waiting.iter().chain(under_way);
         all.filter_map(|observation| match observation.what.as_ref()? {
+            Seen::Record(record) if with_steps => job_of(record.key.as_ref()),
             Seen::Record(_) => None,
             Seen::Runs(runs) => job_of(runs.key.as_ref()),
             Seen::Lost(lost) => job_of(lost.key.as_ref()),
@@ -59,22 +62,24 @@ impl Unrecorded {
         .collect()
     }
 
-    /// The jobs of which anything was observed that is not told yet, a step included.
-    fn jobs(&self) -> BTreeSet<&str> {
-        let under_way = self.under_way.iter().flat_map(|(_, batch)| batch);
-        let all = self.waiting.iter().chain(under_way);
-        all.filter_map(|observation| match observation.what.as_ref()? {
-            Seen::Record(record) => job_of(record.key.as_ref()),
-            Seen::Runs(runs) => job_of(runs.key.as_ref()),
-            Seen::Lost(lost) => job_of(lost.key.as_ref()),
-            Seen::Unwritten(unwritten) => job_of(unwritten.key.as_ref()),
-        })
-        .collect()
+    /// Takes out what one entry holds.
+    fn batch(&mut self) -> Vec<v1::Observation> {
+        let mut num_bytes = 0;
+        let sizes = self.waiting.iter().map(v1::Observation::num_bytes);
+        let fits = sizes.take(MAX_BATCH).take_while(|size| {
+            num_bytes += size;
+            num_bytes <= MAX_BATCH_BYTES
+        });
+        let num = fits.count();
+        self.waiting.drain(..num).collect()
     }
 
     fn push(&mut self, what: Seen) {
-        let what = Some(what);
-        self.waiting.push_back(v1::Observation { what });
+        let observation = v1::Observation { what: Some(what) };
+        // No rank of ours says so much; in the log there is no place for it.
+        if observation.num_bytes() <= MAX_BATCH_BYTES {
+            self.waiting.push_back(observation);
+        }
     }
 }
 
@@ -85,11 +90,8 @@ fn job_of(key: Option<&v1::RankKey>) -> Option<&str> {
 impl Coordinator {
     /// Proposes what waits, when nothing is under way.
     pub(super) fn record_more(&mut self, outputs: &mut Vec<Output>) {
-        // In a group of one a batch is applied at once, and another may follow.
-        while self.unrecorded.under_way.is_none() && !self.unrecorded.waiting.is_empty() {
-            let waiting = &mut self.unrecorded.waiting;
-            let num = waiting.len().min(MAX_BATCH);
-            let batch: Vec<v1::Observation> = waiting.drain(..num).collect();
+        if self.unrecorded.under_way.is_none() && !self.unrecorded.waiting.is_empty() {
+            let batch = self.unrecorded.batch();
             let proposal = self.next_proposal();
             self.unrecorded.under_way = Some((proposal, batch.clone()));
             let records = v1::Records {
@@ -97,23 +99,19 @@ impl Coordinator {
                 observed: batch,
             };
             self.propose_entry(proposal, LogEntry::Records(records), outputs);
-            if self.unrecorded.under_way.is_none() && !self.unrecorded.waiting.is_empty() {
-                // It was dropped: not now.
-                return;
-            }
         }
     }
 
     /// The jobs whose streams lack something that was observed before what is decided now.
     pub(super) fn jobs_with_news(&self) -> BTreeSet<JobName> {
-        let jobs = self.unrecorded.jobs_with_news().into_iter();
+        let jobs = self.unrecorded.jobs(false).into_iter();
         jobs.filter_map(|job| JobName::new(job).ok()).collect()
     }
 
     /// Whether a step of a job, or anything else of it, was observed and is not told yet: behind its
     /// end, or in another history, it never would be.
     pub(super) fn is_unrecorded(&self, job: &JobName) -> bool {
-        self.unrecorded.jobs().contains(job.as_str())
+        self.unrecorded.jobs(true).contains(job.as_str())
     }
 
     /// A process is a rank now.

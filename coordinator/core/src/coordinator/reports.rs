@@ -15,6 +15,9 @@ use super::{Coordinator, Now, Output, Session};
 use crate::links::Link;
 use crate::ranks::WorldWatch;
 
+/// A longer reason for a death is cut: its end is what a rank printed last.
+const MAX_REASON_BYTES: usize = 4 << 10;
+
 impl Coordinator {
     /// A worker says who it is, and which ranks it runs.
     pub(super) fn welcome(
@@ -259,6 +262,7 @@ impl Coordinator {
             Some(line) => format!("{}; its log ends with: {line}", exited.reason),
             None => exited.reason,
         };
+        let reason = reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned();
         let watch = &mut self.watch(&job).watch;
         if !exited.log_tail.trim().is_empty() {
             watch.last_words = exited.log_tail;

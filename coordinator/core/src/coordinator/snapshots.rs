@@ -12,7 +12,8 @@ use crate::snapshot::{Snapshot, Taken};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// A snapshot is taken when the entries since the last one are as large as this, or as the last
-    /// one was: what is written for snapshots is at most what is written for entries.
+    /// one was: what is written for snapshots is at most what is written for entries, but for the limit
+    /// on entries below.
     pub min_log_bytes: u64,
     /// Or when there are so many of them, or, where that is more, one for every 4096 bytes of
     /// the last snapshot: each costs time to apply again.
@@ -66,6 +67,11 @@ impl Snapshots {
 
     pub(super) fn applied(&mut self, num_bytes: usize) {
         self.log_bytes += num_bytes as u64;
+    }
+
+    /// Consensus has no use for the one that was received.
+    pub(super) fn forget_received(&mut self) {
+        self.received = None;
     }
 
     pub(super) fn receive(&mut self, snapshot: Box<Snapshot>) {

@@ -371,6 +371,29 @@ fn a_request_that_is_made_again_gets_the_first_answer() {
 }
 
 #[test]
+fn a_request_that_is_made_again_before_its_answer_is_told_once() {
+    let mut bench = Bench::new();
+    let stop = Command::Stop {
+        job: JobName::new(JOB).unwrap(),
+        why: StopWhy::Cancelled,
+    };
+    for (request, command) in [(1, submit()), (2, stop)] {
+        let twice = [(); 2].map(|()| Input::Request {
+            reply_to: ReplyTo(9),
+            request: Some([request; 16]),
+            command: command.clone(),
+        });
+        bench.inputs(twice);
+        let replies = std::mem::take(&mut bench.replies);
+        assert!(
+            replies.len() == 2 && replies[0] == replies[1],
+            "{replies:?}"
+        );
+    }
+    assert_eq!(bench.story(), ["submitted", "finished"]);
+}
+
+#[test]
 fn of_two_streams_of_one_worker_the_first_ends_alone() {
     let mut bench = Bench::new();
     let [first, second] = [(); 2].map(|()| bench.hello("a", 1, Vec::new()));

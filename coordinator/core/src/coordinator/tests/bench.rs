@@ -139,8 +139,12 @@ impl Bench {
     }
 
     pub(super) fn input(&mut self, input: Input) {
+        self.inputs([input]);
+    }
+
+    pub(super) fn inputs(&mut self, inputs: impl IntoIterator<Item = Input>) {
         let mut outputs = Vec::new();
-        self.coordinator.handle(input, self.now, &mut outputs);
+        self.coordinator.handle_all(inputs, self.now, &mut outputs);
         self.settle(outputs);
     }
 

@@ -33,6 +33,7 @@ struct Pair {
     /// Whom each of them can answer.
     known: BTreeMap<ReplicaId, Members>,
     snapshots: BTreeMap<u64, Snapshot>,
+    replies: Vec<Reply>,
     now: Now,
 }
 
@@ -42,6 +43,7 @@ impl Pair {
             all: BTreeMap::new(),
             known: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            replies: Vec::new(),
             now: Now::default(),
         };
         pair.start(options(LEADER, [LEADER]), Recovered::genesis([LEADER]));
@@ -86,6 +88,7 @@ impl Pair {
                     let num_bytes = 1;
                     inputs.push_back((id, Input::Snapshotted { mark, num_bytes }));
                 }
+                Output::Reply { reply, .. } => self.replies.push(reply),
                 Output::Broken { reason } => panic!("{reason}"),
                 _ => {}
             }
@@ -142,4 +145,38 @@ fn a_member_that_knows_nobody_gets_the_state_from_the_leader_of_a_young_group() 
     assert_eq!(status.applied, pair.all[&JOINER].status().applied);
     let [one, other] = [LEADER, JOINER].map(|id| pair.all[&id].snapshot().encode());
     assert!(one == other, "both have the same state");
+}
+
+#[test]
+fn a_member_is_added_once_and_where_others_reach_it() {
+    let mut pair = Pair::new();
+    let mut add = |id, address: &str| {
+        let change = Input::Change {
+            reply_to: ReplyTo(1),
+            change: Change::AddLearner(ReplicaId(id)),
+            address: address.to_owned(),
+        };
+        pair.replies.clear();
+        pair.input(LEADER, change);
+        pair.replies.pop().expect("an answer")
+    };
+    for (id, address, words) in [
+        (1, "10.0.0.9:4600", "not used twice; the next one is 2"),
+        (u64::MAX, "10.0.0.9:4600", "far beyond"),
+        (2, "0.0.0.0:4600", "not where others reach it"),
+        (2, "[::]:4600", "not where others reach it"),
+    ] {
+        match add(id, address) {
+            Reply::Refused(reason) => assert!(reason.contains(words), "{reason}"),
+            other => panic!("{address}: {other:?}"),
+        }
+    }
+    // Asked again, as where an answer was lost.
+    let [first, again] = [(); 2].map(|()| add(0, &address(JOINER)));
+    let Reply::Changed(membership) = &first else {
+        panic!("{first:?}");
+    };
+    assert!(membership.learners.contains(&JOINER), "{membership:?}");
+    assert!(matches!(again, Reply::Refused(_)), "0 is another one");
+    assert_eq!(add(2, &address(JOINER)), first);
 }
