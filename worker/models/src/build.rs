@@ -41,6 +41,20 @@ pub fn build_model(
     let device = match device {
         DeviceSpec::Cpu => Device::flex(),
     };
+    build_on(model, sample_shape, num_classes, &device)
+}
+
+/// [`build_model`] on any device of Burn, which is plain, not an autodiff device.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_on(
+    model: &ModelSpec,
+    sample_shape: &[u32],
+    num_classes: u32,
+    device: &Device,
+) -> Result<Box<dyn Learner>, LearnerError> {
+    let device = device.clone();
     let sample_shape = sizes(sample_shape, "data.shape")?;
     let classes = size(num_classes, "data.num_classes")?;
     match model {

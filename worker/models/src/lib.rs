@@ -20,5 +20,5 @@ mod init;
 mod mlp;
 mod views;
 
-pub use build::{build, build_model};
+pub use build::{build, build_model, build_on};
 pub use canary::{canary, canary_hex};

@@ -43,7 +43,7 @@ pub(crate) fn live(
         is_shared,
     };
     let state = prepared.has_state.then(|| prepared.trainer.step().0);
-    let kept = prepared.trainer.optimizer_state().shares.keys().copied();
+    let kept = prepared.trainer.kept().into_iter();
     let kept = if is_shared {
         shares::runs(kept)
     } else {

@@ -16,7 +16,7 @@ use muster_collective::{
     Accumulator, Error as CollectiveError, Group, Operation, Pool, Revoker, tcp,
 };
 use muster_proto::{convert, v1};
-use muster_trainer::{ShardNote, Trainer};
+use muster_trainer::{ShardNote, Trainer, Vector};
 use muster_worker_core::audit::Hash;
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
 use muster_worker_core::sharing::Sharing;
@@ -250,7 +250,7 @@ impl Work<'_> {
         let missing = tree::difference(brings, &self.held.shards());
         for shard in missing.into_iter().flat_map(Run::shards) {
             if let Some(meeting) = meeting {
-                meeting.give(&self.trainer);
+                meeting.give(&self.trainer)?;
             }
             if !self.shared.tell(|machine| machine.begin_shard(shard)) {
                 return Err(Trouble::Closed);
@@ -273,11 +273,12 @@ impl Work<'_> {
 
     /// Computes a shard's contribution to the step that comes next.
     pub(crate) fn compute(&mut self, shard: ShardId) -> Result<(Vec<f32>, ShardNote), Trouble> {
-        let mut values = self.held.buffer();
+        let mut values = Vector::Host(self.held.buffer());
         let note = self
             .trainer
             .contribute(shard, &mut values)
             .map_err(|error| failed(&error))?;
+        let mut values = values.into_host().map_err(|error| failed(&error))?;
         if self.audited_shard() == Some(shard.0) {
             self.flaw.spoil(self.trainer.step().0, &mut values);
         }
@@ -354,7 +355,8 @@ impl Work<'_> {
         self.shared.tell(|machine| machine.all_acked(notes.acked));
         self.apply(last, notes.stop, notes.pause, &times)?;
         // The state is that of this step, whether or not the world goes on.
-        self.feed.copy(&notes.tickets, &self.trainer, self.shared);
+        let copied = self.feed.copy(&notes.tickets, &self.trainer, self.shared);
+        copied.map_err(|error| failed(&error))?;
         match &world.sharing {
             Some(sharing) => {
                 let deeds = sharing.behind_step(&self.shares_here());
@@ -390,7 +392,7 @@ impl Work<'_> {
         self.feed.applied(&last);
         let report = self
             .trainer
-            .apply(&last.vector, &last.notes)
+            .apply(&*last.vector, &last.notes)
             .map_err(|error| failed(&error))?;
         halt::at(self.shared, "updated");
         self.forget();
