@@ -261,7 +261,8 @@ impl Hub {
                         notes: last.notes.clone(),
                     };
                     begin.write(&mut stream)?;
-                    wire::write_values(&mut stream, &last.vector)?;
+                    let vector = last.vector.view().host().map_err(io::Error::other)?;
+                    wire::write_values(&mut stream, &vector)?;
                 }
             }
             stream.flush()?;

@@ -169,6 +169,12 @@ impl Trainer {
         self.layout.len()
     }
 
+    /// Whether the state is on a device.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.arena, Vector::Device(_))
+    }
+
     /// The number of updates applied so far.
     #[must_use]
     pub fn step(&self) -> Step {
