@@ -10,6 +10,7 @@
 //! 4. [`frame`]: what crosses a wire.
 //! 5. [`group`]: the handle that a rank holds, the same over every driver.
 //! 6. The drivers: [`memory`] (threads of one process) and [`tcp`] (hosts).
+//! 7. [`device`]: the same sums over the memory of devices, beside a group that keeps watch.
 //!
 //! ```
 //! use std::time::Duration;
@@ -50,6 +51,7 @@
 
 pub mod accumulator;
 mod chunks;
+pub mod device;
 mod error;
 pub mod frame;
 pub mod group;
