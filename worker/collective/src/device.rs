@@ -9,10 +9,12 @@
 //! 2. [`bulk`]: what moves bytes between devices, and what computes on them, as traits.
 //! 3. [`group`]: the handle of a rank: notes and losses over TCP, vectors over a [`Bulk`].
 //! 4. [`memory`]: the double of a [`Bulk`] for tests, whose devices are host buffers.
+//! 5. [`check`]: the phases of a self-check, over any devices.
 //!
 //! The real [`Bulk`] is NCCL's, in the module `nccl` behind the feature of that name.
 
 pub mod bulk;
+pub mod check;
 pub mod group;
 pub mod memory;
 pub mod schedule;

@@ -56,6 +56,8 @@ mod error;
 pub mod frame;
 pub mod group;
 pub mod memory;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod queue;
 pub mod reduction;
 pub mod tcp;

@@ -27,7 +27,7 @@ use crate::world::World;
 pub use running::Running;
 
 /// How long a loss may go unseen while a transfer is waited for; its completion is seen at once.
-const TICK: Duration = Duration::from_millis(1);
+pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// How long a transfer that failed waits for the group to say why: the library sees the end of its
 /// own connections, maybe before the group sees that of the same process.
@@ -144,18 +144,8 @@ impl DeviceGroup {
         }
     }
 
-    /// Why a transfer failed: a loss or a revocation that the group hears of, or the device.
     fn explain(&mut self, failure: &BulkError, until: Option<Instant>) -> Error {
-        let patience = until.map_or(BLAME_PATIENCE, |until| {
-            let left = until.saturating_duration_since(Instant::now());
-            left.min(BLAME_PATIENCE)
-        });
-        match self.group.watch(patience) {
-            Err(error) => error,
-            Ok(()) => Error::Device {
-                what: failure.what.clone(),
-            },
-        }
+        explain(&mut self.group, failure, until)
     }
 
     /// Ends the communicator because of an error, which every later operation gives.
@@ -201,5 +191,19 @@ impl Drop for DeviceGroup {
                 bulk.abort(ABORT_PATIENCE);
             }
         }
+    }
+}
+
+/// Why a transfer failed: a loss or a revocation that the group hears of, or the device.
+pub(crate) fn explain(group: &mut Group, failure: &BulkError, until: Option<Instant>) -> Error {
+    let patience = until.map_or(BLAME_PATIENCE, |until| {
+        let left = until.saturating_duration_since(Instant::now());
+        left.min(BLAME_PATIENCE)
+    });
+    match group.watch(patience) {
+        Err(error) => error,
+        Ok(()) => Error::Device {
+            what: failure.what.clone(),
+        },
     }
 }

@@ -258,7 +258,7 @@ pub(in super::super) fn a_library_that_fails_is_told_apart_from_a_lost_rank(driv
             for peer in [0, 2].map(RankId) {
                 fabric.fail(peer, "remote process exited");
             }
-            running.abandon();
+            running.forget();
             return group.sever();
         }
         let error = running.finish(Vec::new(), &mut device);

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use muster_cluster::RankId;
+
 use super::DeviceGroup;
 use crate::device::schedule::{Cargo, Move, NUM_UNDER_WAY};
 use crate::device::{
@@ -354,9 +356,13 @@ impl<'a> Running<'a> {
         begun.map_err(|failure| self.group.explain(&failure, self.until))
     }
 
-    /// Takes no further step and fails nothing, as a process that died.
-    #[cfg(test)]
-    pub(crate) fn abandon(mut self) {
+    /// Sends a message to another rank, beside the transfers.
+    pub(crate) fn tell(&mut self, to: RankId, deadline: Duration) -> Result<(), Error> {
+        self.group.group.send(to, Vec::new(), deadline)
+    }
+
+    /// Takes no further step and fails nothing, for a rank that is about to die.
+    pub(crate) fn forget(mut self) {
         self.is_over = true;
     }
 
