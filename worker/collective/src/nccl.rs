@@ -8,7 +8,7 @@
 //! 2. `library.rs`: where NCCL is found; `communicator.rs`: its calls; `driver.rs`: CUDA's.
 //! 3. `ordering.rs`: how transfers come behind the work of the tensor library.
 //! 4. `owner.rs`: the thread that owns a communicator; `wire.rs`: what it drives.
-//! 5. [`check`]: does all of it work on this machine, and how fast is it.
+//! 5. [`mod@check`]: does all of it work on this machine, and how fast is it.
 //!
 //! # Several ranks on one device
 //!
@@ -37,6 +37,7 @@ use crate::error::Error;
 use crate::group::Group;
 use crate::world::World;
 
+pub use check::{check, check_rank};
 pub use library::{LIBRARY_VARIABLE, Library};
 pub use memory::{Adder, Memory};
 

@@ -82,6 +82,9 @@ pub struct CheckOptions {
     pub deadline: Duration,
     /// How long a rank may take to come out of a reduction whose peer died.
     pub most_loss: Duration,
+    /// A silence of this length counts as a loss. A rank that is killed is silent at once, but its
+    /// connections may end late: the system first takes its device's memory apart.
+    pub detect: Duration,
     /// What the ranks know and strangers do not.
     pub token: Token,
 }
@@ -95,6 +98,7 @@ impl Default for CheckOptions {
             kills: true,
             deadline: Duration::from_secs(60),
             most_loss: Duration::from_secs(1),
+            detect: Duration::from_millis(500),
             token: Token(*b"muster selfcheck"),
         }
     }
@@ -142,9 +146,6 @@ fn refused(doing: impl Into<String>) -> impl FnOnce(BulkError) -> CheckError {
 /// Longer vectors are reduced and timed, but their sums are not made again on the host, which would
 /// take longer than everything else.
 const MOST_COMPARED: usize = 1 << 22;
-
-/// A silence of this length counts as a loss. A kill is seen by the end of its connections.
-const DETECT: Duration = Duration::from_secs(5);
 
 /// The vectors of one rank, as long as the longest one.
 struct Vectors {
@@ -262,13 +263,13 @@ fn connect(
     peers: &[SocketAddr],
     options: &CheckOptions,
 ) -> Result<(DeviceGroup, Duration), CheckError> {
-    let (revoker, deadline) = (Revoker::default(), options.deadline);
+    let (revoker, deadline, detect) = (Revoker::default(), options.deadline, options.detect);
     let group = tcp::connect(
         listener,
         world,
         peers,
         options.token,
-        DETECT,
+        detect,
         &revoker,
         deadline,
     );

@@ -1,7 +1,7 @@
 //! Does NCCL work on this machine, and how fast is it: the check of [`crate::device::check`] among
 //! processes, each with a device.
 //!
-//! [`check_rank`] is one rank, which can be started by hand on several machines. [`check`] starts
+//! [`check_rank`] is one rank, which can be started by hand on several machines. [`check()`] starts
 //! all ranks of a check on this machine, as processes of whatever program calls [`check_rank`].
 //! The last rank kills its own process: that is what is checked.
 

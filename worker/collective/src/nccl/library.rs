@@ -303,7 +303,10 @@ impl Search {
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
                     let cause = cause.unwrap_or_else(|| error.to_string());
-                    searched.push(format!("{} ({cause})", place.to_string_lossy()));
+                    let place = place.to_string_lossy();
+                    // The loader's words mostly begin with the place.
+                    let cause = cause.strip_prefix(&format!("{place}: ")).unwrap_or(&cause);
+                    searched.push(format!("{place} ({cause})"));
                 }
             }
         }

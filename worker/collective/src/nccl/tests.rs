@@ -231,8 +231,8 @@ fn ranks_of_a_check_meet_at_the_address_of_the_first() {
 fn processes_of_a_check_are_started_and_waited_for() {
     let shell = |rank: RankId, address: std::net::SocketAddr| {
         let mut shell = std::process::Command::new("sh");
-        let script = format!("echo \"$0 $1 $NCCL_HOSTID\"; [ $0 = 0 ] || kill -9 $$");
-        shell.args(["-c", &script, &rank.to_string(), &address.to_string()]);
+        let script = "echo \"$0 $1 $NCCL_HOSTID\"; [ $0 = 0 ] || kill -9 $$";
+        shell.args(["-c", script, &rank.to_string(), &address.to_string()]);
         shell
     };
     let ended = check::check(2, true, PATIENT, shell).expect("both end");

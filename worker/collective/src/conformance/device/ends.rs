@@ -3,6 +3,9 @@
 
 use super::*;
 
+/// A deadline that is to pass in transfers, after an opening that a busy machine makes slow.
+const SOON: Duration = Duration::from_secs(1);
+
 /// A rank's part in a fabric which, after some transfers, is at the mercy of a test.
 #[derive(Debug)]
 struct Struck {
@@ -181,7 +184,6 @@ pub(in super::super) fn a_revocation_ends_transfers_that_wait_for_a_device(drive
 }
 
 pub(in super::super) fn a_deadline_ends_transfers_that_wait_for_a_device(driver: Driver) {
-    let soon = Duration::from_millis(200);
     let shards = runs(6, 3);
     // A rank that is not there at all is named; one whose device is slow is not, for all answer.
     let mut all = rigs(driver, Generation(1), &devices(3));
@@ -190,7 +192,7 @@ pub(in super::super) fn a_deadline_ends_transfers_that_wait_for_a_device(driver:
         let rank = rig.world().rank;
         let (mut group, mut device, _) = rig.join();
         let operation = device_operation(&device, rank, Mode::Canonical, 6, &shards, LONG);
-        let error = group.all_reduce(operation, Vec::new(), &mut device, soon);
+        let error = group.all_reduce(operation, Vec::new(), &mut device, SOON);
         let waiting_for = vec![RankId(1)];
         assert_eq!(error, Err(Error::TimedOut { waiting_for }));
     });
@@ -200,7 +202,8 @@ pub(in super::super) fn a_deadline_ends_transfers_that_wait_for_a_device(driver:
         let (mut group, mut device, fabric) = rig.join();
         fabric.hold(RankId(1));
         let operation = device_operation(&device, rank, Mode::Canonical, 6, &shards, LONG);
-        let error = group.all_reduce(operation.clone(), Vec::new(), &mut device, soon);
+        group.group().barrier(PATIENT).expect("all are there");
+        let error = group.all_reduce(operation.clone(), Vec::new(), &mut device, SOON);
         match error.expect_err("nothing gets through") {
             Error::TimedOut { waiting_for } => assert_eq!(waiting_for, []),
             // Another rank's deadline was a moment earlier.
@@ -220,13 +223,14 @@ pub(in super::super) fn a_library_that_fails_is_told_apart_from_a_lost_rank(driv
         let operation = device_operation(&rig.device, rank, Mode::Canonical, 6, &shards, LONG);
         if rank == RankId(2) {
             let (mut group, mut device) = join_struck(rig, 1, Strike::Fail(words));
-            let soon = Duration::from_millis(200);
-            let error = group.all_reduce(operation, Vec::new(), &mut device, soon);
+            group.group().barrier(PATIENT).expect("all are there");
+            let error = group.all_reduce(operation, Vec::new(), &mut device, SOON);
             let what = words.to_owned();
             assert_eq!(error, Err(Error::Device { what }));
             return;
         }
         let (mut group, mut device, _) = rig.join();
+        group.group().barrier(PATIENT).expect("all are there");
         let error = group.all_reduce(operation, Vec::new(), &mut device, PATIENT);
         match error.expect_err("rank 2 fails") {
             Error::PeerLost { rank, reason } => {

@@ -89,6 +89,7 @@ fn check(size: u32, wrong: Option<u32>) -> Vec<Result<Report, CheckError>> {
         bucket_elements: 1 << 17,
         // A machine that is busy with other tests.
         most_loss: Duration::from_secs(10),
+        detect: Duration::from_secs(30),
         ..CheckOptions::default()
     };
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
