@@ -7,7 +7,7 @@ use std::sync::Arc;
 use muster_cluster::ShardId;
 use muster_cluster::tree::{self, Run};
 
-use crate::values::{Pool, Subtree};
+use crate::values::{Pool, Subtree, Summand};
 
 /// Sums a rank's shards into the fewest subtrees of the canonical tree over `0..num_shards`.
 ///
@@ -18,13 +18,15 @@ use crate::values::{Pool, Subtree};
 ///
 /// The sums of a step outlive the operations that reduce them, and so the world: when a rank dies,
 /// the others push the shards that are missing and reduce again in a new generation.
+///
+/// The vectors are on the host, unless something else is a [`Summand`] for the caller.
 #[derive(Debug)]
-pub struct Accumulator {
+pub struct Accumulator<V = Vec<f32>> {
     num_shards: u32,
     num_elements: usize,
     pool: Pool,
     /// In the order of their shards; no two are the children of one node.
-    held: Vec<Subtree>,
+    held: Vec<Subtree<V>>,
 }
 
 /// A contribution that the accumulator cannot take.
@@ -59,6 +61,14 @@ pub enum PushError {
 }
 
 impl Accumulator {
+    /// A vector for the next contribution; its content is whatever an earlier step left there.
+    #[must_use]
+    pub fn buffer(&self) -> Vec<f32> {
+        self.pool.take(self.num_elements)
+    }
+}
+
+impl<V: Summand> Accumulator<V> {
     /// Starts the sums of one step; vectors come from `pool` and go back to it.
     #[must_use]
     pub fn new(num_shards: u32, num_elements: usize, pool: Pool) -> Self {
@@ -70,18 +80,12 @@ impl Accumulator {
         }
     }
 
-    /// A vector for the next contribution; its content is whatever an earlier step left there.
-    #[must_use]
-    pub fn buffer(&self) -> Vec<f32> {
-        self.pool.take(self.num_elements)
-    }
-
     /// Adds the contribution of `shard`.
     ///
     /// # Errors
     /// [`PushError`], where there is no such shard, where it is already held, or where the length
     /// is not the arena's; nothing is added then.
-    pub fn push(&mut self, shard: ShardId, values: Vec<f32>) -> Result<(), PushError> {
+    pub fn push(&mut self, shard: ShardId, values: V) -> Result<(), PushError> {
         let num_shards = self.num_shards;
         if shard.0 >= num_shards {
             return Err(PushError::OutOfRange { shard, num_shards });
@@ -90,7 +94,7 @@ impl Accumulator {
             let by = self.held[at].run;
             PushError::Held { shard, by }
         })?;
-        let (len, expected) = (values.len(), self.num_elements);
+        let (len, expected) = (values.num_elements(), self.num_elements);
         if len != expected {
             return Err(PushError::Length {
                 shard,
@@ -126,7 +130,7 @@ impl Accumulator {
     /// They share the vectors of the accumulator, which goes on holding them; a later push leaves
     /// them as they are and adds elsewhere.
     #[must_use]
-    pub fn subtrees(&self) -> Vec<Subtree> {
+    pub fn subtrees(&self) -> Vec<Subtree<V>> {
         self.held.clone()
     }
 
@@ -134,7 +138,7 @@ impl Accumulator {
     /// pool.
     pub fn clear(&mut self) {
         for subtree in self.held.drain(..) {
-            self.pool.give_shared(subtree.values);
+            V::give_back(subtree.values, &self.pool);
         }
     }
 
@@ -157,10 +161,12 @@ impl Accumulator {
             .find(|at| self.are_siblings(*at))
         {
             let right = self.held.remove(left_at + 1);
-            let left = &mut self.held[left_at];
-            left.run = Run::new(left.run.start, right.run.end);
-            let values = std::mem::take(&mut left.values);
-            left.values = add(values, right.values, &self.pool);
+            let left = self.held.remove(left_at);
+            let sum = Subtree {
+                run: Run::new(left.run.start, right.run.end),
+                values: V::sum(left.values, right.values, &self.pool),
+            };
+            self.held.insert(left_at, sum);
             at = left_at;
         }
     }
@@ -174,25 +180,6 @@ impl Accumulator {
         tree::split(parent) == Some((left.run, right.run))
             && tree::subtrees(self.num_shards, parent) == [parent]
     }
-}
-
-/// `left + right`, in the memory of `left` unless somebody else sees it: an operation, even one
-/// that has failed, may still be sending it.
-fn add(mut left: Arc<Vec<f32>>, right: Arc<Vec<f32>>, pool: &Pool) -> Arc<Vec<f32>> {
-    let sum = if let Some(sum) = Arc::get_mut(&mut left) {
-        for (sum, right) in sum.iter_mut().zip(right.iter()) {
-            *sum += *right;
-        }
-        left
-    } else {
-        let mut sum = pool.take(left.len());
-        for ((sum, left), right) in sum.iter_mut().zip(left.iter()).zip(right.iter()) {
-            *sum = *left + *right;
-        }
-        Arc::new(sum)
-    };
-    pool.give_shared(right);
-    sum
 }
 
 #[cfg(test)]

@@ -70,9 +70,9 @@ mod conformance;
 #[cfg(test)]
 mod testing;
 
-pub use accumulator::Accumulator;
+pub use accumulator::{Accumulator, PushError};
 pub use error::{Error, LossReason};
 pub use group::{Counters, Group, OnSent, Revoker};
 pub use reduction::{Operation, Reduced, Reduction};
-pub use values::{Pool, Subtree, Values};
+pub use values::{Pool, Subtree, Summand, Values};
 pub use world::World;

@@ -8,12 +8,61 @@ use std::sync::{Arc, Mutex, PoisonError};
 use muster_cluster::tree::Run;
 
 /// The sum of one aligned subtree of shards, as a rank holds it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Subtree {
+#[derive(Debug, PartialEq)]
+pub struct Subtree<V = Vec<f32>> {
     /// The shards that are summed; a node of the canonical tree.
     pub run: Run,
     /// The sum: one value per element of the arena.
-    pub values: Arc<Vec<f32>>,
+    pub values: Arc<V>,
+}
+
+impl<V> Clone for Subtree<V> {
+    fn clone(&self) -> Self {
+        Self {
+            run: self.run,
+            values: Arc::clone(&self.values),
+        }
+    }
+}
+
+/// A vector that an accumulator adds up, wherever it is.
+pub trait Summand: Sized {
+    /// The number of elements.
+    fn num_elements(&self) -> usize;
+
+    /// `left + right`, each element rounded once, in the memory of `left` unless somebody else sees
+    /// it: an operation, even one that has failed, may still be sending it.
+    fn sum(left: Arc<Self>, right: Arc<Self>, pool: &Pool) -> Arc<Self>;
+
+    /// Its memory is free, if nobody else sees it.
+    fn give_back(vector: Arc<Self>, pool: &Pool);
+}
+
+impl Summand for Vec<f32> {
+    fn num_elements(&self) -> usize {
+        self.len()
+    }
+
+    fn sum(mut left: Arc<Self>, right: Arc<Self>, pool: &Pool) -> Arc<Self> {
+        let sum = if let Some(sum) = Arc::get_mut(&mut left) {
+            for (sum, right) in sum.iter_mut().zip(right.iter()) {
+                *sum += *right;
+            }
+            left
+        } else {
+            let mut sum = pool.take(left.len());
+            for ((sum, left), right) in sum.iter_mut().zip(left.iter()).zip(right.iter()) {
+                *sum = *left + *right;
+            }
+            Arc::new(sum)
+        };
+        pool.give_shared(right);
+        sum
+    }
+
+    fn give_back(vector: Arc<Self>, pool: &Pool) {
+        pool.give_shared(vector);
+    }
 }
 
 /// A range of a shared vector.

@@ -39,8 +39,34 @@ pub fn build_model(
     device: DeviceSpec,
 ) -> Result<Box<dyn Learner>, LearnerError> {
     let device = match device {
-        DeviceSpec::Cpu => Device::flex(),
+        DeviceSpec::Cpu => processor(),
     };
+    build_on(model, sample_shape, num_classes, &device)
+}
+
+/// The processors of this machine.
+///
+/// A test build may put the jobs of processors on a device of CubeCL, so that what ranks do on a GPU
+/// is tried without one: the kernels are the same, and so are the ways of vectors.
+fn processor() -> Device {
+    #[cfg(feature = "cube-cpu")]
+    if std::env::var_os("MUSTER_TEST_CUBE").is_some() {
+        return Device::cpu();
+    }
+    Device::flex()
+}
+
+/// [`build_model`] on any device of Burn, which is plain, not an autodiff device.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_on(
+    model: &ModelSpec,
+    sample_shape: &[u32],
+    num_classes: u32,
+    device: &Device,
+) -> Result<Box<dyn Learner>, LearnerError> {
+    let device = device.clone();
     let sample_shape = sizes(sample_shape, "data.shape")?;
     let classes = size(num_classes, "data.num_classes")?;
     match model {

@@ -2,7 +2,7 @@
 //! backward, counts. What a family computes is not known here.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use muster_trainer::learner::LearnerError;
 use muster_trainer::rng::ShardRng;
 use muster_trainer::{Arena, Batch, Layout, Learner, Metrics};
@@ -155,34 +155,19 @@ impl<M: Classifier> ClassifierLearner<M> {
     }
 }
 
-impl<M: Classifier> Learner for ClassifierLearner<M> {
-    fn layout(&self) -> Layout {
-        self.layout.clone()
-    }
-
-    fn init(&self, seed: u64) -> Vec<f32> {
-        init::kaiming_uniform(&self.layout, seed)
-    }
-
-    fn contribute(
-        &mut self,
+impl<M: Classifier> ClassifierLearner<M> {
+    /// A forward and a backward pass: the module, whose parameters have the gradients.
+    fn backward(
+        &self,
         arena: &Arena,
         batch: &Batch,
         rng: &ShardRng,
-        out: &mut [f32],
-    ) -> Result<Metrics, LearnerError> {
+    ) -> Result<(M, Gradients, Metrics), LearnerError> {
         self.check(batch)?;
         if batch.labels.is_empty() {
             return Err(LearnerError(
                 "a shard without samples has no mean loss".to_owned(),
             ));
-        }
-        if out.len() != self.layout.len() {
-            return Err(LearnerError(format!(
-                "the contribution has room for {} elements; the model's layout has {}",
-                out.len(),
-                self.layout.len()
-            )));
         }
         let flat = self.flat(arena)?;
         // Declared before every recorded tensor, hence dropped after all of them.
@@ -203,10 +188,52 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         let loss = (log_probabilities * self.targets(&batch.labels))
             .sum_dim(1)
             .sum_dim(0);
-        let mut gradients = loss.backward();
+        let gradients = loss.backward();
         unfinished.finished();
+        Ok((module, gradients, metrics))
+    }
+}
+
+impl<M: Classifier> Learner for ClassifierLearner<M> {
+    fn layout(&self) -> Layout {
+        self.layout.clone()
+    }
+
+    fn init(&self, seed: u64) -> Vec<f32> {
+        init::kaiming_uniform(&self.layout, seed)
+    }
+
+    fn device(&self) -> Option<Device> {
+        (self.device != Device::flex()).then(|| self.device.clone())
+    }
+
+    fn contribute(
+        &mut self,
+        arena: &Arena,
+        batch: &Batch,
+        rng: &ShardRng,
+        out: &mut [f32],
+    ) -> Result<Metrics, LearnerError> {
+        if out.len() != self.layout.len() {
+            return Err(LearnerError(format!(
+                "the contribution has room for {} elements; the model's layout has {}",
+                out.len(),
+                self.layout.len()
+            )));
+        }
+        let (module, mut gradients, metrics) = self.backward(arena, batch, rng)?;
         views::gather(&module, &mut gradients, out)?;
         Ok(metrics)
+    }
+
+    fn contribute_on_device(
+        &mut self,
+        arena: &Arena,
+        batch: &Batch,
+        rng: &ShardRng,
+    ) -> Result<(Tensor<1>, Metrics), LearnerError> {
+        let (module, mut gradients, metrics) = self.backward(arena, batch, rng)?;
+        Ok((views::join(&module, &mut gradients), metrics))
     }
 
     fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {

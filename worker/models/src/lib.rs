@@ -7,6 +7,7 @@
 //! 4. `views`: parameters as slices of the arena, and the gradients back.
 //! 5. `init`: first values. `dropout`: masks. Both from Muster's own generator.
 //! 6. [`canary()`]: what this machine's arithmetic looks like, as a hash.
+//! 7. [`smoke()`]: whether a device computes as the host does.
 //!
 //! To add a family: a file with a `derive(Module)` struct and its `Classifier`, and an arm in
 //! [`build_model`]. Layout, names, initial values and gradients follow from the struct.
@@ -18,7 +19,9 @@ mod dropout;
 mod glue;
 mod init;
 mod mlp;
+mod smoke;
 mod views;
 
-pub use build::{build, build_model};
+pub use build::{build, build_model, build_on};
 pub use canary::{canary, canary_hex};
+pub use smoke::{Checked, smoke};

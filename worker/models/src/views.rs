@@ -60,6 +60,17 @@ pub(crate) fn gather<M: Module>(
     visitor.error.map_or(Ok(()), Err)
 }
 
+/// The gradients of `module`'s parameters as one flat tensor on their device, in the order of the
+/// layout; zeros where a parameter had no part in the loss.
+pub(crate) fn join<M: Module>(module: &M, gradients: &mut Gradients) -> Tensor<1> {
+    let mut visitor = Join {
+        gradients,
+        parts: Vec::new(),
+    };
+    module.visit(&mut visitor);
+    Tensor::cat(visitor.parts, 0)
+}
+
 /// A tensor's elements on the host, row by row.
 ///
 /// # Errors
@@ -156,5 +167,22 @@ impl ModuleVisitor for Gather<'_> {
             },
             Err(error) => self.error = Some(unreadable(&error)),
         }
+    }
+}
+
+struct Join<'a> {
+    gradients: &'a mut Gradients,
+    parts: Vec<Tensor<1>>,
+}
+
+impl ModuleVisitor for Join<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val();
+        let len = value.shape().num_elements();
+        let gradient = match value.grad_remove(self.gradients) {
+            Some(gradient) => gradient.reshape([len]),
+            None => Tensor::zeros([len], &value.device().inner()),
+        };
+        self.parts.push(gradient);
     }
 }

@@ -46,10 +46,10 @@ fn step(trainer: &mut Trainer, num_shards: u32) -> StepReport {
     let mut notes = Vec::new();
     let mut contribute = |node: Run| {
         (node.num_shards() == 1).then(|| {
-            let mut out = vec![0.0; trainer.num_elements()];
+            let mut out = vec![0.0; trainer.num_elements()].into();
             let note = trainer.contribute(ShardId(node.start), &mut out);
             notes.push(note.expect("good samples"));
-            out
+            out.host().expect("it is here").into_owned()
         })
     };
     let mut add = |mut left: Vec<f32>, right: Vec<f32>| {

@@ -7,21 +7,18 @@
 
 use muster_cluster::ids::ShardId;
 use muster_collective::Group;
-use muster_trainer::ShardNote;
+use muster_trainer::{DeviceError, ShardNote, Vector};
 use muster_worker_core::audit::{self, Audit, Hash, Verdict, Vote};
 use muster_worker_core::rank::Cause;
 
 use crate::shared::Trouble;
 use crate::work::{Work, World, failed};
 
-/// BLAKE3 of a contribution as it lies in memory, and of its note.
-pub(crate) fn hash(values: &[f32], note: &ShardNote) -> Hash {
-    let mut bytes = Vec::new();
+/// BLAKE3 of the hash of a contribution, which is made where it lies, and of its note.
+pub(crate) fn hash(values: &Vector, note: &ShardNote) -> Result<Hash, DeviceError> {
+    let mut bytes = values.hash()?.as_bytes().to_vec();
     note.encode(&mut bytes);
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(bytemuck::cast_slice(values));
-    hasher.update(&bytes);
-    hasher.finalize().into()
+    Ok(blake3::hash(&bytes).into())
 }
 
 impl Work<'_> {
@@ -43,8 +40,10 @@ impl Work<'_> {
     pub(crate) fn hash_again(&mut self, shard: u32) -> Result<Hash, Trouble> {
         self.shared.check()?;
         let (values, note) = self.compute(ShardId(shard))?;
-        let hash = hash(&values, &note);
-        self.pool.give(values);
+        let hash = hash(&values, &note).map_err(|error| failed(&error))?;
+        if let Vector::Host(values) = values {
+            self.pool.give(values);
+        }
         Ok(hash)
     }
 

@@ -15,7 +15,7 @@ use muster_cluster::ids::ProcessId;
 use muster_collective::tcp::Token;
 use muster_collective::tcp::seal::HANDSHAKE_BYTES;
 use muster_proto::v1;
-use muster_trainer::{Head, Trainer};
+use muster_trainer::{DeviceError, Head, Trainer};
 use muster_worker_core::feed::{Feed, Item, Ticket};
 
 use crate::last::Last;
@@ -104,10 +104,18 @@ impl Hub {
     }
 
     /// Copies the shares that all agreed on behind this step.
-    pub(crate) fn copy(&self, tickets: &[Ticket], trainer: &Trainer, shared: &Shared) {
+    ///
+    /// # Errors
+    /// When the device that has the state cannot be read.
+    pub(crate) fn copy(
+        &self,
+        tickets: &[Ticket],
+        trainer: &Trainer,
+        shared: &Shared,
+    ) -> Result<(), DeviceError> {
         let agreed = self.lock().agreed(tickets);
         if agreed.is_empty() {
-            return;
+            return Ok(());
         }
         let (records, acked) = shared.tell(|machine| {
             let records: Vec<_> = machine.unacked().cloned().collect();
@@ -119,13 +127,14 @@ impl Hub {
             let share = Share {
                 attempt: ticket.attempt,
                 head: trainer.head(),
-                values: trainer.values(range),
+                values: trainer.values(range)?,
                 records: records.clone(),
                 acked,
             };
             self.lock().give(connection, ticket, share);
         }
         self.changed.notify_all();
+        Ok(())
     }
 
     /// A step is applied here, or is about to be.
@@ -252,7 +261,8 @@ impl Hub {
                         notes: last.notes.clone(),
                     };
                     begin.write(&mut stream)?;
-                    wire::write_values(&mut stream, &last.vector)?;
+                    let vector = last.vector.view().host().map_err(io::Error::other)?;
+                    wire::write_values(&mut stream, &vector)?;
                 }
             }
             stream.flush()?;

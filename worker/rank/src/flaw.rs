@@ -4,6 +4,8 @@
 //! `MUSTER_TEST_FLAW=process:step:once` flips a bit in the first contribution of an audited shard that
 //! this process computes at this step or later; `lasting` flips it in all of them.
 
+use muster_trainer::{DeviceError, Vector};
+
 /// See above.
 #[derive(Debug, Default)]
 pub(crate) struct Flaw {
@@ -32,15 +34,16 @@ impl Flaw {
     }
 
     /// Spoils a contribution to an audited shard of `step`, where it shows.
-    pub(crate) fn spoil(&mut self, step: u64, values: &mut [f32]) {
-        if self.from_step.is_some_and(|from| step >= from)
-            && let Some(value) = values.first_mut()
-        {
-            *value = f32::from_bits(value.to_bits() ^ 1);
+    pub(crate) fn spoil(&mut self, step: u64, values: &mut Vector) -> Result<(), DeviceError> {
+        if self.from_step.is_some_and(|from| step >= from) && !values.is_empty() {
+            for value in values.part(0..1)? {
+                values.set_part(0, &[f32::from_bits(value.to_bits() ^ 1)]);
+            }
             if !self.lasts {
                 self.from_step = None;
             }
         }
+        Ok(())
     }
 }
 
@@ -53,8 +56,9 @@ mod tests {
         let shows = |text: &str, process: u64| {
             let mut flaw = Flaw::parse(text, process).unwrap_or_default();
             let mut shows = |step| {
-                let mut values = [1.0, 2.0];
-                flaw.spoil(step, &mut values);
+                let mut values = Vector::Host(vec![1.0, 2.0]);
+                flaw.spoil(step, &mut values).expect("it is on the host");
+                let values = values.into_host().expect("it is on the host");
                 assert_eq!(values[1], 2.0);
                 values[0] != 1.0
             };

@@ -364,7 +364,7 @@ impl Following<'_, '_> {
     fn apply(&mut self, last: Last) -> Result<(), Trouble> {
         self.begin()?;
         let work = &mut *self.work;
-        let report = work.trainer.apply(&last.vector, &last.notes);
+        let report = work.trainer.apply(last.vector.view(), &last.notes);
         let report = report.map_err(|error| failed(&error))?;
         let Story {
             generation,

@@ -297,16 +297,24 @@ impl Window {
 
 impl Underway {
     /// Gives what the meeting wants of the state, if it wants anything yet.
-    pub(crate) fn give(&self, trainer: &Trainer) {
+    pub(crate) fn give(&self, trainer: &Trainer) -> Result<(), Trouble> {
         while let Ok(range) = self.wanted.try_recv() {
-            let _ = self.given.send((trainer.head(), trainer.values(range)));
+            self.hand(trainer, range)?;
         }
+        Ok(())
+    }
+
+    fn hand(&self, trainer: &Trainer, range: Range<usize>) -> Result<(), Trouble> {
+        let values = trainer.values(range).map_err(|error| failed(&error))?;
+        // Who asked may have given up meanwhile.
+        let _ = self.given.send((trainer.head(), values));
+        Ok(())
     }
 
     /// The group, once all are together and this rank has what it needs.
     pub(crate) fn wait(self, trainer: &Trainer) -> Result<(Group, Option<Received>), Trouble> {
         while let Ok(range) = self.wanted.recv() {
-            let _ = self.given.send((trainer.head(), trainer.values(range)));
+            self.hand(trainer, range)?;
         }
         let done = self.thread.join();
         done.unwrap_or_else(|_| Err(Trouble::Failed("the thread that meets panicked".to_owned())))

@@ -1,20 +1,19 @@
 //! The last step that a rank made, as it gives it to those that are one behind: to ranks of its next
 //! world, and to processes that follow.
 
-use std::sync::Arc;
-
 use muster_proto::v1;
 use muster_trainer::ShardNote;
 
 use crate::feed::wire::{decode_place, encode_place, number, take};
 use crate::heal::{decode_records, encode_records};
+use crate::held::Reduced;
 
 /// The last step's reduced vector, for ranks that were not as fast.
 #[derive(Debug)]
 pub(crate) struct Last {
     /// The step that it completed.
     pub(crate) step: u64,
-    pub(crate) vector: Arc<Vec<f32>>,
+    pub(crate) vector: Reduced,
     /// The notes of all shards, in their order.
     pub(crate) notes: Vec<ShardNote>,
     /// For those that follow, who keep records as the ranks do.

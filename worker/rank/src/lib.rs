@@ -15,6 +15,7 @@ mod flaw;
 mod follow;
 mod halt;
 mod heal;
+mod held;
 mod last;
 mod life;
 mod memory;

@@ -9,7 +9,7 @@ use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::History;
 use muster_cluster::shares;
 use muster_collective::tcp::Token;
-use muster_collective::{Accumulator, Pool, tcp};
+use muster_collective::{Pool, tcp};
 use muster_proto::v1;
 use muster_trainer::checkpoint::{Content, Meta};
 use muster_worker_core::rank::Rules;
@@ -19,6 +19,7 @@ use crate::feed::{Badge, Hub};
 use crate::flaw::Flaw;
 use crate::follow::follow;
 use crate::halt;
+use crate::held::Held;
 use crate::prepare::{Build, prepare};
 use crate::shared::{Shared, Trouble};
 use crate::work::{Spent, Work};
@@ -43,7 +44,7 @@ pub(crate) fn live(
         is_shared,
     };
     let state = prepared.has_state.then(|| prepared.trainer.step().0);
-    let kept = prepared.trainer.optimizer_state().shares.keys().copied();
+    let kept = prepared.trainer.kept().into_iter();
     let kept = if is_shared {
         shares::runs(kept)
     } else {
@@ -74,6 +75,7 @@ pub(crate) fn live(
     let pool = Pool::default();
     let num_shards = prepared.spec.train.logical_shards;
     let num_elements = prepared.trainer.num_elements();
+    let on_device = prepared.trainer.is_on_device();
     let badge = badge(assignment)?;
     let (feed, fed_from) = Hub::start(host, badge, num_elements)
         .map_err(|error| Trouble::Failed(format!("cannot listen on {host}: {error}")))?;
@@ -86,7 +88,7 @@ pub(crate) fn live(
     }));
     let mut work = Work {
         shared,
-        held: Accumulator::new(num_shards, num_elements, pool.clone()),
+        held: Held::new(num_shards, num_elements, pool.clone(), on_device),
         pool,
         notes: Vec::new(),
         audited: None,

@@ -97,7 +97,7 @@ fn restore(trainer: &mut Trainer, source: &v1::Manifest) -> Result<(), Trouble> 
     let mut files = BTreeMap::new();
     for file in &all {
         let content = Content::of_file(&file.name);
-        let is_kept = |share| trainer.optimizer_state().shares.contains_key(&share);
+        let is_kept = |share| trainer.kept().contains(&share);
         let content = content.filter(|content| match content {
             Content::Share(share) => is_kept(*share),
             Content::Params | Content::Optimizer => true,

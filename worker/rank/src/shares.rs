@@ -35,8 +35,7 @@ pub(crate) fn files(sharing: &Sharing) -> Vec<Content> {
 impl Work<'_> {
     /// The shares of the optimizer's state that are here.
     pub(crate) fn shares_here(&self) -> BTreeSet<u32> {
-        let shares = &self.trainer.optimizer_state().shares;
-        shares.keys().copied().collect()
+        self.trainer.kept().into_iter().collect()
     }
 
     /// Does all this, in order, or ends at the first that cannot be done.
@@ -72,13 +71,15 @@ impl Work<'_> {
     ) -> Result<(), Trouble> {
         self.shared.check()?;
         halt::at(self.shared, "move");
-        let state = self.trainer.optimizer_state();
-        let values = state.shares.get(&share).ok_or_else(|| {
+        let values = self.trainer.share(share).map_err(|error| failed(&error))?;
+        let values = values.ok_or_else(|| {
             Trouble::Failed(format!(
                 "rank {to} is to be given share {share} of the optimizer's state, which is not here"
             ))
         })?;
-        for vector in [values, self.trainer.parameters(share)] {
+        let parameters = self.trainer.parameters(share);
+        let parameters = parameters.map_err(|error| failed(&error))?;
+        for vector in [&values[..], &parameters] {
             group
                 .send_vector(to, vector, timeout)
                 .map_err(|error| closed_by(self.shared, group.world().generation.0, &error))?;
@@ -96,7 +97,7 @@ impl Work<'_> {
         self.shared.check()?;
         halt::at(self.shared, "move");
         let num_values = self.trainer.num_share_values(share);
-        let num_parameters = self.trainer.parameters(share).len();
+        let num_parameters = self.trainer.num_parameters(share);
         let mut receive = |len| {
             group
                 .recv_vector(from, len, timeout)
@@ -106,8 +107,7 @@ impl Work<'_> {
         self.trainer
             .take_share(share, values)
             .map_err(|error| failed(&error))?;
-        let own = self.trainer.parameters_mut(share);
-        own.copy_from_slice(&parameters);
+        self.trainer.set_parameters(share, &parameters);
         Ok(())
     }
 
@@ -121,11 +121,13 @@ impl Work<'_> {
     ) -> Result<(), Trouble> {
         halt::at(self.shared, "gather");
         let own = group.world().rank.0 as usize;
-        let num_elements = |share| self.trainer.parameters(share).len();
+        let num_elements = |share| self.trainer.num_parameters(share);
         for round in rounds(tellers, ROUND_ELEMENTS, num_elements) {
             let mut bytes: Vec<u8> = Vec::new();
             for share in round.get(own).into_iter().flatten() {
-                bytes.extend_from_slice(bytemuck::cast_slice(self.trainer.parameters(*share)));
+                let parameters = self.trainer.parameters(*share);
+                let parameters = parameters.map_err(|error| failed(&error))?;
+                bytes.extend_from_slice(bytemuck::cast_slice(&parameters));
             }
             let all = group
                 .all_gather(bytes, timeout)
@@ -137,13 +139,13 @@ impl Work<'_> {
                 let (values, rest) = bytes.as_chunks();
                 let mut values = values.iter();
                 for share in shares {
-                    let parameters = self.trainer.parameters_mut(*share);
-                    if values.len() < parameters.len() {
+                    let num_parameters = self.trainer.num_parameters(*share);
+                    if values.len() < num_parameters {
                         return Err(wrong_length(rank));
                     }
-                    for (parameter, value) in parameters.iter_mut().zip(values.by_ref()) {
-                        *parameter = f32::from_le_bytes(*value);
-                    }
+                    let values = values.by_ref().take(num_parameters);
+                    let parameters: Vec<f32> = values.map(|x| f32::from_le_bytes(*x)).collect();
+                    self.trainer.set_parameters(*share, &parameters);
                 }
                 if values.next().is_some() || !rest.is_empty() {
                     return Err(wrong_length(rank));
@@ -162,7 +164,8 @@ impl Work<'_> {
     ) -> Result<String, Trouble> {
         let mut mine = Vec::new();
         for share in sharing.owned() {
-            let digest = self.trainer.optimizer_state().digest(share);
+            let digest = self.trainer.share_digest(share);
+            let digest = digest.map_err(|error| failed(&error))?;
             let digest = digest.ok_or_else(|| not_told(share))?;
             mine.extend(share.to_le_bytes());
             mine.extend(digest);

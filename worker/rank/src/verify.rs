@@ -150,16 +150,20 @@ fn read_back(trainer: &mut Trainer, manifest: &Manifest) -> Result<(), String> {
     trainer
         .restore(&files, &identity)
         .map_err(|error| format!("step {step}: {}", error_chain(&error)))?;
+    let unread = |error| format!("step {step}: {error}");
     let pairs = [
         ("step", trainer.step().to_string(), step.to_string()),
         (
             "hash of the parameters",
-            trainer.arena_hash(),
+            trainer.arena_hash().map_err(unread)?,
             manifest.arena_hash.clone(),
         ),
         (
             "hash of the optimizer's state",
-            trainer.optimizer_hash().unwrap_or_default(),
+            trainer
+                .optimizer_hash()
+                .map_err(unread)?
+                .unwrap_or_default(),
             manifest.optimizer_hash.clone(),
         ),
         (

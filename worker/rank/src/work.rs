@@ -12,11 +12,9 @@ use muster_cluster::error_chain;
 use muster_cluster::ids::ShardId;
 use muster_cluster::job::JobSpec;
 use muster_cluster::tree::{self, Run};
-use muster_collective::{
-    Accumulator, Error as CollectiveError, Group, Operation, Pool, Revoker, tcp,
-};
+use muster_collective::{Error as CollectiveError, Group, Operation, Pool, Revoker, tcp};
 use muster_proto::{convert, v1};
-use muster_trainer::{ShardNote, Trainer};
+use muster_trainer::{ShardNote, Trainer, Vector};
 use muster_worker_core::audit::Hash;
 use muster_worker_core::rank::{Cause, Next, RankMachine, RankPlan, Rules};
 use muster_worker_core::sharing::Sharing;
@@ -26,6 +24,7 @@ use crate::feed::Hub;
 use crate::flaw::Flaw;
 use crate::halt;
 use crate::heal::{self, Meeting, Received, Underway};
+use crate::held::{Held, Reduced};
 use crate::last::{Last, Story};
 use crate::note::Note;
 use crate::shared::{Shared, Trouble};
@@ -45,7 +44,7 @@ pub(crate) struct Work<'a> {
     pub(crate) feed: Arc<Hub>,
     pub(crate) pool: Pool,
     /// The contributions to the step that comes next, kept until it is applied, and their notes.
-    pub(crate) held: Accumulator,
+    pub(crate) held: Held,
     pub(crate) notes: Vec<ShardNote>,
     /// The hash of the one of them that is audited, if it is there.
     pub(crate) audited: Option<Hash>,
@@ -250,7 +249,7 @@ impl Work<'_> {
         let missing = tree::difference(brings, &self.held.shards());
         for shard in missing.into_iter().flat_map(Run::shards) {
             if let Some(meeting) = meeting {
-                meeting.give(&self.trainer);
+                meeting.give(&self.trainer)?;
             }
             if !self.shared.tell(|machine| machine.begin_shard(shard)) {
                 return Err(Trouble::Closed);
@@ -259,7 +258,8 @@ impl Work<'_> {
             let (values, note) = self.compute(ShardId(shard))?;
             if self.audited_shard() == Some(shard) {
                 // Here, since it becomes a part of a sum.
-                self.audited = Some(audit::hash(&values, &note));
+                let hash = audit::hash(&values, &note).map_err(|error| failed(&error))?;
+                self.audited = Some(hash);
             }
             self.held
                 .push(ShardId(shard), values)
@@ -272,14 +272,15 @@ impl Work<'_> {
     }
 
     /// Computes a shard's contribution to the step that comes next.
-    pub(crate) fn compute(&mut self, shard: ShardId) -> Result<(Vec<f32>, ShardNote), Trouble> {
+    pub(crate) fn compute(&mut self, shard: ShardId) -> Result<(Vector, ShardNote), Trouble> {
         let mut values = self.held.buffer();
         let note = self
             .trainer
             .contribute(shard, &mut values)
             .map_err(|error| failed(&error))?;
         if self.audited_shard() == Some(shard.0) {
-            self.flaw.spoil(self.trainer.step().0, &mut values);
+            let spoilt = self.flaw.spoil(self.trainer.step().0, &mut values);
+            spoilt.map_err(|error| failed(&error))?;
         }
         Ok((values, note))
     }
@@ -308,7 +309,6 @@ impl Work<'_> {
         }
         let contributed = Instant::now();
         halt::at(self.shared, "reduce");
-        let num_shards = self.spec.train.logical_shards;
         let note = Note {
             stop: self.shared.stop.load(Ordering::SeqCst),
             pause: self.shared.pause(),
@@ -318,20 +318,9 @@ impl Work<'_> {
             tickets: self.feed.tickets(),
             shards: self.notes.clone(),
         };
-        let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
-        let operation = Operation {
-            step,
-            num_shards,
-            num_elements: self.trainer.num_elements(),
-            holdings: holdings.collect(),
-            mine: self.held.subtrees(),
-            note: note.encode(),
-        };
-        let reduced = group
-            .all_reduce(operation, world.timeout)
-            .map_err(|error| self.closed_by(world.plan.generation, &error))?;
+        let (vector, notes) = self.reduce(group, world, note.encode())?;
         halt::at(self.shared, "reduced");
-        let notes = Note::merge(&reduced.notes).map_err(|error| failed(&error))?;
+        let notes = Note::merge(&notes).map_err(|error| failed(&error))?;
         self.spent.awaited = group.awaited();
         if let Some(audit) = audit {
             self.settle(audit, notes.audit, group, world)?;
@@ -343,7 +332,7 @@ impl Work<'_> {
         };
         let last = Last {
             step: step.0,
-            vector: reduced.vector,
+            vector,
             notes: notes.shards,
             story: Story {
                 generation: world.plan.generation,
@@ -354,7 +343,8 @@ impl Work<'_> {
         self.shared.tell(|machine| machine.all_acked(notes.acked));
         self.apply(last, notes.stop, notes.pause, &times)?;
         // The state is that of this step, whether or not the world goes on.
-        self.feed.copy(&notes.tickets, &self.trainer, self.shared);
+        let copied = self.feed.copy(&notes.tickets, &self.trainer, self.shared);
+        copied.map_err(|error| failed(&error))?;
         match &world.sharing {
             Some(sharing) => {
                 let deeds = sharing.behind_step(&self.shares_here());
@@ -362,6 +352,38 @@ impl Work<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    /// The sum over all shards of the step that comes next, and everyone's notes.
+    fn reduce(
+        &mut self,
+        group: &mut Group,
+        world: &World,
+        note: Vec<u8>,
+    ) -> Result<(Reduced, Vec<Vec<u8>>), Trouble> {
+        let num_shards = self.spec.train.logical_shards;
+        if world.plan.size == 1
+            && let Some(whole) = self.held.whole_on_device(num_shards)
+        {
+            let notes = group.all_gather(note, world.timeout);
+            let notes = notes.map_err(|error| self.closed_by(world.plan.generation, &error))?;
+            return Ok((Reduced::Device(whole), notes));
+        }
+        let step = self.trainer.step();
+        let brings = world.brings(step.0);
+        let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
+        let operation = Operation {
+            step,
+            num_shards,
+            num_elements: self.trainer.num_elements(),
+            holdings: holdings.collect(),
+            mine: self.held.subtrees().map_err(|error| failed(&error))?,
+            note,
+        };
+        let reduced = group
+            .all_reduce(operation, world.timeout)
+            .map_err(|error| self.closed_by(world.plan.generation, &error))?;
+        Ok((Reduced::Host(reduced.vector), reduced.notes))
     }
 
     /// Makes the update, and keeps what made it for ranks that were not as fast.
@@ -390,14 +412,15 @@ impl Work<'_> {
         self.feed.applied(&last);
         let report = self
             .trainer
-            .apply(&last.vector, &last.notes)
+            .apply(last.vector.view(), &last.notes)
             .map_err(|error| failed(&error))?;
         halt::at(self.shared, "updated");
         self.forget();
         if let Some(old) = self.last.replace(last)
             && let Ok(old) = Arc::try_unwrap(old)
+            && let Reduced::Host(vector) = old.vector
         {
-            self.pool.give_shared(old.vector);
+            self.pool.give_shared(vector);
         }
         let record = self.record_of(report, times, key);
         self.shared.tell(|machine| {

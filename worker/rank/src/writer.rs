@@ -8,12 +8,13 @@ use std::{io, thread};
 
 use muster_cluster::error_chain;
 use muster_proto::v1;
-use muster_trainer::Snapshot;
 use muster_trainer::checkpoint::{self, CheckpointError, Content, Meta};
+use muster_trainer::{DeviceError, Snapshot};
 use v1::rank_report::Report;
 
 use crate::halt;
 use crate::shared::{Shared, Trouble};
+use crate::work::failed;
 
 /// The handing-over end.
 #[derive(Debug)]
@@ -64,16 +65,17 @@ impl Writer {
     /// time would be memory for nothing.
     ///
     /// # Errors
-    /// When the world is closed meanwhile, however long a disk may take.
+    /// When the world is closed meanwhile, however long a disk may take; when the device that has
+    /// the state cannot be read.
     pub(crate) fn write(
         &self,
-        snapshot: impl FnOnce() -> Snapshot,
+        snapshot: impl FnOnce() -> Result<Snapshot, DeviceError>,
         files: Vec<Content>,
         is_last: bool,
     ) -> Result<(), Trouble> {
         halt::at(&self.shared, "snapshot");
         self.shared.wait_for_writer()?;
-        let snapshot = snapshot();
+        let snapshot = snapshot().map_err(|error| failed(&error))?;
         // The thread ends only after a failure, which it reported.
         let _ = self.tasks.send(Task {
             snapshot,

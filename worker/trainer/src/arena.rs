@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use crate::vector::Vector;
 
 /// How an entry of the arena is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,14 +120,4 @@ impl Layout {
 }
 
 /// The parameters and buffers of a model.
-#[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a process holds one arena, and no list of them"
-)]
-pub enum Arena {
-    /// In the memory of the host.
-    Host(Vec<f32>),
-    /// In the memory of a device, as one flat tensor.
-    Device(Tensor<1>),
-}
+pub type Arena = Vector;

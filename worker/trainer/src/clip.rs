@@ -1,5 +1,5 @@
 //! Clipping by the global norm, as PyTorch's `clip_grad_norm_` does it, in one fixed order of
-//! additions: blocks of 64 Ki elements of the arena.
+//! additions: [`LANES`] sums a block of 64 Ki elements of the arena.
 
 use std::ops::Range;
 
@@ -8,11 +8,15 @@ use crate::arena::{Group, Layout};
 /// The length of a block, in elements of the arena. It decides bits.
 pub const BLOCK: usize = 64 * 1024;
 
+/// Into how many sums the squares of a block go: element `i` into number `i % LANES`. It decides bits,
+/// lets processors add several at a time, and gives a GPU a unit for each.
+pub const LANES: usize = 256;
+
 /// PyTorch adds this to the norm before it divides by it.
 const EPSILON: f64 = 1e-6;
 
 /// The L2 norm of `sum / divisor`, a vector of the layout, without its buffers: squares are summed in
-/// f64, in order within each block, and then block by block.
+/// f64, in [`LANES`] sums a block, which are added in order, and then block by block.
 ///
 /// # Panics
 /// When `sum` is not as long as the layout.
@@ -23,24 +27,28 @@ pub fn global_norm(layout: &Layout, sum: &[f32], divisor: f32) -> f64 {
         layout.len(),
         "a gradient is as long as its layout"
     );
-    let mut blocks = vec![0.0_f64; sum.len().div_ceil(BLOCK)];
-    for entry in layout
-        .entries()
-        .iter()
-        .filter(|entry| entry.group != Group::Buffer)
-    {
-        let mut start = entry.offset;
-        while start < entry.range().end {
-            let block = start / BLOCK;
-            let end = entry.range().end.min((block + 1) * BLOCK);
-            for &value in &sum[start..end] {
-                let value = f64::from(value / divisor);
-                blocks[block] += value * value;
+    let mut squares = 0.0_f64;
+    for (number, block) in sum.chunks(BLOCK).enumerate() {
+        let start = number * BLOCK;
+        let mut lanes = [0.0_f64; LANES];
+        let entries = layout.entries_in(start..start + block.len());
+        for (_, inside) in entries.filter(|(entry, _)| entry.group != Group::Buffer) {
+            let mut at = inside.start - start;
+            let end = inside.end - start;
+            while at < end {
+                // Up to the end of a row, so that lanes and values lie side by side.
+                let row_end = end.min((at / LANES + 1) * LANES);
+                let lanes = &mut lanes[at % LANES..];
+                for (lane, &value) in lanes.iter_mut().zip(&block[at..row_end]) {
+                    let value = f64::from(value / divisor);
+                    *lane += value * value;
+                }
+                at = row_end;
             }
-            start = end;
         }
+        squares += lanes.iter().fold(0.0, |sum, lane| sum + lane);
     }
-    blocks.iter().fold(0.0, |sum, block| sum + block).sqrt()
+    squares.sqrt()
 }
 
 /// What scales a gradient of that norm down to `max_norm`; `None` where it is no larger.
@@ -85,16 +93,16 @@ mod tests {
             .collect();
         let mut expected = 0.0_f64;
         for (number, block) in gradient.chunks(BLOCK).enumerate() {
-            let mut sum = 0.0_f64;
+            let mut sums = vec![0.0_f64; LANES];
             for (i, &value) in block.iter().enumerate() {
                 let at = number * BLOCK + i;
-                sum += if (120_000..120_007).contains(&at) {
+                sums[i % LANES] += if (120_000..120_007).contains(&at) {
                     0.0
                 } else {
                     f64::from(value).powi(2)
                 };
             }
-            expected += sum;
+            expected += sums.iter().fold(0.0, |sum, lane| sum + lane);
         }
         assert_eq!(
             global_norm(&layout, &gradient, 1.0).to_bits(),

@@ -22,6 +22,15 @@ pub struct NotFinite {
     pub value: NoNumber,
 }
 
+/// What a vector says of itself before a step is made of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Facts {
+    /// The L2 norm of what is no buffer, as [`crate::clip::global_norm`] has it.
+    pub(crate) norm: f64,
+    /// The first value that is no number.
+    pub(crate) not_finite: Option<NotFinite>,
+}
+
 /// A value that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoNumber {

@@ -15,6 +15,11 @@ pub trait Learner: Send {
     /// The first values of the arena; each drawn from `seed` and the parameter's name.
     fn init(&self, seed: u64) -> Vec<f32>;
 
+    /// The device that it computes on, and where the arena is to be; `None` for the host.
+    fn device(&self) -> Option<burn::tensor::Device> {
+        None
+    }
+
     /// What one logical shard adds to a step, written into `out` (of the layout's length): for
     /// weights and biases the gradient of the mean loss over the shard's samples, for buffers
     /// their new value. The metrics are sums over the shard's samples.
@@ -28,6 +33,20 @@ pub trait Learner: Send {
         rng: &crate::rng::ShardRng,
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError>;
+
+    /// [`Self::contribute`] of a learner that has a [`Self::device`]: the vector stays there.
+    ///
+    /// # Errors
+    /// As there; and for a learner without a device.
+    fn contribute_on_device(
+        &mut self,
+        arena: &Arena,
+        batch: &Batch,
+        rng: &crate::rng::ShardRng,
+    ) -> Result<(burn::tensor::Tensor<1>, Metrics), LearnerError> {
+        let _ = (arena, batch, rng);
+        Err(LearnerError("this model computes on the host".to_owned()))
+    }
 
     /// The metrics of samples with the parameters as they are; nothing is recorded for a
     /// backward pass and nothing is dropped out.

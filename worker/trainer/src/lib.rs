@@ -2,7 +2,7 @@
 //! it read.
 //!
 //! 1. [`learner`]: the trait that a model implements.
-//! 2. [`arena`]: all parameters of a model as one flat vector, and the layout that names its parts.
+//! 2. [`arena`]: all parameters of a model as one flat [`vector`], and the layout that names its parts.
 //! 3. [`trainer`]: the state of a job, and the step that moves it.
 //! 4. [`data`]: the samples; [`permutation`]: in which order they are read.
 //! 5. [`optimizer`], [`clip`] and [`schedule`]: how the parameters follow a gradient.
@@ -10,7 +10,8 @@
 //! 7. [`shares`]: the parts of an optimizer's state that ranks may divide.
 //! 8. [`notes`]: what travels beside a contribution; [`trace`]: which samples were read; [`finite`]:
 //!    values that are no numbers.
-//! 9. [`checkpoint`]: the state as files.
+//! 9. `device` (feature `cube`): the same over the memory of a device.
+//! 10. [`checkpoint`]: the state as files.
 //!
 //! What of the vocabulary its functions speak is given on, a job's specification above all, so
 //! that an author of models needs this crate alone.
@@ -19,6 +20,8 @@ pub mod arena;
 pub mod checkpoint;
 pub mod clip;
 pub mod data;
+#[cfg(feature = "cube")]
+pub mod device;
 pub mod finite;
 pub mod learner;
 pub mod notes;
@@ -29,6 +32,7 @@ pub mod schedule;
 pub mod shares;
 pub mod trace;
 pub mod trainer;
+pub mod vector;
 
 pub use muster_cluster::job::{self, spec};
 pub use muster_cluster::{History, JobName, ShardId, Step, tree};
@@ -41,3 +45,4 @@ pub use notes::{NoteError, ShardNote};
 pub use optimizer::Optimizer;
 pub use trace::{ReadTwice, Replay};
 pub use trainer::{Error, Head, Snapshot, StepReport, Trainer};
+pub use vector::{DeviceError, Vector, View};

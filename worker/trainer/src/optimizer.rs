@@ -5,12 +5,19 @@
 //! but the numbers. Not here: where the gradient comes from, how it is clipped ([`crate::clip`]),
 //! and how the learning rate moves (`schedule`).
 
+#[cfg(feature = "cube")]
+mod on_device;
+mod placed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
 use muster_cluster::shares::{NUM_SHARES, optimizer_hash};
 
+#[cfg(feature = "cube")]
+pub(crate) use self::on_device::OnDevice;
+pub(crate) use self::placed::Placed;
 use crate::arena::{Group, Layout};
 use crate::shares::{self, Cut};
 
@@ -40,16 +47,7 @@ impl State {
     /// `None` where the share is not kept.
     #[must_use]
     pub fn digest(&self, share: u32) -> Option<[u8; 32]> {
-        let values = self.shares.get(&share)?;
-        let mut hasher = blake3::Hasher::new();
-        let len = values.len() / self.vectors.len().max(1);
-        for (name, part) in self.vectors.iter().zip(values.chunks(len.max(1))) {
-            hasher.update(&(name.len() as u64).to_le_bytes());
-            hasher.update(name.as_bytes());
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(bytemuck::cast_slice(part));
-        }
-        Some(hasher.finalize().into())
+        Some(digest(self.vectors, self.shares.get(&share)?))
     }
 
     /// BLAKE3 of the whole state, in hex; `None` where it is not all here.
@@ -66,15 +64,24 @@ impl State {
     }
 }
 
+/// BLAKE3 over the values of a share, as [`State::digest`] has it.
+pub(crate) fn digest(vectors: &[&str], values: &[f32]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let len = values.len() / vectors.len().max(1);
+    for (name, part) in vectors.iter().zip(values.chunks(len.max(1))) {
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(bytemuck::cast_slice(part));
+    }
+    hasher.finalize().into()
+}
+
 impl Optimizer {
     /// An optimizer that has made no step, for an arena of that layout.
     #[must_use]
     pub fn new(spec: &OptimizerSpec, layout: &Layout) -> Self {
-        let vectors: &[&'static str] = match spec.kind {
-            OptimizerKind::Sgd { momentum: 0.0 } => &[],
-            OptimizerKind::Sgd { .. } => &["momentum"],
-            OptimizerKind::Adam { .. } | OptimizerKind::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
-        };
+        let vectors = vectors_of(spec.kind);
         let cut = Cut::new(layout.len());
         // Zeros take no memory before something else is written into them.
         let zeros = |share| vec![0.0; vectors.len() * cut.range(share).len()];
@@ -101,12 +108,14 @@ impl Optimizer {
         self.state.shares.retain(|share, _| kept.contains(share));
     }
 
-    /// Takes a share over; `false` where it is not as long as it has to be.
-    pub fn take(&mut self, share: u32, values: Vec<f32>) -> bool {
-        let expected = self.state.vectors.len() * self.cut.range(share).len();
-        let fits = values.len() == expected && share < NUM_SHARES;
+    /// Takes shares over; `false`, and none, where one is not as long as it has to be.
+    pub(crate) fn take_all(&mut self, values: Vec<(u32, Vec<f32>)>) -> bool {
+        let fits = values.iter().all(|(share, values)| {
+            let expected = self.state.vectors.len() * self.cut.range(*share).len();
+            values.len() == expected && *share < NUM_SHARES
+        });
         if fits {
-            self.state.shares.insert(share, values);
+            self.state.shares.extend(values);
         }
         fits
     }
@@ -200,6 +209,15 @@ impl Optimizer {
                 }
             }
         }
+    }
+}
+
+/// The names of the vectors of an optimizer's state.
+fn vectors_of(kind: OptimizerKind) -> &'static [&'static str] {
+    match kind {
+        OptimizerKind::Sgd { momentum: 0.0 } => &[],
+        OptimizerKind::Sgd { .. } => &["momentum"],
+        OptimizerKind::Adam { .. } | OptimizerKind::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
     }
 }
 

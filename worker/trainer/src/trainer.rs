@@ -13,7 +13,9 @@ mod error;
 mod share;
 mod sharing;
 mod snapshot;
+mod update;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -23,19 +25,20 @@ use muster_cluster::{ShardId, Step};
 
 pub use self::error::Error;
 pub use self::snapshot::{Head, Snapshot};
+use self::update::place;
 use crate::arena::{Arena, Layout};
 use crate::checkpoint::{self, CheckpointError};
-use crate::clip;
 use crate::data::Dataset;
 use crate::finite::{Fault, NotFinite};
 use crate::learner::{Learner, Metrics};
 use crate::notes::ShardNote;
-use crate::optimizer::{Optimizer, State};
+use crate::optimizer::{Placed, State};
 use crate::permutation::{self, SampleOrder};
 use crate::rng::ShardRng;
 use crate::schedule;
 use crate::shares::{self, Cut};
 use crate::trace;
+use crate::vector::{DeviceError, Vector, View};
 
 /// Held-out samples in one evaluation chunk. It decides the bits of an evaluation.
 const SAMPLES_PER_EVAL_CHUNK: u64 = 64;
@@ -47,7 +50,7 @@ pub struct Trainer {
     layout: Layout,
     cut: Cut,
     arena: Arena,
-    optimizer: Optimizer,
+    optimizer: Placed,
     order: SampleOrder,
     schedule: ScheduleSpec,
     learning_rate: f64,
@@ -132,8 +135,9 @@ impl Trainer {
             )));
         }
         let identity = Identity::of(spec).digest();
+        let (arena, optimizer) = place(learner.device(), values, &spec.optimizer, &layout)?;
         Ok(Self {
-            optimizer: Optimizer::new(&spec.optimizer, &layout),
+            optimizer,
             order: SampleOrder::new(
                 train.seed,
                 num_samples,
@@ -148,7 +152,7 @@ impl Trainer {
             num_shards: train.logical_shards,
             step: Step(0),
             trace: trace::start(),
-            arena: Arena::Host(values),
+            arena,
             learner,
             dataset,
             total_steps,
@@ -165,6 +169,12 @@ impl Trainer {
         self.layout.len()
     }
 
+    /// Whether the state is on a device.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.arena, Vector::Device(_))
+    }
+
     /// The number of updates applied so far.
     #[must_use]
     pub fn step(&self) -> Step {
@@ -177,12 +187,13 @@ impl Trainer {
         self.total_steps
     }
 
-    /// What one logical shard adds to the next step, written into `out`.
+    /// What one logical shard adds to the next step, written into `out`, or where the arena is on a
+    /// device put into its place.
     ///
     /// # Errors
     /// When there is no such shard, `out` is not as long as the arena, or the learner refuses the
     /// samples.
-    pub fn contribute(&mut self, shard: ShardId, out: &mut [f32]) -> Result<ShardNote, Error> {
+    pub fn contribute(&mut self, shard: ShardId, out: &mut Vector) -> Result<ShardNote, Error> {
         if shard.0 >= self.num_shards {
             return Err(Error::NoSuchShard {
                 shard,
@@ -195,19 +206,27 @@ impl Trainer {
         let batch = self.dataset.batch(&ids);
         self.reading += begun.elapsed();
         let rng = ShardRng::new(self.seed, self.step.0, shard.0);
-        let metrics = self
-            .learner
-            .contribute(&self.arena, &batch, &rng, out)
-            .map_err(|source| Error::Learner {
-                step: self.step,
-                shard,
-                source,
-            })?;
+        let metrics = if let (None, Vector::Host(out)) = (self.learner.device(), &mut *out) {
+            self.learner.contribute(&self.arena, &batch, &rng, out)
+        } else {
+            let learner = &mut self.learner;
+            let vector = learner.contribute_on_device(&self.arena, &batch, &rng);
+            vector.map(|(vector, metrics)| {
+                *out = Vector::Device(vector);
+                metrics
+            })
+        };
+        let metrics = metrics.map_err(|source| Error::Learner {
+            step: self.step,
+            shard,
+            source,
+        })?;
+        self.check_len(out.len())?;
         Ok(ShardNote {
             shard,
             metrics,
             digest: trace::of_shard(&self.dataset, &ids),
-            not_finite: NotFinite::find(out),
+            not_finite: self.facts(View::from(&*out), 1.0)?.not_finite,
         })
     }
 
@@ -238,10 +257,17 @@ impl Trainer {
     /// # Errors
     /// When the vector or the notes are not those of a whole step, or a value is not finite and the
     /// job is to stop then; nothing was applied.
-    pub fn apply(&mut self, reduced: &[f32], notes: &[ShardNote]) -> Result<StepReport, Error> {
+    pub fn apply<'a>(
+        &mut self,
+        reduced: impl Into<View<'a>>,
+        notes: &[ShardNote],
+    ) -> Result<StepReport, Error> {
+        let reduced = reduced.into();
         self.check_len(reduced.len())?;
         self.check_notes(notes)?;
-        let skipped = self.fault(reduced, notes);
+        // Divided, not multiplied by a rounded 1/L: each mean has one rounding.
+        let facts = self.facts(reduced, self.num_shards as f32)?;
+        let skipped = self.fault(facts.not_finite, notes);
         if let (Some(fault), NotFinitePolicy::Stop) = (&skipped, self.not_finite) {
             return Err(Error::NotFinite {
                 step: self.step,
@@ -251,7 +277,10 @@ impl Trainer {
         let learning_rate =
             self.learning_rate * schedule::factor(&self.schedule, self.total_steps, self.step.0);
         let grad_norm = match skipped {
-            None => self.update(reduced, learning_rate),
+            None => {
+                self.update(reduced, facts.norm, learning_rate)?;
+                facts.norm
+            }
             Some(_) => f64::NAN,
         };
         let mut metrics = Metrics::default();
@@ -267,50 +296,6 @@ impl Trainer {
             means: metrics.means(),
             grad_norm,
             learning_rate,
-        })
-    }
-
-    /// Moves parameters and optimizer; gives the norm of the gradient.
-    fn update(&mut self, reduced: &[f32], learning_rate: f64) -> f64 {
-        // Divided, not multiplied by a rounded 1/L: each mean has one rounding.
-        let num_shards = self.num_shards as f32;
-        let grad_norm = clip::global_norm(&self.layout, reduced, num_shards);
-        let factor = self
-            .clip_norm
-            .and_then(|max_norm| clip::factor(grad_norm, max_norm));
-        let t = self.step.next().0;
-        let mut gradient = Vec::new();
-        let kept: Vec<u32> = self.optimizer.state().shares.keys().copied().collect();
-        for share in kept {
-            let range = self.cut.range(share);
-            gradient.clear();
-            gradient.extend(reduced[range.clone()].iter().map(|sum| sum / num_shards));
-            if let Some(factor) = factor {
-                clip::scale(&self.layout, &mut gradient, range.clone(), factor);
-            }
-            let parameters = &mut host_mut(&mut self.arena)[range];
-            self.optimizer
-                .step_share(share, parameters, &gradient, learning_rate, t);
-        }
-        grad_norm
-    }
-
-    /// Why no update can be made from the sum of a step, if so. It follows from what all ranks have,
-    /// and one that is given the sum of a step later: all decide alike.
-    fn fault(&self, reduced: &[f32], notes: &[ShardNote]) -> Option<Fault> {
-        let mut faulty = notes
-            .iter()
-            .filter_map(|note| Some((note.shard, note.not_finite?)));
-        let Some((shard, not_finite)) = faulty.next() else {
-            let what = NotFinite::find(reduced)?.describe(&self.layout);
-            return Some(Fault::Sum { what });
-        };
-        let ids = self.order.ids(self.step.0, shard);
-        Some(Fault::Contribution {
-            shard,
-            what: not_finite.describe(&self.layout),
-            rows: ids.iter().map(|id| self.dataset.row(*id)).collect(),
-            num_others: faulty.count(),
         })
     }
 
@@ -343,15 +328,19 @@ impl Trainer {
     }
 
     /// BLAKE3 of the parameters and buffers, in hex.
-    #[must_use]
-    pub fn arena_hash(&self) -> String {
-        snapshot::arena_hash(host(&self.arena))
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn arena_hash(&self) -> Result<String, DeviceError> {
+        Ok(self.arena.hash()?.to_hex().to_string())
     }
 
     /// BLAKE3 of the optimizer's state, in hex; `None` where not all of it is kept here.
-    #[must_use]
-    pub fn optimizer_hash(&self) -> Option<String> {
-        self.optimizer.state().hash()
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn optimizer_hash(&self) -> Result<Option<String>, DeviceError> {
+        Ok(self.optimizer.state()?.hash())
     }
 
     /// The running hash of the samples that were read, per shard in shard order, in hex.
@@ -367,36 +356,48 @@ impl Trainer {
     }
 
     /// A copy of the state, to be written elsewhere.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, DeviceError> {
         self.snapshot_of(true, &shares::all().collect())
     }
 
     /// A copy of the parameters, if they are wanted, and of these shares of the optimizer's state,
     /// as far as they are kept here.
-    #[must_use]
-    pub fn snapshot_of(&self, with_parameters: bool, wanted: &BTreeSet<u32>) -> Snapshot {
-        let state = self.optimizer.state();
-        let kept = state.shares.iter();
-        let kept = kept.filter(|(share, _)| wanted.contains(share));
-        Snapshot {
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn snapshot_of(
+        &self,
+        with_parameters: bool,
+        wanted: &BTreeSet<u32>,
+    ) -> Result<Snapshot, DeviceError> {
+        let mut kept = self.optimizer.kept();
+        kept.retain(|share| wanted.contains(share));
+        let mut shares = BTreeMap::new();
+        for share in kept {
+            if let Some(values) = self.optimizer.share(share)? {
+                shares.insert(share, values.into_owned());
+            }
+        }
+        let arena = with_parameters.then(|| self.arena.host()).transpose()?;
+        Ok(Snapshot {
             step: self.step,
             trace: self.trace,
             layout: self.layout.clone(),
-            arena: with_parameters.then(|| host(&self.arena).to_vec()),
+            arena: arena.map(Cow::into_owned),
             optimizer: State {
-                vectors: state.vectors,
-                shares: kept
-                    .map(|(share, values)| (*share, values.clone()))
-                    .collect(),
+                vectors: self.optimizer.vectors(),
+                shares,
             },
-        }
+        })
     }
 
     /// How many values the state has that is kept here: the arena's, and the optimizer's.
     #[must_use]
     pub fn num_state_values(&self) -> usize {
-        self.layout.len() + self.optimizer.state().num_values()
+        self.layout.len() + self.optimizer.num_values()
     }
 
     /// Takes over the state that the files of a checkpoint hold, by their logical names, as far as
@@ -410,12 +411,10 @@ impl Trainer {
         files: &BTreeMap<String, Vec<u8>>,
         identity: &str,
     ) -> Result<(), CheckpointError> {
-        let state = self.optimizer.state();
-        let restored = checkpoint::decode(files, &self.layout, state, identity)?;
-        *host_mut(&mut self.arena) = restored.arena;
-        for (share, values) in restored.shares {
-            self.optimizer.take(share, values);
-        }
+        let (vectors, kept) = (self.optimizer.vectors(), self.optimizer.kept());
+        let restored = checkpoint::decode(files, &self.layout, vectors, &kept, identity)?;
+        self.arena.set(restored.arena);
+        self.optimizer.take(restored.shares.into_iter().collect());
         self.step = restored.step;
         self.trace = restored.trace;
         Ok(())
@@ -465,20 +464,6 @@ fn check_names(layout: &Layout) -> Result<(), Error> {
             entry.name
         )))
     })
-}
-
-fn host(arena: &Arena) -> &[f32] {
-    let Arena::Host(values) = arena else {
-        unreachable!("this trainer keeps its arena on the host")
-    };
-    values
-}
-
-fn host_mut(arena: &mut Arena) -> &mut Vec<f32> {
-    let Arena::Host(values) = arena else {
-        unreachable!("this trainer keeps its arena on the host")
-    };
-    values
 }
 
 #[cfg(test)]

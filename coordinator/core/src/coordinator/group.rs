@@ -182,9 +182,12 @@ impl Coordinator {
         outputs: &mut Vec<Output>,
     ) {
         let change = match change {
+            // Who asks a second time, as where an answer was lost, gets the same number.
             Change::AddLearner(ReplicaId(0)) => {
-                let next = self.members.newest().saturating_add(1);
-                Change::AddLearner(ReplicaId(next))
+                let mut members = self.members.iter();
+                let same = members.find(|(_, member)| member.address == address);
+                let next = || ReplicaId(self.members.newest().saturating_add(1));
+                Change::AddLearner(same.map_or_else(next, |(id, _)| id))
             }
             change => change,
         };

@@ -3,6 +3,7 @@
 use super::*;
 use std::net::Ipv4Addr;
 
+use crate::held::Reduced;
 use crate::last::Story;
 use muster_trainer::{Metrics, ShardId, ShardNote};
 use muster_worker_core::feed::Ask;
@@ -23,7 +24,7 @@ fn last(step: u64) -> Arc<Last> {
     };
     Arc::new(Last {
         step,
-        vector: Arc::new(vec![0.5, 1.5]),
+        vector: Reduced::Host(Arc::new(vec![0.5, 1.5])),
         notes: vec![note],
         story: Story {
             generation: 2,

@@ -13,6 +13,7 @@ use muster_worker_core::feed::Ask;
 use super::{Event, Share};
 use crate::feed::Badge;
 use crate::feed::wire::{self, BadBytes, Frame, Handshake, Kind};
+use crate::held::Reduced;
 use crate::last::Last;
 use crate::shared::Shared;
 
@@ -239,7 +240,7 @@ impl Call {
                     let vector = wire::read_values(stream, lengths.num_elements, |_| {})?;
                     let last = Last {
                         step,
-                        vector: Arc::new(vector),
+                        vector: Reduced::Host(Arc::new(vector)),
                         notes,
                         story,
                     };

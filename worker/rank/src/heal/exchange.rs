@@ -11,9 +11,10 @@ use prost::Message as _;
 
 use super::{Lack, Meeting, Received, Window};
 use crate::feed::share;
+use crate::held::Reduced;
 use crate::last::{Last, Story};
 use crate::shared::{Shared, Trouble};
-use crate::work::closed_by;
+use crate::work::{closed_by, failed};
 
 /// One rank's part in it, once all are connected.
 pub(super) struct Exchange<'a> {
@@ -68,7 +69,8 @@ impl Exchange<'_> {
         last: &Last,
     ) -> Result<(), Trouble> {
         self.send(group, to, encode_reduced(last))?;
-        self.send_vector(group, to, &last.vector)
+        let vector = last.vector.view().host().map_err(|error| failed(&error))?;
+        self.send_vector(group, to, &vector)
     }
 
     pub(super) fn take_reduced(&self, group: &mut Group, from: RankId) -> Result<Last, Trouble> {
@@ -78,7 +80,7 @@ impl Exchange<'_> {
             .ok_or_else(|| self.broken(format!("rank {from} sent a bad head")))?;
         Ok(Last {
             step,
-            vector: Arc::new(vector),
+            vector: Reduced::Host(Arc::new(vector)),
             notes,
             story,
         })

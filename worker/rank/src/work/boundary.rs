@@ -95,14 +95,17 @@ impl Work<'_> {
     ) -> Result<(), Trouble> {
         let optimizer_hash = match &world.sharing {
             Some(sharing) => self.shared_hash(group, sharing, world.timeout)?,
-            None => self.trainer.optimizer_hash().ok_or_else(|| {
-                Trouble::Failed("not all of the optimizer's state is here".to_owned())
-            })?,
+            None => {
+                let hash = self.trainer.optimizer_hash();
+                hash.map_err(|error| failed(&error))?.ok_or_else(|| {
+                    Trouble::Failed("not all of the optimizer's state is here".to_owned())
+                })?
+            }
         };
         let mut done = v1::Done {
             step: self.trainer.step().0,
             stopped,
-            arena_hash: self.trainer.arena_hash(),
+            arena_hash: self.trainer.arena_hash().map_err(|error| failed(&error))?,
             optimizer_hash,
             trace: self.trainer.trace(),
             metrics: BTreeMap::new(),

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{CheckpointError, Content};
 use crate::arena::{Entry, Group, Layout};
-use crate::optimizer::State;
 use crate::shares::{self, Cut};
 use crate::trainer::Snapshot;
 
@@ -183,7 +182,7 @@ fn view(shape: Vec<usize>, values: &[f32]) -> TensorView<'_> {
 }
 
 /// Reads the files of a checkpoint, by their logical names, for an arena of that layout and the
-/// shares of an optimizer's state that `state` has. Trusts nothing in them.
+/// shares of an optimizer's state that are `kept`, of vectors of those names. Trusts nothing in them.
 ///
 /// # Errors
 /// [`CheckpointError::Malformed`] or [`CheckpointError::Mismatch`], which name the file, or
@@ -191,7 +190,8 @@ fn view(shape: Vec<usize>, values: &[f32]) -> TensorView<'_> {
 pub(crate) fn decode(
     files: &BTreeMap<String, Vec<u8>>,
     layout: &Layout,
-    state: &State,
+    vectors: &[&str],
+    kept: &[u32],
     identity: &str,
 ) -> Result<Restored, CheckpointError> {
     let missing = |content: Content| CheckpointError::Missing {
@@ -226,15 +226,15 @@ pub(crate) fn decode(
     if let Some(bytes) = of(Content::Optimizer) {
         let optimizer = Parsed::new(Content::Optimizer, bytes)?;
         optimizer.expect_same(first)?;
-        restored.shares = optimizer.whole_state(layout, state)?;
+        restored.shares = optimizer.whole_state(layout, vectors, kept)?;
         return Ok(restored);
     }
-    for share in state.shares.keys().copied() {
+    for share in kept.iter().copied() {
         let content = Content::Share(share);
         let bytes = of(content).ok_or_else(|| missing(content))?;
         let parsed = Parsed::new(content, bytes)?;
         parsed.expect_same(first)?;
-        let values = parsed.share(layout, state, share)?;
+        let values = parsed.share(layout, vectors, share)?;
         restored.shares.insert(share, values);
     }
     Ok(restored)
@@ -304,20 +304,18 @@ impl<'a> Parsed<'a> {
         pairs.try_for_each(|(what, expected, found)| self.expect(what, &expected, found))
     }
 
-    /// The shares that `state` has, out of a file of all of it.
+    /// The shares that are `kept`, out of a file of all of them.
     fn whole_state(
         &self,
         layout: &Layout,
-        state: &State,
+        vectors: &[&str],
+        kept: &[u32],
     ) -> Result<BTreeMap<u32, Vec<f32>>, CheckpointError> {
-        self.expect_count(with_state(layout).count() * state.vectors.len())?;
+        self.expect_count(with_state(layout).count() * vectors.len())?;
         let cut = Cut::new(layout.len());
-        let mut shares: BTreeMap<u32, Vec<f32>> = state
-            .shares
-            .keys()
-            .map(|share| (*share, Vec::new()))
-            .collect();
-        for vector in state.vectors {
+        let mut shares: BTreeMap<u32, Vec<f32>> =
+            kept.iter().map(|share| (*share, Vec::new())).collect();
+        for vector in vectors {
             let mut values = vec![0.0; layout.len()];
             for entry in with_state(layout) {
                 let name = state_name(vector, entry);
@@ -334,13 +332,13 @@ impl<'a> Parsed<'a> {
     fn share(
         &self,
         layout: &Layout,
-        state: &State,
+        vectors: &[&str],
         share: u32,
     ) -> Result<Vec<f32>, CheckpointError> {
         let range = Cut::new(layout.len()).range(share);
-        self.expect_count(pieces(layout, range.clone()).count() * state.vectors.len())?;
-        let mut values = vec![0.0; range.len() * state.vectors.len()];
-        for (number, vector) in state.vectors.iter().enumerate() {
+        self.expect_count(pieces(layout, range.clone()).count() * vectors.len())?;
+        let mut values = vec![0.0; range.len() * vectors.len()];
+        for (number, vector) in vectors.iter().enumerate() {
             let of_vector = number * range.len();
             for piece in pieces(layout, range.clone()) {
                 let start = of_vector + piece.inside.start - range.start;

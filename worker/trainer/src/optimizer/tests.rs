@@ -189,8 +189,11 @@ fn a_share_that_is_given_on_goes_on_where_it_was() {
     taker.keep(&BTreeSet::from([3]));
     let mut arena = vec![0.25; layout.len()];
     giver.step(&mut arena, &vec![0.5; layout.len()], LEARNING_RATE, 1);
-    assert!(taker.take(7, giver.state().shares[&7].clone()));
-    assert!(!taker.take(8, vec![0.0; 5]), "no share has five values");
+    assert!(taker.take_all(vec![(7, giver.state().shares[&7].clone())]));
+    assert!(
+        !taker.take_all(vec![(8, vec![0.0; 5])]),
+        "no share has five values"
+    );
     assert_eq!(taker.state().shares.keys().collect::<Vec<_>>(), [&3, &7]);
     assert_eq!(taker.state().digest(7), giver.state().digest(7));
     assert_ne!(taker.state().digest(3), giver.state().digest(3));

@@ -4,6 +4,7 @@ use muster_cluster::{ShardId, Step};
 
 use crate::finite::Fault;
 use crate::learner::LearnerError;
+use crate::vector::DeviceError;
 
 /// What the trainer refuses; the state is as it was before the call.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -41,6 +42,9 @@ pub enum Error {
         #[source]
         source: LearnerError,
     },
+    /// The device that holds the state could not be read; the rank cannot go on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// No such logical shard.
     #[error("there is no logical shard {shard}; the job has {num_shards}")]
     NoSuchShard {

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::snapshot::slice;
-use super::{Error, Head, Trainer, host, host_mut};
+use super::{Error, Head, Trainer};
+use crate::vector::DeviceError;
 
 impl Trainer {
     /// What its state is beside its values.
@@ -17,11 +18,23 @@ impl Trainer {
 
     /// A copy of the elements `range` of its values: the arena, and behind it the optimizer's state as
     /// far as it is kept here.
-    #[must_use]
-    pub fn values(&self, range: Range<usize>) -> Vec<f32> {
-        let optimizer = self.optimizer.state().shares.values();
-        let optimizer = optimizer.map(|values| &values[..]);
-        slice(std::iter::once(host(&self.arena)).chain(optimizer), range)
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn values(&self, range: Range<usize>) -> Result<Vec<f32>, DeviceError> {
+        let len = self.arena.len();
+        let mut values = self.arena.part(range.start.min(len)..range.end.min(len))?;
+        let mut start = len;
+        for share in self.optimizer.kept() {
+            let end = start + self.num_share_values(share);
+            let inside = range.start.clamp(start, end)..range.end.clamp(start, end);
+            if !inside.is_empty() {
+                let share = self.optimizer.share(share)?.unwrap_or_default();
+                values.extend_from_slice(&share[inside.start - start..inside.end - start]);
+            }
+            start = end;
+        }
+        Ok(values)
     }
 
     /// Takes over the state of other ranks of the same job, whose [`Self::values`] these parts are one
@@ -40,13 +53,15 @@ impl Trainer {
         }
         let parts = || parts.iter().map(|part| &part[..]);
         let mut start = self.layout.len();
-        *host_mut(&mut self.arena) = slice(parts(), 0..start);
-        let kept = self.optimizer.state().shares.keys();
-        for share in kept.copied().collect::<Vec<_>>() {
+        self.arena.set(slice(parts(), 0..start));
+        let shares = self.optimizer.kept().into_iter().map(|share| {
             let end = start + self.num_share_values(share);
-            self.optimizer.take(share, slice(parts(), start..end));
+            let values = slice(parts(), start..end);
             start = end;
-        }
+            (share, values)
+        });
+        let shares = shares.collect();
+        self.optimizer.take(shares);
         self.go_to(head);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Steps whose gradient is not finite: what is refused, what is skipped, and with which bits.
 
 use super::*;
+use crate::clip;
 use crate::finite::NoNumber;
 
 /// Gives `value` for the second weight wherever a shard has the sample with these features.
@@ -141,8 +142,8 @@ fn a_skipped_step_moves_neither_parameters_nor_optimizer_and_counts() {
     assert!(matches!(skipped, Fault::Contribution { shard: found, .. } if found == shard));
     // The optimizer's count of updates goes on with the step.
     let (sum, notes) = reduced(&mut trainer);
-    let mut arena = host(&trainer.arena).to_vec();
-    let mut optimizer = trainer.optimizer.clone();
+    let mut arena = trainer.arena.host().expect("it is here").into_owned();
+    let mut optimizer = trainer.optimizer.host().expect("it is on the host").clone();
     let report = trainer.apply(&sum, &notes).expect("a good step");
     assert_eq!(report.skipped, None);
     let mut gradient: Vec<f32> = sum.iter().map(|value| value / 4.0).collect();
@@ -150,7 +151,7 @@ fn a_skipped_step_moves_neither_parameters_nor_optimizer_and_counts() {
         clip::scale(&trainer.layout, &mut gradient, 0..4, factor);
     }
     optimizer.step(&mut arena, &gradient, report.learning_rate, bad + 2);
-    assert_eq!(host(&trainer.arena), arena);
+    assert_eq!(trainer.arena.host().expect("it is here"), arena);
 }
 
 /// Ranks of any number, and a rank that is given a step's sum and notes by another one, decide alike.

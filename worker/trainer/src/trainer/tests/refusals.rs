@@ -34,7 +34,7 @@ fn notes_out_of_order_or_missing_are_refused() {
 fn shards_and_chunks_beyond_the_last_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut trainer = trainer(&job(folder.path(), ADAMW));
-    let mut out = vec![0.0; 4];
+    let mut out = vec![0.0; 4].into();
     let refusal = trainer
         .contribute(ShardId(4), &mut out)
         .expect_err("shards 0 to 3");
@@ -125,7 +125,7 @@ fn error_of_the_learner_names_step_and_shard() {
     let mut trainer =
         Trainer::new(&spec, Box::new(Fixed(layout, vec![0.0])), dataset).expect("it fits");
     let refusal = trainer
-        .contribute(ShardId(2), &mut [0.0])
+        .contribute(ShardId(2), &mut vec![0.0].into())
         .expect_err("it refuses all");
     assert_eq!(
         refusal.to_string(),

@@ -1,0 +1,185 @@
+//! Each operation against its twin on the host, bit for bit, on CubeCL's processor, and the code that
+//! is made of it for a GPU.
+
+use burn::tensor::Device;
+use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
+use proptest::prelude::*;
+
+use super::*;
+use crate::arena::{Group, Layout};
+use crate::clip;
+use crate::optimizer::{OnDevice, Optimizer};
+use crate::vector::write;
+
+fn device() -> Device {
+    Device::cpu()
+}
+
+/// Values of all magnitudes, both signs and both zeros, from a counter.
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    (0..len as u64)
+        .map(|i| {
+            let mixed = (i + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.rotate_left(17);
+            let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let mixed = mixed ^ (mixed >> 32);
+            let exponent = 100 + (mixed >> 24) % 40;
+            f32::from_bits((mixed as u32 & 0x807F_FFFF) | (exponent as u32) << 23)
+        })
+        .collect()
+}
+
+/// Entries of all groups, whose ends are no multiples of anything.
+fn layout(len: usize) -> Layout {
+    let mut layout = Layout::default();
+    let groups = [Group::Weight, Group::Bias, Group::Buffer];
+    let mut left = len;
+    let mut number = 0;
+    while left > 0 {
+        let part = (len / 7 + 13 * number + 1).min(left);
+        layout.push(format!("entry{number}"), [part], groups[number % 3]);
+        left -= part;
+        number += 1;
+    }
+    layout
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn updates_are_those_of_the_host() {
+    let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
+    let kinds = [
+        OptimizerKind::Sgd { momentum: 0.0 },
+        OptimizerKind::Sgd { momentum: 0.9 },
+        OptimizerKind::Adam {
+            beta1,
+            beta2,
+            epsilon,
+        },
+        OptimizerKind::AdamW {
+            beta1,
+            beta2,
+            epsilon,
+        },
+    ];
+    let len = 70_001;
+    let layout = layout(len);
+    for kind in kinds {
+        for weight_decay in [0.0, 0.01] {
+            let spec = OptimizerSpec {
+                kind,
+                learning_rate: 0.003,
+                weight_decay,
+            };
+            let mut host = Optimizer::new(&spec, &layout);
+            let mut parameters = values(len, 3);
+            let mut on_device = OnDevice::new(&spec, &layout, &device());
+            let mut there = write(parameters.clone(), &device());
+            for t in 1..=4 {
+                let sums = values(len, 100 + t);
+                let factor = (t % 2 == 0).then_some(0.25);
+                let mut gradient: Vec<f32> = sums.iter().map(|sum| sum / 3.0).collect();
+                if let Some(factor) = factor {
+                    clip::scale(&layout, &mut gradient, 0..len, factor);
+                }
+                host.step(&mut parameters, &gradient, 0.003, t);
+                let sums = write(sums, &device());
+                there = on_device.step(&there, &sums, 3.0, factor, 0.003, t);
+            }
+            assert_eq!(bits(&parameters), bits(&read(&there).unwrap()), "{kind:?}");
+            assert_eq!(*host.state(), on_device.state().unwrap(), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn norms_and_faults_are_those_of_the_host() {
+    for len in [1, 255, BLOCK, BLOCK + 1, 3 * BLOCK + 777] {
+        let layout = layout(len);
+        let groups = Groups::new(&layout, &device());
+        let mut vector = values(len, 9);
+        let found = facts(&write(vector.clone(), &device()), &groups, 3.0).unwrap();
+        let norm = clip::global_norm(&layout, &vector, 3.0);
+        assert_eq!(found.norm.to_bits(), norm.to_bits(), "{len}");
+        assert_eq!(found.not_finite, None);
+        for (at, bad) in [
+            (len / 2, f32::NEG_INFINITY),
+            (len - 1, f32::NAN),
+            (0, f32::INFINITY),
+        ] {
+            vector[at] = bad;
+            let found = facts(&write(vector.clone(), &device()), &groups, 3.0).unwrap();
+            assert_eq!(found.not_finite, NotFinite::find(&vector), "{at} of {len}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn sums_along_a_tree_are_those_of_the_host(len in 1usize..3000, shape in any::<u64>()) {
+        // A random tree: after each vector some of the additions that are possible, at the end all.
+        let num_vectors = 1 + (shape % 9) as usize;
+        let mut height = 0;
+        let adds: Vec<u32> = (0..num_vectors)
+            .map(|i| {
+                height += 1;
+                let possible = height - 1;
+                let is_last = i + 1 == num_vectors;
+                let wanted = (shape >> (8 + 3 * i) & 3) as u32;
+                let adds = if is_last { possible } else { wanted.min(possible) };
+                height -= adds;
+                adds
+            })
+            .collect();
+        let vectors = values(len * num_vectors, shape);
+        let sum = tree_sum(&write(vectors.clone(), &device()), &adds);
+        prop_assert_eq!(bits(&read(&sum).unwrap()), bits(&tree_sum_on_host(&vectors, &adds)));
+    }
+}
+
+#[test]
+fn hashes_are_those_of_the_host() {
+    let lens = [
+        0,
+        1,
+        255,
+        256,
+        257,
+        511,
+        512,
+        513,
+        768,
+        1025,
+        64 * 256,
+        64 * 256 + 1,
+        100_003,
+        1 << 18,
+    ];
+    for len in lens {
+        let vector = values(len, 5);
+        let expected = ::blake3::hash(bytemuck::cast_slice(&vector));
+        let found = hash(&write(vector, &device())).unwrap();
+        assert_eq!(found, expected, "{len} values");
+    }
+}
+
+#[test]
+fn bf16_is_rounded_to_the_nearest_and_even() {
+    use burn::tensor::DType;
+    let mut vector = values(5000, 11);
+    // Ties, and what lies beside them.
+    vector.extend((0..64_u32).map(|i| f32::from_bits(0x3F80_7FFF + i * 0x8000)));
+    vector.extend([0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, f32::INFINITY]);
+    let packed = write(vector.clone(), &device())
+        .cast(DType::BF16)
+        .cast(DType::F32);
+    let expected: Vec<f32> = vector
+        .into_iter()
+        .map(|value| half::bf16::from_f32(value).to_f32())
+        .collect();
+    assert_eq!(bits(&read(&packed).unwrap()), bits(&expected));
+}
