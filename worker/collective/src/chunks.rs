@@ -23,11 +23,16 @@ pub(crate) struct Chunks {
 impl Chunks {
     /// The elements that `owner` sums; empty for some owners of a small arena.
     pub(crate) fn chunk(&self, owner: RankId) -> Range<usize> {
-        let num_blocks = self.num_elements.div_ceil(BLOCK_ELEMENTS) as u128;
+        self.chunk_of_blocks(owner, BLOCK_ELEMENTS)
+    }
+
+    /// The elements that `owner` gets where chunks start at a multiple of `block_elements`.
+    pub(crate) fn chunk_of_blocks(&self, owner: RankId, block_elements: usize) -> Range<usize> {
+        let num_blocks = self.num_elements.div_ceil(block_elements) as u128;
         let bound = |owner: u32| {
             let block = num_blocks * u128::from(owner) / u128::from(self.num_owners.max(1));
             let block = usize::try_from(block).expect("a part of a usize is a usize");
-            block.saturating_mul(BLOCK_ELEMENTS).min(self.num_elements)
+            block.saturating_mul(block_elements).min(self.num_elements)
         };
         bound(owner.0)..bound(owner.0 + 1)
     }

@@ -3,6 +3,7 @@
 //! Waits are for states, never for times: an operation that should succeed gets [`PATIENT`], one
 //! that should fail at once gets it too and must not use it up.
 
+mod device;
 mod losses;
 mod salvage;
 mod silence;
@@ -77,8 +78,34 @@ conformance!(
     ranks_may_hold_no_shard,
     sums_outlive_a_loss_and_are_reduced_again_by_fewer_ranks,
     sums_outlive_a_revocation_and_are_reduced_again_by_fewer_ranks,
+    devices_give_the_bits_of_the_tree_and_of_the_host,
+    devices_may_hold_any_shards_or_none,
+    a_fast_sum_is_right_and_leaves_the_contributions,
+    buckets_may_be_started_one_by_one_and_ranks_may_be_slow,
+    ranks_that_mean_different_reductions_notice,
+    an_impossible_device_operation_harms_nothing,
+    a_device_rank_that_dies_in_any_phase_is_named_and_its_shards_are_salvaged,
+    a_revocation_ends_transfers_that_wait_for_a_device,
+    a_deadline_ends_transfers_that_wait_for_a_device,
+    a_library_that_fails_is_told_apart_from_a_lost_rank,
+    memory_that_is_not_let_go_ends_the_process,
+    a_reduction_that_is_given_up_fails_the_group,
+    kernels_that_fail_are_a_failure_of_the_device,
 );
 
+use device::{
+    a_deadline_ends_transfers_that_wait_for_a_device,
+    a_device_rank_that_dies_in_any_phase_is_named_and_its_shards_are_salvaged,
+    a_fast_sum_is_right_and_leaves_the_contributions,
+    a_library_that_fails_is_told_apart_from_a_lost_rank,
+    a_reduction_that_is_given_up_fails_the_group,
+    a_revocation_ends_transfers_that_wait_for_a_device,
+    an_impossible_device_operation_harms_nothing,
+    buckets_may_be_started_one_by_one_and_ranks_may_be_slow,
+    devices_give_the_bits_of_the_tree_and_of_the_host, devices_may_hold_any_shards_or_none,
+    kernels_that_fail_are_a_failure_of_the_device, memory_that_is_not_let_go_ends_the_process,
+    ranks_that_mean_different_reductions_notice,
+};
 use losses::{
     a_loss_is_blamed_on_the_rank_that_was_lost_first,
     a_rank_that_died_before_the_operation_is_named_by_all_survivors,

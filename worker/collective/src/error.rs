@@ -24,7 +24,8 @@ pub enum Error {
     #[error("the deadline passed while waiting for {}", list(waiting_for))]
     TimedOut {
         /// The ranks whose frames are still missing, in order; of a send, the rank that has no
-        /// room for more.
+        /// room for more. None where vectors travel between devices, whose libraries do not say
+        /// for whom they wait.
         waiting_for: Vec<RankId>,
     },
     /// A rank broke the rules of the exchange, or sent a vector of another length than expected.
@@ -39,6 +40,13 @@ pub enum Error {
     #[error("impossible operation: {what}")]
     Invalid {
         /// What is wrong with it, and what was expected.
+        what: String,
+    },
+    /// This rank's device, or the library that moves its vectors, has failed while no rank is known
+    /// to be lost.
+    #[error("the device failed: {what}")]
+    Device {
+        /// What failed, and what to do about it.
         what: String,
     },
     /// The operating system refused a resource (a thread, a socket).
@@ -77,7 +85,7 @@ impl Error {
 fn list(ranks: &[RankId]) -> String {
     let ranks: Vec<String> = ranks.iter().map(|rank| format!("rank {rank}")).collect();
     if ranks.is_empty() {
-        "no rank".to_owned()
+        "no rank in particular".to_owned()
     } else {
         ranks.join(", ")
     }

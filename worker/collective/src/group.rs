@@ -11,6 +11,7 @@ mod messages;
 mod on_sent;
 mod revoker;
 mod vectors;
+mod watch;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -419,7 +420,7 @@ impl Group {
         Frame::new(&self.world, self.sequence, Step::default(), body)
     }
 
-    fn check_usable(&self) -> Result<(), Error> {
+    pub(crate) fn check_usable(&self) -> Result<(), Error> {
         match &self.failure {
             Some(failure) => Err(failure.clone()),
             None if self.revoker.is_revoked() => Err(Error::Revoked),
@@ -444,13 +445,19 @@ impl Group {
         Error::Invalid { what }
     }
 
-    fn fail(&mut self, error: Error) -> Error {
+    pub(crate) fn fail(&mut self, error: Error) -> Error {
         self.failure.get_or_insert(error).clone()
     }
 
     /// Ends all connections without a goodbye, as a death would.
     #[cfg(test)]
     pub(crate) fn sever(mut self) {
+        self.cut();
+    }
+
+    /// As [`Self::sever`], where the group lives on in what holds it.
+    #[cfg(test)]
+    pub(crate) fn cut(&mut self) {
         self.leave(None);
     }
 

@@ -10,6 +10,8 @@
 //! 4. [`frame`]: what crosses a wire.
 //! 5. [`group`]: the handle that a rank holds, the same over every driver.
 //! 6. The drivers: [`memory`] (threads of one process) and [`tcp`] (hosts).
+//! 7. [`device`]: the same sums over the memory of devices, beside a group that keeps watch;
+//!    behind the feature `nccl`, the module of that name moves them among NVIDIA's.
 //!
 //! ```
 //! use std::time::Duration;
@@ -50,10 +52,13 @@
 
 pub mod accumulator;
 mod chunks;
+pub mod device;
 mod error;
 pub mod frame;
 pub mod group;
 pub mod memory;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod queue;
 pub mod reduction;
 pub mod tcp;

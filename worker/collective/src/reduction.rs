@@ -35,6 +35,7 @@ use crate::frame::{self, Assembly, Body, Frame, Part};
 use crate::values::{Pool, Subtree, Values};
 use crate::world::World;
 
+pub(crate) use operation::holders;
 pub use operation::{MAX_NOTE_BYTES, Operation};
 
 /// What every rank has after an all-reduce.

@@ -43,6 +43,21 @@ fn a_peer_that_stays_and_says_nothing_is_lost_and_is_told_so() {
 }
 
 #[test]
+fn a_watch_beside_transfers_sees_a_peer_that_says_nothing() {
+    let (mut group, raw) = with_raw_peer(Duration::from_millis(100));
+    assert_eq!(group.watch(Duration::ZERO), Ok(()));
+    let begun = Instant::now();
+    let silent = Error::PeerLost {
+        rank: RankId(0),
+        reason: LossReason::Silent,
+    };
+    assert_eq!(group.watch(PATIENT), Err(silent.clone()));
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    assert_eq!(group.watch(Duration::ZERO), Err(silent), "it stays so");
+    drop(raw);
+}
+
+#[test]
 fn a_sender_that_waits_for_a_silent_peer_goes_on() {
     let (mut group, raw) = with_raw_peer(Duration::from_millis(100));
     let begun = Instant::now();

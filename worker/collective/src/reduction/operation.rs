@@ -63,39 +63,7 @@ pub(super) fn leaves(world: &World, operation: &Operation) -> Result<Vec<(Run, R
     if *num_shards == 0 && *num_elements == 0 && holdings.is_empty() && mine.is_empty() {
         return Ok(Vec::new());
     }
-    if *num_shards == 0 || holdings.len() != world.len() {
-        let (num_holders, size) = (holdings.len(), world.size);
-        return Err(format!(
-            "{num_shards} shards held by {num_holders} ranks: expected at least one shard, and \
-             holdings for each of the {size} ranks"
-        ));
-    }
-    let mut leaves: Vec<(Run, RankId)> = world
-        .ranks()
-        .zip(holdings)
-        .flat_map(|(rank, runs)| runs.iter().map(move |run| (*run, rank)))
-        .collect();
-    leaves.sort_unstable();
-    let mut next = 0;
-    for (run, rank) in &leaves {
-        if run.start >= run.end
-            || run.end > *num_shards
-            || tree::subtrees(*num_shards, *run) != [*run]
-        {
-            return Err(format!(
-                "rank {rank} holds {run}, which is no node of the tree over {num_shards} shards"
-            ));
-        }
-        if run.start != next {
-            return Err(format!(
-                "the holdings go on with {run} (rank {rank}) after shard {next}: expected each shard once"
-            ));
-        }
-        next = run.end;
-    }
-    if next != *num_shards {
-        return Err(format!("nobody holds the shards {next}..{num_shards}"));
-    }
+    let leaves = holders(world.size, *num_shards, holdings)?;
     let mut held = holdings[World::index(world.rank)].clone();
     let mut brought: Vec<Run> = mine.iter().map(|subtree| subtree.run).collect();
     held.sort_unstable();
@@ -114,6 +82,48 @@ pub(super) fn leaves(world: &World, operation: &Operation) -> Result<Vec<(Run, R
             "the sum of {} has {len} elements: expected {num_elements}",
             subtree.run
         ));
+    }
+    Ok(leaves)
+}
+
+/// Checks what `size` ranks hold; the held subtrees with their holders, in tree order.
+pub(crate) fn holders(
+    size: u32,
+    num_shards: u32,
+    holdings: &[Vec<Run>],
+) -> Result<Vec<(Run, RankId)>, String> {
+    if num_shards == 0 || holdings.len() != size as usize {
+        let num_holders = holdings.len();
+        return Err(format!(
+            "{num_shards} shards held by {num_holders} ranks: expected at least one shard, and \
+             holdings for each of the {size} ranks"
+        ));
+    }
+    let mut leaves: Vec<(Run, RankId)> = (0..size)
+        .map(RankId)
+        .zip(holdings)
+        .flat_map(|(rank, runs)| runs.iter().map(move |run| (*run, rank)))
+        .collect();
+    leaves.sort_unstable();
+    let mut next = 0;
+    for (run, rank) in &leaves {
+        if run.start >= run.end
+            || run.end > num_shards
+            || tree::subtrees(num_shards, *run) != [*run]
+        {
+            return Err(format!(
+                "rank {rank} holds {run}, which is no node of the tree over {num_shards} shards"
+            ));
+        }
+        if run.start != next {
+            return Err(format!(
+                "the holdings go on with {run} (rank {rank}) after shard {next}: expected each shard once"
+            ));
+        }
+        next = run.end;
+    }
+    if next != num_shards {
+        return Err(format!("nobody holds the shards {next}..{num_shards}"));
     }
     Ok(leaves)
 }
