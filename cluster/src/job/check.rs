@@ -12,8 +12,9 @@ use super::draft::{JobDraft, Value, resolve};
 use super::error::Error;
 use super::size;
 use super::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
-    OptimizerSpec, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
+    CheckpointSpec, DataFormat, DataSpec, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy,
+    OptimizerKind, OptimizerSpec, Precision, Redundancy, ScheduleKind, ScheduleSpec, StopSpec,
+    TrainSpec, WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -27,6 +28,12 @@ const MAX_FEATURES: u32 = 1 << 24;
 const MAX_WIDTH: u32 = 1 << 16;
 /// Hidden layers, or convolutions.
 const MAX_LAYERS: usize = 16;
+/// Transformer blocks, and the heads of one.
+const MAX_BLOCKS: u32 = 1024;
+/// The tokens of one sample.
+const MAX_CONTEXT: u32 = 1 << 16;
+/// Token ids are u16.
+const MAX_VOCABULARY: u32 = 1 << 16;
 /// Steps of a job, so that sums of steps stay far from overflow.
 const MAX_STEPS: u64 = 1_000_000_000_000;
 /// Passes over the data: with any number of samples, fewer steps than fill 64 bits.
@@ -51,9 +58,10 @@ impl JobDraft {
             error: Error::default(),
         };
         let name = check.name();
+        let model = check.model();
         let spec = JobSpec {
-            model: check.model(),
-            data: check.data(base_dir, data_digest),
+            data: check.data(&model, base_dir, data_digest),
+            model,
             train: check.train(),
             optimizer: check.optimizer(),
             schedule: check.schedule(),
@@ -113,6 +121,16 @@ impl Check<'_> {
                 hidden: self.whole_u32("model.hidden", Some(64), 1..=MAX_WIDTH),
                 dropout,
             },
+            Some("gpt") => ModelSpec::Gpt {
+                layers: self.whole_u32("model.layers", Some(12), 1..=MAX_BLOCKS),
+                heads: self.whole_u32("model.heads", Some(12), 1..=MAX_BLOCKS),
+                width: self.whole_u32("model.width", Some(768), 1..=MAX_WIDTH),
+                context: self.whole_u32("model.context", Some(1024), 1..=MAX_CONTEXT),
+                dropout,
+            },
+            Some("resnet") => ModelSpec::Resnet {
+                width: self.whole_u32("model.width", Some(64), 1..=MAX_WIDTH / 8),
+            },
             // No family was understood: then the options' place cannot be either.
             _ => ModelSpec::Mlp {
                 hidden: self.widths("model.hidden", &[64], MAX_LAYERS, MAX_WIDTH),
@@ -121,13 +139,49 @@ impl Check<'_> {
         }
     }
 
-    fn data(&mut self, base_dir: &Path, data_digest: &str) -> DataSpec {
+    fn data(&mut self, model: &ModelSpec, base_dir: &Path, data_digest: &str) -> DataSpec {
         let source = self.path("data.source", true).unwrap_or_default();
-        self.require("data.shape");
+        let format = self.choice(
+            "data.format",
+            "data format",
+            Some("csv"),
+            &DataFormat::NAMES,
+        );
+        let format = match format {
+            Some("text") => DataFormat::Text,
+            Some("tokens") => DataFormat::Tokens,
+            _ => DataFormat::Csv,
+        };
+        let (shape, num_classes) = match (format, model) {
+            // Refused below, by the format.
+            (DataFormat::Csv, ModelSpec::Gpt { .. }) => (vec![1], 2),
+            (DataFormat::Csv, _) => {
+                self.require("data.shape");
+                let shape = self.widths("data.shape", &[1], 3, MAX_FEATURES);
+                let num_classes = self.whole_u32("data.num_classes", None, 2..=MAX_WIDTH);
+                (shape, num_classes)
+            }
+            (_, model) => {
+                let (default, least) = match format {
+                    // Every byte is a token of a text.
+                    DataFormat::Text => (Some(256), 256),
+                    _ => (None, 2),
+                };
+                let range = least..=MAX_VOCABULARY;
+                let vocabulary = self.whole_u32("data.vocabulary", default, range);
+                let context = match model {
+                    ModelSpec::Gpt { context, .. } => *context,
+                    // Refused below, as no other family takes tokens.
+                    _ => 1,
+                };
+                (vec![context], vocabulary)
+            }
+        };
         DataSpec {
             source: resolve(base_dir, &source),
-            shape: self.widths("data.shape", &[1], 3, MAX_FEATURES),
-            num_classes: self.whole_u32("data.num_classes", None, 2..=MAX_WIDTH),
+            format,
+            shape,
+            num_classes,
             scale: self.number_or("data.scale", 1.0, POSITIVE),
             holdout: self.number_or("data.holdout", 0.2, (Excluded(0.0), Excluded(1.0))),
             digest: data_digest.to_owned(),
@@ -160,6 +214,12 @@ impl Check<'_> {
             Some("stop"),
             &NotFinitePolicy::NAMES,
         );
+        let precision = self.choice(
+            "train.precision",
+            "precision",
+            Some("f32"),
+            &Precision::NAMES,
+        );
         TrainSpec {
             seed: self.whole("train.seed", Some(0), 0..=MAX_SEED),
             global_batch_size: self.whole_u32("train.global_batch_size", None, 1..=MAX_BATCH),
@@ -172,6 +232,10 @@ impl Check<'_> {
             },
             evaluate_every_steps: self.optional_whole("train.evaluate_every_steps", 1..=MAX_STEPS),
             audit_every: self.optional_whole("train.audit_every", 1..=MAX_STEPS),
+            precision: match precision {
+                Some("bf16") => Precision::Bf16,
+                _ => Precision::F32,
+            },
         }
     }
 
@@ -282,9 +346,26 @@ impl Check<'_> {
             workers,
             ..
         } = spec;
-        if let Some(message) = size::fault_of_shape(model, data) {
-            self.refuse("data.shape", message);
+        let is_gpt = matches!(model, ModelSpec::Gpt { .. });
+        if is_gpt != data.format.is_tokens() {
+            let (family, format) = (model.family(), data.format.name());
+            let expected = match is_gpt {
+                true => "a \"gpt\" learns from tokens: write format = \"text\" or \"tokens\"",
+                false => "it needs rows of features: write format = \"csv\", or family = \"gpt\"",
+            };
+            let message = format!("family {family:?} cannot use format = {format:?}; {expected}");
+            self.refuse("data.format", message);
             return;
+        }
+        if let Some((path, message)) = size::fault_of_shape(model, data) {
+            self.refuse(path, message);
+            return;
+        }
+        if train.precision != Precision::F32 && !is_gpt {
+            let (family, precision) = (model.family(), train.precision.name());
+            let message = format!("precision = {precision:?} is not offered by family {family:?}");
+            let expected = "only \"gpt\" has it: write precision = \"f32\"";
+            self.refuse("train.precision", format!("{message}; {expected}"));
         }
         let (batch, shards) = (train.global_batch_size, train.logical_shards);
         if batch % shards != 0 {

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::spec::{
-    DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, ScheduleKind, StopSpec,
+    DataFormat, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, Precision,
+    ScheduleKind, StopSpec,
 };
 
 /// What decides a job's bits, as texts by the key of the job file.
@@ -55,6 +56,7 @@ impl Identity {
         // Every field is named, so that a new one cannot be forgotten here.
         let super::spec::DataSpec {
             source: _,
+            format,
             shape,
             num_classes,
             scale,
@@ -62,9 +64,19 @@ impl Identity {
             digest,
         } = &spec.data;
         identity.set("data.digest", digest);
-        identity.set("data.shape", format!("{shape:?}"));
-        identity.set("data.num_classes", num_classes);
-        identity.set("data.scale", float(*scale));
+        match format {
+            // As it was before there were other formats.
+            DataFormat::Csv => {
+                identity.set("data.shape", format!("{shape:?}"));
+                identity.set("data.num_classes", num_classes);
+                identity.set("data.scale", float(*scale));
+            }
+            // The shape of a sample is the model's context.
+            DataFormat::Text | DataFormat::Tokens => {
+                identity.set("data.format", format.name());
+                identity.set("data.vocabulary", num_classes);
+            }
+        }
         identity.set("data.holdout", float(*holdout));
         let super::spec::TrainSpec {
             seed,
@@ -75,6 +87,7 @@ impl Identity {
             not_finite,
             evaluate_every_steps: _,
             audit_every: _,
+            precision,
         } = &spec.train;
         identity.set("train.seed", seed);
         identity.set("train.global_batch_size", global_batch_size);
@@ -85,6 +98,10 @@ impl Identity {
         // A job that stops has applied every step, so the default decides no bits.
         if *not_finite == NotFinitePolicy::Skip {
             identity.set("train.not_finite", not_finite.name());
+        }
+        // As it was before there was a choice.
+        if *precision != Precision::F32 {
+            identity.set("train.precision", precision.name());
         }
         identity.optimizer(&spec.optimizer);
         identity.schedule(&spec.schedule, *stop);
@@ -146,6 +163,20 @@ impl Identity {
                 self.set("model.hidden", hidden);
                 self.set("model.dropout", float(*dropout));
             }
+            ModelSpec::Gpt {
+                layers,
+                heads,
+                width,
+                context,
+                dropout,
+            } => {
+                self.set("model.layers", layers);
+                self.set("model.heads", heads);
+                self.set("model.width", width);
+                self.set("model.context", context);
+                self.set("model.dropout", float(*dropout));
+            }
+            ModelSpec::Resnet { width } => self.set("model.width", width),
         }
     }
 

@@ -11,8 +11,19 @@ const MAX_SHARD_VALUES: u64 = 1 << 31;
 /// Values of one sample.
 const MAX_FEATURES: u64 = 1 << 24;
 
-/// What is wrong with the shape of a sample, for this model.
-pub(super) fn fault_of_shape(model: &ModelSpec, data: &DataSpec) -> Option<String> {
+/// What is wrong with the shapes of a model and of its samples, and the key to change.
+pub(super) fn fault_of_shape(model: &ModelSpec, data: &DataSpec) -> Option<(&'static str, String)> {
+    if let ModelSpec::Gpt { heads, width, .. } = model {
+        return (width % heads != 0).then(|| {
+            let message = format!("heads = {heads} does not divide width = {width}");
+            let expected = "each head has its share of the width: change one of them";
+            ("model.heads", format!("{message}; {expected}"))
+        });
+    }
+    fault_of_row(model, data).map(|message| ("data.shape", message))
+}
+
+fn fault_of_row(model: &ModelSpec, data: &DataSpec) -> Option<String> {
     let shape = &data.shape;
     if num_features(data) > MAX_FEATURES {
         let message = format!("shape = {shape:?} has too many values");
@@ -21,6 +32,11 @@ pub(super) fn fault_of_shape(model: &ModelSpec, data: &DataSpec) -> Option<Strin
         ));
     }
     match (model, shape.as_slice()) {
+        (ModelSpec::Gpt { .. }, _) | (ModelSpec::Resnet { .. }, [_, _, _]) => None,
+        (ModelSpec::Resnet { .. }, _) => Some(format!(
+            "shape = {shape:?} is no image; a \"resnet\" expects [channels, height, width], \
+             e.g. shape = [3, 32, 32]"
+        )),
         (ModelSpec::Mlp { .. }, [_] | [_, _, _]) => None,
         (ModelSpec::Mlp { .. }, _) => Some(format!(
             "shape = {shape:?} is neither [features] nor [channels, height, width]; \
@@ -117,6 +133,39 @@ fn size_of(model: &ModelSpec, data: &DataSpec) -> Size {
             }
             inputs = from.saturating_mul(height * width);
             linear(&mut inputs, *hidden, &mut size);
+        }
+        ModelSpec::Gpt {
+            layers,
+            heads,
+            width,
+            context,
+            ..
+        } => {
+            let [layers, heads, width, context] =
+                [layers, heads, width, context].map(|size| u64::from(*size));
+            // Two tables of rows; a block's four matrices, their biases and two norms; a norm.
+            let tables = (u64::from(data.num_classes) + context) * width;
+            let block = 12 * width * width + 13 * width;
+            size.num_parameters = layers * block + tables + 2 * width;
+            // Scores of every token for every one, and the hidden layer. (Logits are made in parts.)
+            let scores = heads * context * context;
+            size.widest = scores.max(4 * width * context);
+            return size;
+        }
+        ModelSpec::Resnet { width } => {
+            let [channels, height, side] =
+                [0, 1, 2].map(|dim| data.shape.get(dim).map_or(1, |dim| u64::from(*dim)));
+            let width = u64::from(*width);
+            let conv = |from: u64, to: u64| 9 * from * to + 2 * to;
+            size.num_parameters = conv(channels, width);
+            size.widest = size.widest.max(width.saturating_mul(height * side));
+            let mut from = width;
+            for to in [width, 2 * width, 4 * width, 8 * width] {
+                let shortcut = if from == to { 0 } else { from * to + 2 * to };
+                size.num_parameters += conv(from, to) + 3 * conv(to, to) + shortcut;
+                from = to;
+            }
+            inputs = from;
         }
     }
     linear(&mut inputs, data.num_classes, &mut size);

@@ -55,11 +55,31 @@ pub enum ModelSpec {
         /// The probability of dropping an activation of the hidden layer, in `[0, 1)`.
         dropout: f64,
     },
+    /// GPT-2's architecture (Radford et al. 2019): a decoder of transformer blocks that predicts
+    /// each next token, with learned positions and output weights tied to the token embedding.
+    Gpt {
+        /// The number of blocks.
+        layers: u32,
+        /// The heads of each attention; divides `width`.
+        heads: u32,
+        /// The width of the residual stream.
+        width: u32,
+        /// The tokens of one sample, and of all that a position sees at most.
+        context: u32,
+        /// The probability of dropping an activation while training, in `[0, 1)`.
+        dropout: f64,
+    },
+    /// ResNet-18 for small images (He et al. 2016): a 3x3 stem and four stages of two blocks, with
+    /// batch norm; no max-pooling.
+    Resnet {
+        /// The channels of the stem and the first stage; each later stage has twice as many.
+        width: u32,
+    },
 }
 
 impl ModelSpec {
     /// The names of the families, as a job file writes them.
-    pub const FAMILIES: [&'static str; 2] = ["cnn", "mlp"];
+    pub const FAMILIES: [&'static str; 4] = ["cnn", "gpt", "mlp", "resnet"];
 
     /// The name of the family, as a job file writes it.
     #[must_use]
@@ -67,26 +87,63 @@ impl ModelSpec {
         match self {
             ModelSpec::Mlp { .. } => "mlp",
             ModelSpec::Cnn { .. } => "cnn",
+            ModelSpec::Gpt { .. } => "gpt",
+            ModelSpec::Resnet { .. } => "resnet",
         }
     }
 }
 
-/// A labelled table: one sample a row, its features and then its class.
+/// The samples of a job: rows of a labelled table, or windows of a run of tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSpec {
-    /// The file; CSV without a header, gzipped where its name ends in `.gz`. Absolute.
+    /// The file. Absolute.
     pub source: PathBuf,
-    /// One sample's shape, `[channels, height, width]` or `[features]`; its product is the number
-    /// of fields before the label.
+    /// What its bytes are.
+    pub format: DataFormat,
+    /// One sample's shape. Of a table `[channels, height, width]` or `[features]`, whose product is
+    /// the number of fields before the label; of tokens `[context]`.
     pub shape: Vec<u32>,
-    /// Labels are `0..num_classes`.
+    /// Labels are `0..num_classes`; of tokens, which are each other's labels, the vocabulary.
     pub num_classes: u32,
-    /// Features are divided by this.
+    /// Features are divided by this; 1 for tokens.
     pub scale: f64,
     /// The share of samples that is held out for evaluation, in `(0, 1)`.
     pub holdout: f64,
     /// BLAKE3 of the file's bytes as they are on disk, in hex.
     pub digest: String,
+}
+
+/// What the bytes of a data file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataFormat {
+    /// CSV without a header, one sample a row: its features and then its class. Gzipped where the
+    /// file's name ends in `.gz`.
+    Csv,
+    /// Any text: each byte is a token.
+    Text,
+    /// Token ids, each a little-endian u16.
+    Tokens,
+}
+
+impl DataFormat {
+    /// The names of the formats, as a job file writes them.
+    pub const NAMES: [&'static str; 3] = ["csv", "text", "tokens"];
+
+    /// The name of the format, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DataFormat::Csv => "csv",
+            DataFormat::Text => "text",
+            DataFormat::Tokens => "tokens",
+        }
+    }
+
+    /// Whether samples are windows of a run of tokens, and not rows of a table.
+    #[must_use]
+    pub fn is_tokens(self) -> bool {
+        self != DataFormat::Csv
+    }
 }
 
 /// Steps, batches and seeds.
@@ -108,6 +165,8 @@ pub struct TrainSpec {
     pub evaluate_every_steps: Option<u64>,
     /// One shard of every so many steps is computed a second time, by another rank.
     pub audit_every: Option<u64>,
+    /// In which numbers the model computes.
+    pub precision: Precision,
 }
 
 impl TrainSpec {
@@ -115,6 +174,30 @@ impl TrainSpec {
     #[must_use]
     pub fn samples_per_shard(&self) -> u32 {
         self.global_batch_size / self.logical_shards
+    }
+}
+
+/// In which numbers a model computes. Parameters, gradients and the optimizer's state are f32 in
+/// any case, and so is what needs it in a model: norms, softmax and the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// All of it in f32.
+    F32,
+    /// Products of matrices, and what is kept of activations, in bf16.
+    Bf16,
+}
+
+impl Precision {
+    /// The names, as a job file writes them.
+    pub const NAMES: [&'static str; 2] = ["f32", "bf16"];
+
+    /// The name, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
     }
 }
 

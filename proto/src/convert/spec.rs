@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use muster_cluster::command::Submission;
 use muster_cluster::job::JobSpec;
 use muster_cluster::job::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, NotFinitePolicy, OptimizerKind, OptimizerSpec,
-    Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
+    CheckpointSpec, DataFormat, DataSpec, DeviceSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
+    OptimizerSpec, Precision, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec,
+    WorkersSpec,
 };
 use v1::job_spec::Model;
 use v1::optimizer_spec::Kind as Optimizer;
@@ -43,9 +44,24 @@ pub fn spec_to(spec: &JobSpec) -> v1::JobSpec {
             hidden,
             dropout,
         }),
+        ModelSpec::Gpt {
+            layers,
+            heads,
+            width,
+            context,
+            dropout,
+        } => Model::Gpt(v1::GptSpec {
+            layers,
+            heads,
+            width,
+            context,
+            dropout,
+        }),
+        ModelSpec::Resnet { width } => Model::Resnet(v1::ResnetSpec { width }),
     };
     let DataSpec {
         source,
+        format,
         shape,
         num_classes,
         scale,
@@ -61,6 +77,10 @@ pub fn spec_to(spec: &JobSpec) -> v1::JobSpec {
             num_classes: *num_classes,
             scale: *scale,
             holdout: *holdout,
+            format: match format {
+                DataFormat::Csv => String::new(),
+                DataFormat::Text | DataFormat::Tokens => format.name().to_owned(),
+            },
         }),
         train: Some(train_to(train)),
         optimizer: Some(optimizer_to(optimizer)),
@@ -86,6 +106,20 @@ pub fn spec_from(message: v1::JobSpec, submission: &Submission) -> Result<JobSpe
             hidden,
             dropout,
         },
+        Model::Gpt(v1::GptSpec {
+            layers,
+            heads,
+            width,
+            context,
+            dropout,
+        }) => ModelSpec::Gpt {
+            layers,
+            heads,
+            width,
+            context,
+            dropout,
+        },
+        Model::Resnet(v1::ResnetSpec { width }) => ModelSpec::Resnet { width },
     };
     let data = message.data.ok_or(BadMessage::Missing("data"))?;
     let train = message.train.ok_or(BadMessage::Missing("train"))?;
@@ -100,6 +134,7 @@ pub fn spec_from(message: v1::JobSpec, submission: &Submission) -> Result<JobSpe
         model,
         data: DataSpec {
             source: PathBuf::from(data.source),
+            format: format(&data.format)?,
             shape: data.shape,
             num_classes: data.num_classes,
             scale: data.scale,
@@ -135,6 +170,7 @@ fn train_to(train: &TrainSpec) -> v1::TrainSpec {
         not_finite,
         evaluate_every_steps,
         audit_every,
+        precision,
     } = *train;
     v1::TrainSpec {
         seed,
@@ -148,6 +184,10 @@ fn train_to(train: &TrainSpec) -> v1::TrainSpec {
         not_finite: not_finite.name().to_owned(),
         evaluate_every_steps,
         audit_every,
+        precision: match precision {
+            Precision::F32 => String::new(),
+            Precision::Bf16 => precision.name().to_owned(),
+        },
     }
 }
 
@@ -168,6 +208,7 @@ fn train_from(train: &v1::TrainSpec) -> Result<TrainSpec, BadMessage> {
         not_finite: policy.ok_or_else(|| none("policy", &train.not_finite))?,
         evaluate_every_steps: train.evaluate_every_steps,
         audit_every: train.audit_every,
+        precision: precision(&train.precision)?,
     })
 }
 
@@ -285,6 +326,25 @@ fn workers_from(workers: &v1::WorkersSpec) -> Result<WorkersSpec, BadMessage> {
     })
 }
 
+/// What the bytes of the data are, by the name that a job file writes.
+fn format(name: &str) -> Result<DataFormat, BadMessage> {
+    match name {
+        "" => Ok(DataFormat::Csv),
+        "text" => Ok(DataFormat::Text),
+        "tokens" => Ok(DataFormat::Tokens),
+        _ => Err(none("format", name)),
+    }
+}
+
+/// In which numbers the model computes, by the name that a job file writes.
+fn precision(name: &str) -> Result<Precision, BadMessage> {
+    match name {
+        "" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err(none("precision", name)),
+    }
+}
+
 /// How many ranks keep the optimizer's state, by the name that a job file writes.
 pub(super) fn redundancy(name: &str) -> Result<Redundancy, BadMessage> {
     let all = [Redundancy::Full, Redundancy::Shadow, Redundancy::None];
@@ -311,109 +371,4 @@ fn none(what: &'static str, name: &str) -> BadMessage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const JOBS: [&str; 2] = [
-        r#"
-        name = "a"
-        [model]
-        family = "mlp"
-        hidden = [8, 4]
-        [data]
-        source = "digits.csv.gz"
-        shape = [64]
-        num_classes = 10
-        [train]
-        global_batch_size = 64
-        logical_shards = 8
-        steps = 1000
-        [optimizer]
-        kind = "sgd"
-        learning_rate = 0.1
-        "#,
-        r#"
-        name = "b"
-        [model]
-        family = "cnn"
-        channels = [4]
-        hidden = 8
-        dropout = 0.3
-        [data]
-        source = "/elsewhere/digits.csv"
-        shape = [1, 8, 8]
-        num_classes = 10
-        scale = 16
-        holdout = 0.1
-        [train]
-        seed = 7
-        global_batch_size = 64
-        logical_shards = 8
-        epochs = 3
-        clip_norm = 1.5
-        not_finite = "skip"
-        evaluate_every_steps = 5
-        audit_every = 6
-        [optimizer]
-        kind = "adamw"
-        learning_rate = 1e-3
-        weight_decay = 0.02
-        beta1 = 0.8
-        [schedule]
-        kind = "cosine"
-        warmup_steps = 2
-        decay_steps = 99
-        final_factor = 0.25
-        [workers]
-        min = 2
-        max = 4
-        spares = 1
-        redundancy = "shadow"
-        [checkpoint]
-        folder = "kept"
-        every_steps = 9
-        keep = 2
-        "#,
-    ];
-
-    fn submission(draft: &str) -> Submission {
-        Submission {
-            draft: draft.to_owned(),
-            base_dir: PathBuf::from("/jobs"),
-            data_digest: "d1be57".to_owned(),
-            fresh: false,
-        }
-    }
-
-    #[test]
-    fn a_spec_comes_back_as_it_was() {
-        for draft in JOBS {
-            let submission = submission(draft);
-            let spec = submission.check().unwrap();
-            assert_eq!(spec_from(spec_to(&spec), &submission).unwrap(), spec);
-        }
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_named() {
-        let submission = submission(JOBS[1]);
-        let spec = spec_to(&submission.check().unwrap());
-        let fault = |spoil: fn(&mut v1::JobSpec)| {
-            let mut spec = spec.clone();
-            spoil(&mut spec);
-            spec_from(spec, &submission).unwrap_err().to_string()
-        };
-        assert_eq!(
-            [
-                fault(|spec| spec.model = None),
-                fault(|spec| spec.train.as_mut().unwrap().logical_shards = 0),
-                fault(|spec| spec.workers.as_mut().unwrap().device = "abacus".to_owned()),
-            ],
-            [
-                "the message has no model",
-                "the message's job makes no sense: 2 to 4 workers share 0 shards",
-                "the message's device makes no sense: \"abacus\" is none",
-            ]
-        );
-    }
-}
+mod tests;

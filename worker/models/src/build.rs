@@ -4,11 +4,13 @@
 use burn::tensor::Device;
 use muster_trainer::Learner;
 use muster_trainer::learner::LearnerError;
-use muster_trainer::spec::{DeviceSpec, JobSpec, ModelSpec};
+use muster_trainer::spec::{DeviceSpec, JobSpec, ModelSpec, Precision};
 
 use crate::cnn::{self, Cnn};
 use crate::glue::ClassifierLearner;
+use crate::gpt::{self, GptLearner};
 use crate::mlp::Mlp;
+use crate::resnet::{self, Resnet};
 
 /// The most parameters of a model: counts and offsets stay far from any integer's end, and an
 /// absurd width is refused before memory is asked for.
@@ -19,16 +21,16 @@ const MAX_PARAMETERS: usize = 1 << 33;
 /// # Errors
 /// When the model and the samples' shape do not fit each other; the text names the key.
 pub fn build(spec: &JobSpec) -> Result<Box<dyn Learner>, LearnerError> {
-    build_model(
+    build_with(
         &spec.model,
         &spec.data.shape,
         spec.data.num_classes,
         spec.workers.device,
+        spec.train.precision,
     )
 }
 
-/// [`build`] from the four parts of a specification that decide the learner: the model, the shape
-/// of a sample, the number of classes and the device.
+/// [`build_with`] in f32.
 ///
 /// # Errors
 /// As [`build`].
@@ -38,10 +40,25 @@ pub fn build_model(
     num_classes: u32,
     device: DeviceSpec,
 ) -> Result<Box<dyn Learner>, LearnerError> {
+    build_with(model, sample_shape, num_classes, device, Precision::F32)
+}
+
+/// [`build`] from the parts of a specification that decide the learner: the model, the shape of a
+/// sample, the number of classes (or the vocabulary), the device and the precision.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(
+    model: &ModelSpec,
+    sample_shape: &[u32],
+    num_classes: u32,
+    device: DeviceSpec,
+    precision: Precision,
+) -> Result<Box<dyn Learner>, LearnerError> {
     let device = match device {
         DeviceSpec::Cpu => processor(),
     };
-    build_on(model, sample_shape, num_classes, &device)
+    build_on(model, sample_shape, num_classes, &device, precision)
 }
 
 /// The processors of this machine.
@@ -56,7 +73,7 @@ fn processor() -> Device {
     Device::flex()
 }
 
-/// [`build_model`] on any device of Burn, which is plain, not an autodiff device.
+/// [`build_with`] on any device of Burn, which is plain, not an autodiff device.
 ///
 /// # Errors
 /// As [`build`].
@@ -65,6 +82,7 @@ pub fn build_on(
     sample_shape: &[u32],
     num_classes: u32,
     device: &Device,
+    precision: Precision,
 ) -> Result<Box<dyn Learner>, LearnerError> {
     let device = device.clone();
     let sample_shape = sizes(sample_shape, "data.shape")?;
@@ -121,6 +139,56 @@ pub fn build_on(
                 *dropout,
             )))
         }
+        ModelSpec::Gpt {
+            layers,
+            heads,
+            width,
+            context,
+            dropout,
+        } => {
+            check_dropout(*dropout)?;
+            let shape = gpt::Shape {
+                layers: size(*layers, "model.layers")?,
+                heads: size(*heads, "model.heads")?,
+                width: size(*width, "model.width")?,
+                context: size(*context, "model.context")?,
+                vocabulary: classes,
+            };
+            if !shape.width.is_multiple_of(shape.heads) {
+                return Err(LearnerError(format!(
+                    "model.heads = {heads} does not divide model.width = {width}"
+                )));
+            }
+            if sample_shape != [shape.context] {
+                return Err(LearnerError(format!(
+                    "the samples have shape {sample_shape:?}; a \"gpt\" of model.context = {context} \
+                     needs [{context}]"
+                )));
+            }
+            check_size(gpt_parameters(&shape))?;
+            Ok(Box::new(GptLearner::new(
+                shape, *dropout, precision, device,
+            )))
+        }
+        ModelSpec::Resnet { width } => {
+            let width = size(*width, "model.width")?;
+            let Ok([channels, height, side]) = <[usize; 3]>::try_from(sample_shape.as_slice())
+            else {
+                return Err(LearnerError(format!(
+                    "data.shape is {sample_shape:?}; the model family \"resnet\" needs [channels, \
+                     height, width]"
+                )));
+            };
+            check_size(resnet_parameters(channels, width, classes))?;
+            let template = Resnet::template([channels, height, side], width, classes, &device);
+            Ok(Box::new(ClassifierLearner::new(
+                template,
+                device,
+                sample_shape,
+                classes,
+                0.0,
+            )))
+        }
     }
 }
 
@@ -164,6 +232,24 @@ fn too_large() -> LearnerError {
     LearnerError(format!(
         "the model has more than {MAX_PARAMETERS} parameters; make a layer of [model] smaller"
     ))
+}
+
+/// The parameters of a gpt but for its norms and biases, or `None` where the count does not fit.
+fn gpt_parameters(shape: &gpt::Shape) -> Option<usize> {
+    let rows = shape.vocabulary.checked_add(shape.context)?;
+    let of_blocks = shape.width.checked_mul(12)?.checked_mul(shape.layers)?;
+    rows.checked_add(of_blocks)?.checked_mul(shape.width)
+}
+
+/// The kernels of a resnet's first convolution and its last stage, by far the largest, and its
+/// output layer; or `None` where the count does not fit.
+fn resnet_parameters(channels: usize, width: usize, classes: usize) -> Option<usize> {
+    let last = resnet::last_channels(width)?;
+    let of_stem = channels.checked_mul(width)?.checked_mul(9)?;
+    let of_stage = last.checked_mul(last)?.checked_mul(36)?;
+    of_stem
+        .checked_add(of_stage)?
+        .checked_add(last.checked_mul(classes)?)
 }
 
 /// Weights and biases of linear layers, or `None` where the count does not fit.

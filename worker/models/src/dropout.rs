@@ -1,7 +1,7 @@
 //! Dropout with masks from Muster's own generator. Burn's dropout is never used: Burn has one
 //! generator for the whole process, so a draw anywhere would change the masks.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use muster_trainer::rng::ShardRng;
 
 /// What happens to activations on their way through a model.
@@ -23,16 +23,27 @@ impl Dropout<'_> {
     /// `activations` with the mask of `site` multiplied in. A site names a place in the model;
     /// the mask's element follows the activation's place in the shard, row by row.
     pub(crate) fn apply<const D: usize>(&self, site: &str, activations: Tensor<D>) -> Tensor<D> {
+        match self.mask(site, activations.dims(), &activations.device().inner()) {
+            Some(mask) => activations * mask,
+            None => activations,
+        }
+    }
+
+    /// The mask of `site` for activations of that shape, on a plain device; none where nothing is
+    /// dropped.
+    pub(crate) fn mask<const D: usize>(
+        &self,
+        site: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Option<Tensor<D>> {
         match *self {
             Dropout::On { rng, rate } if rate > 0.0 => {
-                let shape = activations.shape();
-                let mut mask = vec![0.0; shape.num_elements()];
+                let mut mask = vec![0.0; shape.iter().product()];
                 rng.site(site).mask((1.0 - rate) as f32, &mut mask);
-                let device = activations.device().inner();
-                let mask = Tensor::<D>::from_data(TensorData::new(mask, shape), &device);
-                activations * mask
+                Some(Tensor::from_data(TensorData::new(mask, shape), device))
             }
-            _ => activations,
+            _ => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use muster_trainer::learner::LearnerError;
 use muster_trainer::rng::ShardRng;
-use muster_trainer::{Arena, Batch, Layout, Learner, Metrics};
+use muster_trainer::{Arena, Batch, Entry, Group, Inputs, Layout, Learner, Metrics};
 
 use crate::dropout::Dropout;
 use crate::init;
@@ -15,6 +15,20 @@ use crate::views::{self, Recording};
 pub(crate) trait Classifier: Module {
     /// The unnormalised log-probabilities `[samples, classes]` of `samples` `[samples, features]`.
     fn logits(&self, samples: Tensor<2>, dropout: Dropout<'_>) -> Tensor<2>;
+
+    /// The same while training, and the new values of the model's buffers in the layout's order.
+    fn logits_and_buffers(
+        &self,
+        samples: Tensor<2>,
+        dropout: Dropout<'_>,
+    ) -> (Tensor<2>, Vec<Tensor<1>>) {
+        (self.logits(samples, dropout), Vec::new())
+    }
+
+    /// First values of the parameters and buffers.
+    fn init(layout: &Layout, seed: u64) -> Vec<f32> {
+        init::kaiming_uniform(layout, seed)
+    }
 }
 
 /// A classifier trained by the cross entropy of its softmax.
@@ -52,33 +66,7 @@ impl<M: Classifier> ClassifierLearner<M> {
     /// The arena as one flat tensor on the plain device, in the device's default float type.
     /// A host's arena is copied once; a device's arena is not.
     fn flat(&self, arena: &Arena) -> Result<Tensor<1>, LearnerError> {
-        let len = match arena {
-            Arena::Host(values) => values.len(),
-            Arena::Device(tensor) => tensor.shape().num_elements(),
-        };
-        if len != self.layout.len() {
-            return Err(LearnerError(format!(
-                "the arena has {len} elements; the model's layout has {}",
-                self.layout.len()
-            )));
-        }
-        match arena {
-            Arena::Host(values) => Ok(Tensor::from_data(
-                TensorData::new(values.clone(), [len]),
-                &self.device,
-            )),
-            Arena::Device(tensor) => {
-                let tensor = tensor.clone().inner();
-                let found = tensor.device();
-                if found != self.device {
-                    return Err(LearnerError(format!(
-                        "the arena is on {found:?}; the model is on {:?}",
-                        self.device
-                    )));
-                }
-                Ok(tensor)
-            }
-        }
+        views::flat(arena, &self.layout, &self.device)
     }
 
     fn check(&self, batch: &Batch) -> Result<(), LearnerError> {
@@ -88,7 +76,12 @@ impl<M: Classifier> ClassifierLearner<M> {
                 batch.shape, self.sample_shape
             )));
         }
-        let (found, samples) = (batch.features.len(), batch.labels.len());
+        if matches!(batch.inputs, Inputs::Tokens(_)) {
+            return Err(LearnerError(
+                "the samples are tokens; the model expects features".to_owned(),
+            ));
+        }
+        let (found, samples) = (batch.inputs.len(), batch.labels.len());
         let expected = self.num_features().checked_mul(samples);
         if expected != Some(found) {
             return Err(LearnerError(format!(
@@ -116,7 +109,8 @@ impl<M: Classifier> ClassifierLearner<M> {
 
     fn samples(&self, batch: &Batch) -> Tensor<2> {
         let shape = [batch.labels.len(), self.num_features()];
-        Tensor::from_data(TensorData::new(batch.features.clone(), shape), &self.device)
+        let features = batch.inputs.features().to_vec();
+        Tensor::from_data(TensorData::new(features, shape), &self.device)
     }
 
     /// The negated mean as a matrix: `-1/n` at each sample's label, 0 elsewhere. Multiplied with
@@ -156,13 +150,14 @@ impl<M: Classifier> ClassifierLearner<M> {
 }
 
 impl<M: Classifier> ClassifierLearner<M> {
-    /// A forward and a backward pass: the module, whose parameters have the gradients.
+    /// A forward and a backward pass: the module, whose parameters have the gradients, and the new
+    /// values of its buffers.
     fn backward(
         &self,
         arena: &Arena,
         batch: &Batch,
         rng: &ShardRng,
-    ) -> Result<(M, Gradients, Metrics), LearnerError> {
+    ) -> Result<Passed<M>, LearnerError> {
         self.check(batch)?;
         if batch.labels.is_empty() {
             return Err(LearnerError(
@@ -177,7 +172,7 @@ impl<M: Classifier> ClassifierLearner<M> {
             rng,
             rate: self.dropout,
         };
-        let logits = module.logits(self.samples(batch), dropout);
+        let (logits, buffers) = module.logits_and_buffers(self.samples(batch), dropout);
         let log_probabilities = activation::log_softmax(logits.clone(), 1);
         let metrics = self.metrics(
             logits.inner(),
@@ -190,8 +185,27 @@ impl<M: Classifier> ClassifierLearner<M> {
             .sum_dim(0);
         let gradients = loss.backward();
         unfinished.finished();
-        Ok((module, gradients, metrics))
+        Ok(Passed {
+            module,
+            gradients,
+            buffers: buffers.into_iter().map(Tensor::inner).collect(),
+            metrics,
+        })
     }
+
+    /// The places of the buffers in the layout.
+    fn buffers(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        let entries = self.layout.entries().iter().enumerate();
+        entries.filter(|(_, entry)| entry.group == Group::Buffer)
+    }
+}
+
+/// What a forward and a backward pass leave.
+struct Passed<M> {
+    module: M,
+    gradients: Gradients,
+    buffers: Vec<Tensor<1>>,
+    metrics: Metrics,
 }
 
 impl<M: Classifier> Learner for ClassifierLearner<M> {
@@ -200,7 +214,7 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
     }
 
     fn init(&self, seed: u64) -> Vec<f32> {
-        init::kaiming_uniform(&self.layout, seed)
+        M::init(&self.layout, seed)
     }
 
     fn device(&self) -> Option<Device> {
@@ -221,9 +235,12 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
                 self.layout.len()
             )));
         }
-        let (module, mut gradients, metrics) = self.backward(arena, batch, rng)?;
-        views::gather(&module, &mut gradients, out)?;
-        Ok(metrics)
+        let mut passed = self.backward(arena, batch, rng)?;
+        views::gather(&passed.module, &mut passed.gradients, out)?;
+        for ((_, entry), values) in self.buffers().zip(passed.buffers) {
+            views::write([values].into_iter(), &mut out[entry.range()])?;
+        }
+        Ok(passed.metrics)
     }
 
     fn contribute_on_device(
@@ -232,8 +249,12 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         batch: &Batch,
         rng: &ShardRng,
     ) -> Result<(Tensor<1>, Metrics), LearnerError> {
-        let (module, mut gradients, metrics) = self.backward(arena, batch, rng)?;
-        Ok((views::join(&module, &mut gradients), metrics))
+        let mut passed = self.backward(arena, batch, rng)?;
+        let mut parts = views::parts(&passed.module, &mut passed.gradients);
+        for ((at, _), values) in self.buffers().zip(passed.buffers) {
+            parts[at] = values;
+        }
+        Ok((Tensor::cat(parts, 0), passed.metrics))
     }
 
     fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {

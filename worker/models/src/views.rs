@@ -5,9 +5,9 @@
 //! their first values, are not known here.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use muster_trainer::learner::LearnerError;
-use muster_trainer::{Group, Layout};
+use muster_trainer::{Arena, Group, Layout};
 
 /// Whether operations on parameters are recorded for a backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +18,50 @@ pub(crate) enum Recording {
     Off,
 }
 
+/// The arena as one flat tensor on `device`, a plain one, in its default float type. A host's arena
+/// is copied once; a device's arena is not.
+///
+/// # Errors
+/// When the arena is not as long as the layout, or elsewhere.
+pub(crate) fn flat(
+    arena: &Arena,
+    layout: &Layout,
+    device: &Device,
+) -> Result<Tensor<1>, LearnerError> {
+    let len = match arena {
+        Arena::Host(values) => values.len(),
+        Arena::Device(tensor) => tensor.shape().num_elements(),
+    };
+    if len != layout.len() {
+        return Err(LearnerError(format!(
+            "the arena has {len} elements; the model's layout has {}",
+            layout.len()
+        )));
+    }
+    match arena {
+        Arena::Host(values) => Ok(Tensor::from_data(
+            TensorData::new(values.clone(), [len]),
+            device,
+        )),
+        Arena::Device(tensor) => {
+            let tensor = tensor.clone().inner();
+            let found = tensor.device();
+            if found != *device {
+                return Err(LearnerError(format!(
+                    "the arena is on {found:?}; the model is on {:?}",
+                    *device
+                )));
+            }
+            Ok(tensor)
+        }
+    }
+}
+
 /// The layout of `template`'s parameters in visiting order.
 ///
 /// Names are the paths of the fields with dots; an element of a list is written behind its list's
 /// name and counted from 1: element 0 of the field `conv` gives `conv1.weight`. Matrices and
-/// kernels are weights, vectors are biases.
+/// kernels are weights, vectors are biases; a field `running_...` is a buffer.
 pub(crate) fn layout<M: Module>(template: &M) -> Layout {
     let mut visitor = ReadLayout::default();
     template.visit(&mut visitor);
@@ -38,11 +77,12 @@ pub(crate) fn load<M: Module>(template: &M, flat: &Tensor<1>, recording: Recordi
         flat,
         recording,
         offset: 0,
+        path: Vec::new(),
     })
 }
 
 /// Writes the gradients of `module`'s parameters into `out`, in the order of the layout; zeros
-/// where a parameter had no part in the loss. `out` has the layout's length.
+/// for buffers, and where a parameter had no part in the loss. `out` has the layout's length.
 ///
 /// # Errors
 /// When the device could not be read.
@@ -60,15 +100,15 @@ pub(crate) fn gather<M: Module>(
     visitor.error.map_or(Ok(()), Err)
 }
 
-/// The gradients of `module`'s parameters as one flat tensor on their device, in the order of the
-/// layout; zeros where a parameter had no part in the loss.
-pub(crate) fn join<M: Module>(module: &M, gradients: &mut Gradients) -> Tensor<1> {
-    let mut visitor = Join {
+/// The gradients of `module`'s parameters, each flat and on its device, in the order of the layout;
+/// zeros for buffers, and where a parameter had no part in the loss.
+pub(crate) fn parts<M: Module>(module: &M, gradients: &mut Gradients) -> Vec<Tensor<1>> {
+    let mut visitor = Parts {
         gradients,
         parts: Vec::new(),
     };
     module.visit(&mut visitor);
-    Tensor::cat(visitor.parts, 0)
+    visitor.parts
 }
 
 /// A tensor's elements on the host, row by row.
@@ -79,6 +119,42 @@ pub(crate) fn read_f64<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>, Le
     tensor
         .try_into_vec_as::<f64>()
         .map_err(|error| unreadable(&error))
+}
+
+/// A tensor's whole numbers on the host, row by row.
+///
+/// # Errors
+/// When the device could not be read.
+pub(crate) fn read_i64<const D: usize>(tensor: Tensor<D, Int>) -> Result<Vec<i64>, LearnerError> {
+    tensor
+        .try_into_vec_as::<i64>()
+        .map_err(|error| unreadable(&error))
+}
+
+/// Writes tensors into `out` one behind another; together they have its length.
+///
+/// # Errors
+/// When the device could not be read.
+pub(crate) fn write(
+    tensors: impl Iterator<Item = Tensor<1>>,
+    out: &mut [f32],
+) -> Result<(), LearnerError> {
+    let mut rest = out;
+    for tensor in tensors {
+        let (here, behind) = rest.split_at_mut(tensor.shape().num_elements());
+        rest = behind;
+        copy(tensor, here)?;
+    }
+    Ok(())
+}
+
+fn copy<const D: usize>(tensor: Tensor<D>, out: &mut [f32]) -> Result<(), LearnerError> {
+    let data = tensor
+        .try_into_data_as::<f32>()
+        .map_err(|error| unreadable(&error))?;
+    let values = data.as_slice::<f32>().map_err(|error| unreadable(&error))?;
+    out.copy_from_slice(values);
+    Ok(())
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> LearnerError {
@@ -119,24 +195,46 @@ impl ModuleVisitor for ReadLayout {
                 Part::Field(part) if name.is_empty() => part.clone(),
                 Part::Field(part) => format!("{name}.{part}"),
             });
-        let group = if D >= 2 { Group::Weight } else { Group::Bias };
+        let group = match self.path.last() {
+            Some(Part::Field(field)) if is_buffer(field) => Group::Buffer,
+            _ if D >= 2 => Group::Weight,
+            _ => Group::Bias,
+        };
         self.layout.push(name, param.lazy_shape().to_vec(), group);
     }
+}
+
+/// Whether a field of that name is a buffer: no gradient reaches it.
+fn is_buffer(field: &str) -> bool {
+    field.starts_with("running_")
 }
 
 struct Load<'a> {
     flat: &'a Tensor<1>,
     recording: Recording,
     offset: usize,
+    /// The names of the fields on the way to the parameter.
+    path: Vec<String>,
 }
 
 impl ModuleMapper for Load<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let shape = param.lazy_shape();
         let end = self.offset + shape.num_elements();
         let view = self.flat.clone().slice(self.offset..end).reshape(shape);
         self.offset = end;
         let view = match self.recording {
+            Recording::On if self.path.last().is_some_and(|field| is_buffer(field)) => {
+                view.autodiff()
+            }
             Recording::On => view.autodiff().require_grad(),
             Recording::Off => view,
         };
@@ -160,22 +258,18 @@ impl ModuleVisitor for Gather<'_> {
             here.fill(0.0);
             return;
         };
-        match gradient.try_into_data_as::<f32>() {
-            Ok(data) => match data.as_slice::<f32>() {
-                Ok(values) => here.copy_from_slice(values),
-                Err(error) => self.error = Some(unreadable(&error)),
-            },
-            Err(error) => self.error = Some(unreadable(&error)),
+        if let Err(error) = copy(gradient, here) {
+            self.error = Some(error);
         }
     }
 }
 
-struct Join<'a> {
+struct Parts<'a> {
     gradients: &'a mut Gradients,
     parts: Vec<Tensor<1>>,
 }
 
-impl ModuleVisitor for Join<'_> {
+impl ModuleVisitor for Parts<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let value = param.val();
         let len = value.shape().num_elements();

@@ -9,12 +9,13 @@ mod common;
 
 use std::process::Command;
 
-use burn::tensor::module::{conv2d, linear, max_pool2d};
+use burn::tensor::module::{batch_norm_train, conv2d, linear, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor, TensorData, activation};
-use common::{batch, cnn, hash, learner, mlp};
+use common::{batch, cnn, gpt, hash, learner, mlp, windows};
 use muster_trainer::rng::{ParamRng, ShardRng};
-use muster_trainer::{Arena, Learner};
+use muster_trainer::spec::ModelSpec;
+use muster_trainer::{Arena, Batch, Learner};
 
 /// Set for the children: they print hashes; and whether they do other work first.
 const CHILD: &str = "MUSTER_TEST_BITS_CHILD";
@@ -45,6 +46,18 @@ fn operations() -> Vec<(&'static str, [usize; 4], Vec<usize>, Operation)> {
         let kernels = p[0].clone().reshape([outputs, inputs, 3, 3]);
         let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
         flat(conv2d(x, kernels, Some(p[1].clone()), options))
+    }
+    fn strided(x: Tensor<4>, p: &[Tensor<1>]) -> Tensor<2> {
+        let (inputs, outputs) = (x.dims()[1], p[1].dims()[0]);
+        let kernels = p[0].clone().reshape([outputs, inputs, 3, 3]);
+        let options = ConvOptions::new([2, 2], [1, 1], [1, 1], 1);
+        flat(conv2d(x, kernels, None, options)) * p[1].clone().reshape([1, outputs]).mean_dim(1)
+    }
+    fn batch_norm(x: Tensor<4>, p: &[Tensor<1>]) -> Tensor<2> {
+        flat(batch_norm_train(x, p[0].clone(), p[1].clone(), 1e-5).output)
+    }
+    fn softmax(x: Tensor<4>, _: &[Tensor<1>]) -> Tensor<2> {
+        flat(activation::softmax(x, 3))
     }
     fn pool(x: Tensor<4>, _: &[Tensor<1>]) -> Tensor<2> {
         flat(max_pool2d(x, MaxPoolOptions::new([2, 2])))
@@ -85,6 +98,22 @@ fn operations() -> Vec<(&'static str, [usize; 4], Vec<usize>, Operation)> {
             vec![32 * 16 * 9, 32],
             conv,
         ),
+        ("strided, digits", [8, 3, 8, 8], vec![8 * 27, 8], strided),
+        (
+            "strided, large",
+            [16, 16, 32, 32],
+            vec![32 * 16 * 9, 32],
+            strided,
+        ),
+        ("batch norm, digits", [8, 3, 8, 8], vec![3, 3], batch_norm),
+        (
+            "batch norm, large",
+            [16, 32, 32, 32],
+            vec![32, 32],
+            batch_norm,
+        ),
+        ("softmax, digits", [2, 2, 8, 8], vec![], softmax),
+        ("softmax, large", [4, 8, 128, 128], vec![], softmax),
         ("max_pool2d, digits", [8, 16, 8, 8], vec![], pool),
         ("max_pool2d, large", [32, 32, 28, 28], vec![], pool),
         ("relu, digits", [8, 16, 8, 8], vec![], relu),
@@ -164,10 +193,15 @@ fn operation_hash(
 }
 
 /// The hash of a contribution and its loss.
-fn contribution_hash(learner: &mut dyn Learner, arena: &Arena, shard: u64) -> String {
+fn contribution_hash(
+    learner: &mut dyn Learner,
+    samples: Samples,
+    arena: &Arena,
+    shard: u64,
+) -> String {
     let layout = learner.layout();
     let mut out = vec![f32::NAN; layout.len()];
-    let batch = batch(&format!("shard {shard}"), 8, &[1, 8, 8], 10);
+    let batch = samples(&format!("shard {shard}"), 8);
     let rng = ShardRng::new(1, 2, shard as u32);
     let metrics = learner
         .contribute(arena, &batch, &rng, &mut out)
@@ -175,10 +209,33 @@ fn contribution_hash(learner: &mut dyn Learner, arena: &Arena, shard: u64) -> St
     format!("{} {:016x}", hash(&out), metrics.sums["loss"].to_bits())
 }
 
-fn learners() -> Vec<(&'static str, Box<dyn Learner>)> {
+/// Makes so many samples from a name.
+type Samples = fn(&str, usize) -> Batch;
+
+fn digits(name: &str, samples: usize) -> Batch {
+    batch(name, samples, &[1, 8, 8], 10)
+}
+
+fn texts(name: &str, samples: usize) -> Batch {
+    windows(name, samples, 64, 256)
+}
+
+fn learners() -> Vec<(&'static str, Box<dyn Learner>, Samples)> {
+    let resnet = ModelSpec::Resnet { width: 8 };
+    let gpt = gpt([2, 4, 64, 64], 0.25);
     vec![
-        ("cnn", learner(&cnn(&[16, 32], 64, 0.25), &[1, 8, 8], 10)),
-        ("mlp", learner(&mlp(&[64, 32], 0.25), &[1, 8, 8], 10)),
+        (
+            "cnn",
+            learner(&cnn(&[16, 32], 64, 0.25), &[1, 8, 8], 10),
+            digits,
+        ),
+        (
+            "mlp",
+            learner(&mlp(&[64, 32], 0.25), &[1, 8, 8], 10),
+            digits,
+        ),
+        ("resnet", learner(&resnet, &[1, 8, 8], 10), digits),
+        ("gpt", learner(&gpt, &[64], 256), texts),
     ]
 }
 
@@ -194,12 +251,12 @@ fn report() -> String {
             ));
         }
     }
-    for (name, mut learner) in learners() {
+    for (name, mut learner, samples) in learners() {
         let arena = Arena::Host(learner.init(7));
         for shard in 0..3 {
             lines.push(format!(
                 "{name} {shard}: {}",
-                contribution_hash(&mut *learner, &arena, shard)
+                contribution_hash(&mut *learner, samples, &arena, shard)
             ));
         }
     }
@@ -214,7 +271,7 @@ fn other_work() {
     let _ = noise.clone().matmul(noise).into_data();
     let mut other = learner(&cnn(&[5], 9, 0.5), &[1, 8, 8], 10);
     let arena = Arena::Host(other.init(3));
-    contribution_hash(&mut *other, &arena, 77);
+    contribution_hash(&mut *other, digits, &arena, 77);
 }
 
 fn child_report(threads: usize, other_work_first: bool) -> String {
@@ -299,30 +356,38 @@ fn bits_do_not_depend_on_the_arena_offset() {
 
 #[test]
 fn contribution_repeats_after_other_shards_and_evaluations() {
-    for (name, mut learner) in learners() {
+    for (name, mut learner, samples) in learners() {
         let arena = Arena::Host(learner.init(7));
-        let first = contribution_hash(&mut *learner, &arena, 0);
+        let first = contribution_hash(&mut *learner, samples, &arena, 0);
         assert_ne!(
             first,
-            contribution_hash(&mut *learner, &arena, 1),
+            contribution_hash(&mut *learner, samples, &arena, 1),
             "{name}: shards differ"
         );
         let other = Arena::Host(learner.init(8));
         assert_ne!(
             first,
-            contribution_hash(&mut *learner, &other, 0),
+            contribution_hash(&mut *learner, samples, &other, 0),
             "{name}: arenas differ"
         );
         learner
-            .evaluate(&other, &batch("evaluation", 33, &[1, 8, 8], 10))
+            .evaluate(&other, &samples("evaluation", 33))
             .expect("a good batch");
         other_work();
-        assert_eq!(first, contribution_hash(&mut *learner, &arena, 0), "{name}");
+        assert_eq!(
+            first,
+            contribution_hash(&mut *learner, samples, &arena, 0),
+            "{name}"
+        );
         // A learner that was just built agrees with one that has worked.
-        let (_, mut fresh) = learners()
+        let (_, mut fresh, _) = learners()
             .into_iter()
-            .find(|(other, _)| *other == name)
+            .find(|(other, _, _)| *other == name)
             .expect("built");
-        assert_eq!(first, contribution_hash(&mut *fresh, &arena, 0), "{name}");
+        assert_eq!(
+            first,
+            contribution_hash(&mut *fresh, samples, &arena, 0),
+            "{name}"
+        );
     }
 }

@@ -1,73 +1,15 @@
 //! The jobs of `examples/digits`, trained in one process: real data, the job files that users run,
 //! and the accuracy that their opening comments promise.
-//!
-//! The shards of a step are summed along the canonical tree, so that the results are those of any
-//! cluster.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+mod common;
 
-use muster_trainer::job::{JobDraft, JobSpec, Override};
-use muster_trainer::tree::{self, Run};
-use muster_trainer::{Dataset, Metrics, ShardId, StepReport, Trainer};
+use common::training::{self, mean_loss, train};
+use muster_trainer::job::JobSpec;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/digits");
 
-/// The job of a file of the example, with some keys set anew.
 fn job(file: &str, overrides: &[&str]) -> JobSpec {
-    let folder = Path::new(FOLDER);
-    let text = fs::read_to_string(folder.join(file)).expect("a job file");
-    let overrides: Result<Vec<_>, _> = overrides.iter().map(|text| Override::parse(text)).collect();
-    let draft = JobDraft::parse(&text, file, "digits", &overrides.expect("overrides"));
-    let draft = draft.unwrap_or_else(|error| panic!("{error}"));
-    let source = draft.data_source(folder).expect("a source");
-    let digest = Dataset::digest_file(&source).expect("readable data");
-    draft
-        .check(folder, &digest)
-        .unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// Trains to the end; gives the report of every step, and the means over the samples held out.
-fn train(spec: &JobSpec) -> (Vec<StepReport>, BTreeMap<String, f64>) {
-    let dataset = Dataset::load(&spec.data).expect("good data");
-    let learner = muster_models::build(spec).expect("a good model");
-    let mut trainer = Trainer::new(spec, learner, dataset).expect("a fitting job");
-    let reports = (0..trainer.total_steps()).map(|_| step(&mut trainer, spec.train.logical_shards));
-    let reports = reports.collect();
-    let mut heldout = Metrics::default();
-    for chunk in 0..trainer.num_eval_chunks() {
-        heldout.add(&trainer.evaluate_chunk(chunk).expect("a chunk"));
-    }
-    (reports, heldout.means())
-}
-
-fn step(trainer: &mut Trainer, num_shards: u32) -> StepReport {
-    let mut notes = Vec::new();
-    let mut contribute = |node: Run| {
-        (node.num_shards() == 1).then(|| {
-            let mut out = vec![0.0; trainer.num_elements()].into();
-            let note = trainer.contribute(ShardId(node.start), &mut out);
-            notes.push(note.expect("good samples"));
-            out.host().expect("it is here").into_owned()
-        })
-    };
-    let mut add = |mut left: Vec<f32>, right: Vec<f32>| {
-        left.iter_mut()
-            .zip(&right)
-            .for_each(|(left, right)| *left += right);
-        left
-    };
-    let sum = tree::fold(Run::new(0, num_shards), &mut contribute, &mut add).expect("whole");
-    trainer.apply(&sum, &notes).expect("a finite step")
-}
-
-fn mean_loss(reports: &[StepReport]) -> f64 {
-    reports
-        .iter()
-        .map(|report| report.means["loss"])
-        .sum::<f64>()
-        / reports.len() as f64
+    training::job(FOLDER, file, overrides)
 }
 
 /// A few epochs are enough to see that everything between the file and the accuracy works.
@@ -98,4 +40,20 @@ fn mlp_reaches_the_accuracy_that_its_file_promises() {
     let (reports, heldout) = train(&job("mlp.toml", &[]));
     assert_eq!(reports.len(), 675);
     assert!(heldout["accuracy"] >= 0.965, "{heldout:?}");
+}
+
+/// A resnet learns from the same images, and is evaluated with the running values that its
+/// contributions carried.
+#[test]
+fn resnet_recognises_most_digits_by_its_running_values() {
+    let text = std::fs::read_to_string(format!("{FOLDER}/job.toml")).expect("a job file");
+    let model = "family = \"resnet\"\nwidth = 4\n";
+    let (before, rest) = text.split_once("family = ").expect("a family");
+    let (_, behind) = rest.split_once("\n\n[data]").expect("its data");
+    let text = format!("{before}{model}\n[data]{behind}");
+    let spec = training::job_of(FOLDER, &text, &["train.epochs=3"]);
+    let (reports, heldout) = train(&spec);
+    assert_eq!(reports.len(), 68);
+    // Chance is 0.1, and what the first values of the running statistics would give is no better.
+    assert!(heldout["accuracy"] > 0.8, "{heldout:?}");
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use common::{batch, cnn, hash, learner, mlp};
 use muster_trainer::rng::ShardRng;
 use muster_trainer::spec::{DeviceSpec, ModelSpec};
-use muster_trainer::{Arena, Batch, Group, Learner};
+use muster_trainer::{Arena, Batch, Group, Inputs, Learner};
 
 fn contribution(
     learner: &mut dyn Learner,
@@ -216,7 +216,7 @@ fn samples_that_do_not_fit_are_refused_by_name() {
     };
     assert!(message(&arena, &shape, len).contains("shape [2, 2]; the model expects [4]"));
     let short = Batch {
-        features: vec![0.0; 15],
+        inputs: Inputs::Features(vec![0.0; 15]),
         ..good.clone()
     };
     assert!(message(&arena, &short, len).contains("15 feature values for 4 samples"));

@@ -6,7 +6,7 @@ mod common;
 use common::{cnn, learner, mlp};
 use muster_trainer::rng::ShardRng;
 use muster_trainer::spec::{OptimizerKind, OptimizerSpec};
-use muster_trainer::{Arena, Batch, Entry, Layout, Learner, Optimizer};
+use muster_trainer::{Arena, Batch, Entry, Inputs, Layout, Learner, Optimizer};
 use safetensors::SafeTensors;
 
 const RECORD: &[u8] = include_bytes!("../testdata/torch_step.safetensors");
@@ -45,7 +45,7 @@ fn recorded_batch(record: &SafeTensors<'_>) -> Batch {
         .collect();
     Batch {
         shape: vec![1, 8, 8],
-        features: recorded(record, "samples"),
+        inputs: Inputs::Features(recorded(record, "samples")),
         labels,
     }
 }

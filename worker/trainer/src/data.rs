@@ -3,15 +3,17 @@
 //! Not here: in which order samples are read ([`crate::permutation`]).
 
 mod csv;
+mod tokens;
 
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use muster_cluster::job::spec::DataSpec;
+use muster_cluster::job::spec::{DataFormat, DataSpec};
 
-use crate::learner::Batch;
+use self::tokens::Tokens;
+use crate::learner::{Batch, Inputs};
 use crate::permutation::Permutation;
 
 /// Decides which rows are held out, whatever the seed: runs of one file can be compared. (Every
@@ -54,21 +56,41 @@ pub enum DataError {
         /// What was found and what was expected.
         fault: String,
     },
+    /// A token is not in the vocabulary, or half a token is left at the end.
+    #[error("{}: byte {byte}: {fault}", path.display())]
+    BadToken {
+        /// The file.
+        path: PathBuf,
+        /// Where the token begins, in bytes from 0.
+        byte: u64,
+        /// What was found and what was expected.
+        fault: String,
+    },
 }
 
-/// The samples of a job, in memory.
+/// The samples of a job, in memory. Rows of a table, or windows of tokens: what is a row below is
+/// the number of either.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     shape: Vec<usize>,
-    num_features: usize,
-    /// Row by row, divided by the scale.
-    features: Vec<f32>,
-    /// One for each row.
-    labels: Vec<u32>,
+    rows: Rows,
     /// The rows to train on, in the order of the file.
     train: Vec<u64>,
     /// The rows held out, in the order of the file.
     heldout: Vec<u64>,
+}
+
+/// All rows of a file.
+#[derive(Clone, Debug)]
+enum Rows {
+    Table {
+        num_features: usize,
+        /// Row by row, divided by the scale.
+        features: Vec<f32>,
+        /// One for each row.
+        labels: Vec<u32>,
+    },
+    Windows(Tokens),
 }
 
 impl Dataset {
@@ -78,7 +100,7 @@ impl Dataset {
     /// `n` alone.
     ///
     /// # Errors
-    /// [`DataError`], with the file, and the line where a row is at fault.
+    /// [`DataError`], with the file, and the place of a row or token at fault.
     pub fn load(spec: &DataSpec) -> Result<Self, DataError> {
         let path = &spec.source;
         let bytes = fs::read(path).map_err(|source| DataError::Io {
@@ -99,18 +121,34 @@ impl Dataset {
         let num_features = shape
             .iter()
             .fold(1, |product: usize, &size| product.saturating_mul(size));
-        let format = csv::Format {
-            num_features,
-            num_classes: spec.num_classes,
-            scale: spec.scale,
+        let rows = match spec.format {
+            DataFormat::Csv => {
+                let format = csv::Format {
+                    num_features,
+                    num_classes: spec.num_classes,
+                    scale: spec.scale,
+                };
+                let csv::Table { features, labels } = csv::read(path, &bytes, &format)?;
+                Rows::Table {
+                    num_features,
+                    features,
+                    labels,
+                }
+            }
+            DataFormat::Text => Rows::Windows(Tokens::of_text(bytes, num_features)),
+            DataFormat::Tokens => {
+                let vocabulary = spec.num_classes;
+                Rows::Windows(Tokens::of_ids(path, bytes, num_features, vocabulary)?)
+            }
         };
-        let csv::Table { features, labels } = csv::read(path, &bytes, &format)?;
-        let (heldout, train) = split(labels.len() as u64, spec.holdout);
+        let num_rows = match &rows {
+            Rows::Table { labels, .. } => labels.len(),
+            Rows::Windows(tokens) => tokens.num_windows(),
+        };
+        let (heldout, train) = split(num_rows as u64, spec.holdout);
         Ok(Self {
             shape,
-            num_features,
-            features,
-            labels,
+            rows,
             train,
             heldout,
         })
@@ -173,19 +211,34 @@ impl Dataset {
     }
 
     fn rows(&self, rows: impl Iterator<Item = u64>) -> Batch {
-        let mut batch = Batch {
-            shape: self.shape.clone(),
-            ..Batch::default()
+        let rows = rows.map(|row| row as usize);
+        let (inputs, labels) = match &self.rows {
+            Rows::Table {
+                num_features,
+                features,
+                labels,
+            } => {
+                let (mut inputs, mut classes) = (Vec::new(), Vec::new());
+                for row in rows {
+                    let start = row * num_features;
+                    inputs.extend_from_slice(&features[start..start + num_features]);
+                    classes.push(labels[row]);
+                }
+                (Inputs::Features(inputs), classes)
+            }
+            Rows::Windows(tokens) => {
+                let (mut inputs, mut next) = (Vec::new(), Vec::new());
+                for window in rows {
+                    tokens.read(window, &mut inputs, &mut next);
+                }
+                (Inputs::Tokens(inputs), next)
+            }
         };
-        for row in rows {
-            let row = row as usize;
-            let start = row * self.num_features;
-            batch
-                .features
-                .extend_from_slice(&self.features[start..start + self.num_features]);
-            batch.labels.push(self.labels[row]);
+        Batch {
+            shape: self.shape.clone(),
+            inputs,
+            labels,
         }
-        batch
     }
 }
 

@@ -21,8 +21,8 @@ pub trait Learner: Send {
     }
 
     /// What one logical shard adds to a step, written into `out` (of the layout's length): for
-    /// weights and biases the gradient of the mean loss over the shard's samples, for buffers
-    /// their new value. The metrics are sums over the shard's samples.
+    /// weights and biases the gradient of the mean loss over the shard's samples (of a model of
+    /// tokens: over their tokens), for buffers their new value. The metrics are sums over the same.
     ///
     /// # Errors
     /// When the samples do not fit the model.
@@ -66,18 +66,62 @@ pub struct LearnerError(pub String);
 pub struct Batch {
     /// The shape of one sample.
     pub shape: Vec<usize>,
-    /// The samples' features back to back: `labels.len() * shape.product()` values.
-    pub features: Vec<f32>,
-    /// The class of each sample.
+    /// The samples back to back, `shape.product()` values each.
+    pub inputs: Inputs,
+    /// What is to be predicted: the class of each sample, or, where the inputs are tokens, the next
+    /// token of each.
     pub labels: Vec<u32>,
 }
 
-/// Sums of named quantities over samples; additive.
+/// What the values of samples are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inputs {
+    /// Numbers that a model computes with.
+    Features(Vec<f32>),
+    /// Numbers of entries of a vocabulary.
+    Tokens(Vec<u32>),
+}
+
+impl Default for Inputs {
+    fn default() -> Self {
+        Inputs::Features(Vec::new())
+    }
+}
+
+impl Inputs {
+    /// How many values there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Inputs::Features(values) => values.len(),
+            Inputs::Tokens(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The features; none where the inputs are tokens.
+    #[must_use]
+    pub fn features(&self) -> &[f32] {
+        match self {
+            Inputs::Features(values) => values,
+            Inputs::Tokens(_) => &[],
+        }
+    }
+}
+
+/// Sums of named quantities over what is predicted; additive.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
-    /// How many samples were summed.
+    /// How many labels were predicted, over which the sums are: samples, or tokens where the
+    /// inputs are tokens. So the mean loss of a model of tokens is that of a token, and its
+    /// exponential the perplexity.
     pub num_samples: u64,
-    /// By name: `loss` (sum of the samples' losses), `accuracy` (how many were right).
+    /// By name: `loss` (sum of the losses), `accuracy` (how many were right).
     pub sums: BTreeMap<String, f64>,
 }
 
@@ -90,7 +134,7 @@ impl Metrics {
         }
     }
 
-    /// The mean of each quantity over the samples; empty where there were none.
+    /// The mean of each quantity over what was predicted; empty where there were none.
     #[must_use]
     pub fn means(&self) -> BTreeMap<String, f64> {
         if self.num_samples == 0 {

@@ -40,7 +40,7 @@ pub use muster_cluster::{History, JobName, ShardId, Step, tree};
 pub use arena::{Arena, Entry, Group, Layout};
 pub use data::{DataError, Dataset};
 pub use finite::{Fault, NoNumber, NotFinite};
-pub use learner::{Batch, Learner, LearnerError, Metrics};
+pub use learner::{Batch, Inputs, Learner, LearnerError, Metrics};
 pub use notes::{NoteError, ShardNote};
 pub use optimizer::Optimizer;
 pub use trace::{ReadTwice, Replay};

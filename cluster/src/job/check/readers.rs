@@ -11,8 +11,18 @@ use crate::job::error::quoted;
 use crate::job::nearest::nearest;
 
 /// The options that only some choices of their section have.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 17] = [
     ("model.channels", &["cnn"]),
+    ("model.hidden", &["cnn", "mlp"]),
+    ("model.layers", &["gpt"]),
+    ("model.heads", &["gpt"]),
+    ("model.width", &["gpt", "resnet"]),
+    ("model.context", &["gpt"]),
+    ("model.dropout", &["cnn", "gpt", "mlp"]),
+    ("data.shape", &["csv"]),
+    ("data.num_classes", &["csv"]),
+    ("data.vocabulary", &["text", "tokens"]),
+    ("data.scale", &["csv"]),
     ("optimizer.momentum", &["sgd"]),
     ("optimizer.beta1", &["adam", "adamw"]),
     ("optimizer.beta2", &["adam", "adamw"]),
@@ -70,7 +80,11 @@ impl Check<'_> {
                 .is_some_and(|rest| rest.starts_with('.'));
             if is_here && !owners.contains(&chosen) && self.draft.value(option).is_some() {
                 let owners: Vec<_> = owners.iter().map(|name| format!("{name:?}")).collect();
-                let owners = owners.join(" and ");
+                let owners = owners.join(", ");
+                let owners = match owners.rsplit_once(", ") {
+                    Some((others, last)) => format!("{others} and {last}"),
+                    None => owners,
+                };
                 let message = format!("{option} belongs to {owners}, and {name} is {chosen:?}");
                 self.refuse(option, format!("{message}; remove it or change {name}"));
             }

@@ -55,7 +55,7 @@ fn unknown_keys_and_sections_are_refused_with_the_nearest_known_one() {
             global_batch_size = 64 => global_batchsize = 64
                 job.toml:15: unknown key "global_batchsize" in [train]; did you mean "global_batch_size"?
             seed = 7 => colour = 7
-                job.toml:14: unknown key "colour" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every
+                job.toml:14: unknown key "colour" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every, precision
             seed = 7 => lr = 0.1
                 job.toml:14: unknown key "lr" in [train]; did you mean "learning_rate" in [optimizer]?
             seed = 7 => every_steps = 3
@@ -73,7 +73,7 @@ fn unknown_keys_and_sections_are_refused_with_the_nearest_known_one() {
             [workers] => [[workers]]
                 job.toml:32: workers is an array of tables; expected a section: [workers] and its keys below
             seed = 7 => "a\"b\u001b" = 1
-                job.toml:14: unknown key "a\"b\u{1b}" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every
+                job.toml:14: unknown key "a\"b\u{1b}" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every, precision
         "#]],
     );
 }
@@ -294,9 +294,9 @@ fn unknown_choices_are_refused_with_the_list() {
         "#,
         &expect![[r#"
             family = "cnn" => family = "CNN"
-                job.toml:3: unknown model family "CNN"; expected one of "cnn", "mlp"; did you mean "cnn"?
+                job.toml:3: unknown model family "CNN"; expected one of "cnn", "gpt", "mlp", "resnet"; did you mean "cnn"?
             family = "cnn" => family = "transformer"
-                job.toml:3: unknown model family "transformer"; expected one of "cnn", "mlp"
+                job.toml:3: unknown model family "transformer"; expected one of "cnn", "gpt", "mlp", "resnet"
             kind = "adamw" => kind = "adamax"
                 job.toml:21: unknown optimizer "adamax"; expected one of "adam", "adamw", "sgd"; did you mean "adam"?
             kind = "cosine" => kind = "cosin"
@@ -337,7 +337,7 @@ fn options_of_another_choice_are_refused() {
                 job.toml:30: schedule.decay_steps belongs to "cosine", and kind is "constant"; remove it or change kind
                 job.toml:31: schedule.final_factor belongs to "cosine", and kind is "constant"; remove it or change kind
             hidden = 64 => hidden = 64\nwidth = 3
-                job.toml:6: unknown key "width" in [model]; expected one of family, channels, hidden, dropout
+                job.toml:6: model.width belongs to "gpt" and "resnet", and family is "cnn"; remove it or change family
         "#]],
     );
 }
@@ -487,7 +487,7 @@ fn overrides_are_refused_like_lines_of_the_file() {
         "train.seed=1\nseed = 2"
             --set train.seed: train.seed is the string "1\nseed = 2"; expected a whole number, e.g. seed = 0
         "model.family=cmn"
-            --set model.family: unknown model family "cmn"; expected one of "cnn", "mlp"; did you mean "cnn"?
+            --set model.family: unknown model family "cmn"; expected one of "cnn", "gpt", "mlp", "resnet"; did you mean "cnn"?
         "optimizer.momentum=0.5"
             --set optimizer.momentum: optimizer.momentum belongs to "sgd", and kind is "adamw"; remove it or change kind
         "train.logical_shards=7"

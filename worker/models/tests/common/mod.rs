@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod training;
+
 use muster_trainer::rng::ParamRng;
 use muster_trainer::spec::{DeviceSpec, ModelSpec};
-use muster_trainer::{Batch, Learner};
+use muster_trainer::{Batch, Inputs, Learner};
 
 pub(crate) fn cnn(channels: &[u32], hidden: u32, dropout: f64) -> ModelSpec {
     ModelSpec::Cnn {
@@ -32,8 +34,32 @@ pub(crate) fn batch(name: &str, samples: usize, shape: &[usize], num_classes: u3
     let labels = (0..num_classes).cycle().take(samples).collect();
     Batch {
         shape: shape.to_vec(),
-        features,
+        inputs: Inputs::Features(features),
         labels,
+    }
+}
+
+/// A gpt of `[layers, heads, width, context]`.
+pub(crate) fn gpt([layers, heads, width, context]: [u32; 4], dropout: f64) -> ModelSpec {
+    ModelSpec::Gpt {
+        layers,
+        heads,
+        width,
+        context,
+        dropout,
+    }
+}
+
+/// Windows of random tokens, each with its next; small numbers come more often, as in texts.
+pub(crate) fn windows(name: &str, samples: usize, context: usize, vocabulary: u32) -> Batch {
+    let mut draws = vec![0.0; samples * context + 1];
+    ParamRng::new(12, name).uniform(&mut draws);
+    let token = |draw: &f32| (draw * draw * vocabulary as f32) as u32;
+    let tokens: Vec<u32> = draws.iter().map(token).collect();
+    Batch {
+        shape: vec![context],
+        inputs: Inputs::Tokens(tokens[..samples * context].to_vec()),
+        labels: tokens[1..].to_vec(),
     }
 }
 

@@ -20,6 +20,7 @@ fn case(name: &str, bytes: &[u8]) -> Case {
     let digest = Dataset::digest_file(&source).expect("readable");
     let spec = DataSpec {
         source,
+        format: DataFormat::Csv,
         shape: vec![1, 2],
         num_classes: 3,
         scale: 4.0,
@@ -57,20 +58,27 @@ fn every_row_is_read_once_scaled_and_in_its_place() {
     assert_eq!(batch.shape, [1, 2]);
     for (i, &id) in ids.iter().enumerate() {
         let row = data.row(id) as f32;
-        assert_eq!(batch.features[2 * i..2 * i + 2], [row / 4.0, row / 2.0]);
+        assert_eq!(
+            batch.inputs.features()[2 * i..2 * i + 2],
+            [row / 4.0, row / 2.0]
+        );
         assert_eq!(batch.labels[i], data.row(id) as u32 % 3);
     }
     let heldout = data.heldout_batch(0..3);
     let mut all: Vec<u64> = (0..9).map(|id| data.row(id)).collect();
     all.extend(
         heldout
-            .features
+            .inputs
+            .features()
             .chunks(2)
             .map(|features| (features[0] * 4.0) as u64),
     );
     all.sort_unstable();
     assert!(all.into_iter().eq(0..12));
-    assert_eq!(data.heldout_batch(1..2).features, heldout.features[2..4]);
+    assert_eq!(
+        data.heldout_batch(1..2).inputs.features(),
+        &heldout.inputs.features()[2..4]
+    );
 }
 
 #[test]
@@ -93,7 +101,10 @@ fn spaces_blank_lines_and_a_missing_last_newline_are_fine() {
     let case = case("rows.csv", b"1, 2 ,0\r\n\r\n-3,4e0,1\n 5,6,2");
     let data = Dataset::load(&case.spec).expect("good rows");
     assert_eq!(data.train_len() + data.heldout_len(), 3);
-    assert_eq!(data.features, [0.25, 0.5, -0.75, 1.0, 1.25, 1.5]);
+    let Rows::Table { features, .. } = data.rows else {
+        panic!("rows of a table")
+    };
+    assert_eq!(features, [0.25, 0.5, -0.75, 1.0, 1.25, 1.5]);
 }
 
 #[test]
@@ -208,4 +219,29 @@ fn rhythm_of_the_rows_is_not_the_rhythm_of_the_holdout() {
             "{count} of class {class}"
         );
     }
+}
+
+#[test]
+fn windows_of_tokens_are_split_into_those_to_train_on_and_those_held_out() {
+    let mut case = case("a.txt", &(0..=40).collect::<Vec<u8>>());
+    case.spec.format = DataFormat::Text;
+    case.spec.shape = vec![4];
+    case.spec.num_classes = 256;
+    let data = Dataset::load(&case.spec).expect("bytes");
+    // A quarter of ten, rounded.
+    assert_eq!((data.train_len(), data.heldout_len()), (7, 3));
+    let batch = data.batch(&[6, 0]);
+    let (last, first) = (4 * data.row(6) as u32, 4 * data.row(0) as u32);
+    let inputs: Vec<u32> = (last..last + 4).chain(first..first + 4).collect();
+    assert_eq!(batch.shape, [4]);
+    assert_eq!(batch.inputs, Inputs::Tokens(inputs.clone()));
+    let next: Vec<u32> = inputs.iter().map(|token| token + 1).collect();
+    assert_eq!(batch.labels, next);
+    let mut windows: Vec<u64> = (0..7).map(|id| data.row(id)).collect();
+    let Inputs::Tokens(heldout) = data.heldout_batch(0..3).inputs else {
+        panic!("tokens")
+    };
+    windows.extend(heldout.chunks(4).map(|window| u64::from(window[0] / 4)));
+    windows.sort_unstable();
+    assert!(windows.into_iter().eq(0..10));
 }

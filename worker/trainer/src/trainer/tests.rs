@@ -9,8 +9,8 @@ use std::path::Path;
 use muster_cluster::JobName;
 use muster_cluster::ids::History;
 use muster_cluster::job::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec, Redundancy,
-    ScheduleKind, TrainSpec, WorkersSpec,
+    CheckpointSpec, DataFormat, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec,
+    Precision, Redundancy, ScheduleKind, TrainSpec, WorkersSpec,
 };
 use muster_cluster::tree::{self, Run};
 
@@ -53,7 +53,7 @@ impl Learner for Regression {
         let (n, count) = (self.num_features, batch.labels.len() as f32);
         out.fill(0.0);
         let mut loss = 0.0_f64;
-        for (features, &label) in batch.features.chunks_exact(n).zip(&batch.labels) {
+        for (features, &label) in batch.inputs.features().chunks_exact(n).zip(&batch.labels) {
             let products = features.iter().zip(&arena[..n]).map(|(x, w)| x * w);
             let error = products.fold(arena[n], |sum, product| sum + product) - label as f32;
             for (out, x) in out.iter_mut().zip(features) {
@@ -94,6 +94,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
         },
         data: DataSpec {
             source,
+            format: DataFormat::Csv,
             shape: vec![2],
             num_classes: 10,
             scale: 10.0,
@@ -109,6 +110,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             not_finite: NotFinitePolicy::Stop,
             evaluate_every_steps: None,
             audit_every: None,
+            precision: Precision::F32,
         },
         optimizer: OptimizerSpec {
             kind,
