@@ -6,7 +6,15 @@
 use muster_tests::{Finished, Sandbox, processes_of};
 
 fn run(job: &str, workers: u32, arguments: &[&str]) -> Finished {
-    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    run_in(
+        &Sandbox::new(env!("CARGO_BIN_EXE_muster")),
+        job,
+        workers,
+        arguments,
+    )
+}
+
+fn run_in(sandbox: &Sandbox, job: &str, workers: u32, arguments: &[&str]) -> Finished {
     let mut train = sandbox.train(job).workers(workers);
     for argument in arguments {
         train = train.arg(argument);
@@ -19,7 +27,7 @@ fn run(job: &str, workers: u32, arguments: &[&str]) -> Finished {
         finished.events,
         finished.stderr
     );
-    assert_eq!(processes_of(&sandbox), [], "nothing is left behind");
+    assert_eq!(processes_of(sandbox), [], "nothing is left behind");
     finished
 }
 
@@ -73,4 +81,32 @@ fn the_number_of_threads_changes_no_bit() {
         &["--set", "train.epochs=4", "--threads", "4"],
     );
     assert_eq!(one.bits(), four.bits());
+}
+
+/// A text, and a model that writes out its own gradients; dropout and an evaluation on the way.
+#[test]
+fn a_gpt_is_learnt_to_the_same_bits_by_one_and_two_workers() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/gpt2");
+    let run = |workers: u32| {
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        for (from, to) in [("job.toml", "gpt2.toml"), ("genesis.txt", "genesis.txt")] {
+            let from = std::path::Path::new(example).join(from);
+            std::fs::copy(from, sandbox.path().join(to)).unwrap();
+        }
+        let arguments = [
+            "--set",
+            "train.steps=4",
+            "--set",
+            "train.evaluate_every_steps=2",
+            "--set",
+            "schedule.warmup_steps=1",
+            "--set",
+            "model.dropout=0.1",
+        ];
+        run_in(&sandbox, "gpt2.toml", workers, &arguments)
+    };
+    let (one, two) = (run(1), run(2));
+    assert_eq!(one.of_kind("step").count(), 4);
+    assert_eq!(two.bits(), one.bits());
+    assert_eq!(two.end()["metrics"], one.end()["metrics"]);
 }

@@ -14,6 +14,8 @@ use super::{Error, JobDraft, JobSpec, Override, reference};
 
 const DIGITS: &str = include_str!("../../../examples/digits/job.toml");
 const DIGITS_MLP: &str = include_str!("../../../examples/digits/mlp.toml");
+const GPT2: &str = include_str!("../../../examples/gpt2/job.toml");
+const GPT2_124M: &str = include_str!("../../../examples/gpt2/gpt2-124m.toml");
 
 /// One key a line and no comments, so that a test can replace any of them.
 const JOB: &str = r#"name = "digits"
@@ -310,6 +312,11 @@ fn the_examples_are_understood() {
     let spec = understand(DIGITS_MLP).unwrap();
     assert_eq!(spec.name.as_str(), "digits-mlp");
     assert_eq!(spec.model.family(), "mlp");
+    for (text, format) in [(GPT2, "text"), (GPT2_124M, "tokens")] {
+        let spec = understand(text).unwrap();
+        assert_eq!(spec.model.family(), "gpt");
+        assert_eq!(spec.data.format.name(), format);
+    }
 }
 
 #[test]

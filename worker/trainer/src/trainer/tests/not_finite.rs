@@ -28,7 +28,7 @@ impl Learner for Poisoned {
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError> {
         let metrics = self.inner.contribute(arena, batch, rng, out)?;
-        let mut samples = batch.features.chunks_exact(self.sample.len());
+        let mut samples = batch.inputs.features().chunks_exact(self.sample.len());
         if samples.any(|sample| sample == self.sample) {
             out[1] = self.value;
         }
@@ -43,7 +43,7 @@ impl Learner for Poisoned {
 /// A trainer of a job in which the training sample `id` gives a value that is no number.
 fn poisoned(spec: &JobSpec, id: u64, value: f32) -> Trainer {
     let dataset = Dataset::load(&spec.data).expect("good rows");
-    let sample = dataset.batch(&[id]).features;
+    let sample = dataset.batch(&[id]).inputs.features().to_vec();
     let inner = Regression { num_features: 2 };
     let learner = Poisoned {
         inner,
