@@ -441,7 +441,7 @@ pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveErro
     if let Err(trouble) = shared.check() {
         return trouble;
     }
-    if let CollectiveError::Invalid { .. } = error {
+    if let CollectiveError::Invalid { .. } | CollectiveError::Device { .. } = error {
         return Trouble::Failed(error.to_string());
     }
     let cause = Cause {
