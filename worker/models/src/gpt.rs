@@ -175,7 +175,7 @@ impl Learner for GptLearner {
         }
         let (last, norm) = weights.ln_f.forward(activations);
         let head =
-            head::forward_and_backward(last, &weights.wte, self.ids(&batch.labels), self.casts);
+            head::forward_and_backward(&last, &weights.wte, self.ids(&batch.labels), self.casts);
 
         let (mut gradient, last_norm) = weights.ln_f.backward(head.activations, norm);
         let mut of_blocks = Vec::with_capacity(kept.len());
@@ -208,7 +208,7 @@ impl Learner for GptLearner {
                 (activations, _) = block.forward(activations, &self.attention, "", Dropout::Off);
             }
             let (last, _) = weights.ln_f.forward(activations);
-            let measured = head::forward(last, &weights.wte, self.ids(labels), self.casts);
+            let measured = head::forward(&last, &weights.wte, self.ids(labels), self.casts);
             metrics.add(&self.metrics(measured, labels)?);
         }
         Ok(metrics)

@@ -52,7 +52,7 @@ pub(super) struct Head {
 
 /// The losses of rows of activations; `wte` is narrow, `[vocabulary, width]`.
 pub(super) fn forward(
-    activations: Tensor<2>,
+    activations: &Tensor<2>,
     wte: &Tensor<2>,
     targets: Tensor<1, Int>,
     casts: Casts,
@@ -67,7 +67,7 @@ pub(super) fn forward(
 
 /// The losses, and the gradients of their mean.
 pub(super) fn forward_and_backward(
-    activations: Tensor<2>,
+    activations: &Tensor<2>,
     wte: &Tensor<2>,
     targets: Tensor<1, Int>,
     casts: Casts,
@@ -102,7 +102,7 @@ pub(super) fn forward_and_backward(
 
 /// Calls `work` with some rows and their targets, `[rows, 1]`, until all were taken.
 fn each_part(
-    activations: Tensor<2>,
+    activations: &Tensor<2>,
     targets: Tensor<1, Int>,
     mut work: impl FnMut(Tensor<2>, Tensor<2, Int>),
 ) {
