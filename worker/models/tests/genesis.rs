@@ -33,6 +33,6 @@ fn the_whole_job_reaches_the_loss_that_its_readme_tells() {
         }
     }
     let loss = evaluate(&mut trainer)["loss"];
-    // What a run had half way, by the README.
-    assert!(loss < 1.916, "{loss}");
+    // What a run had at step 500, by the README.
+    assert!(loss < 1.619, "{loss}");
 }
