@@ -19,7 +19,7 @@ fn few_steps_lower_the_loss_of_a_text_below_that_of_its_letters() {
     assert!(heldout["loss"] < 2.7, "{heldout:?}");
 }
 
-/// Some minutes without optimisation of this crate; prints the curve of the README.
+/// Takes minutes; prints the curve of the README.
 #[test]
 #[ignore = "takes minutes"]
 fn the_whole_job_reaches_the_loss_that_its_readme_tells() {
@@ -33,5 +33,6 @@ fn the_whole_job_reaches_the_loss_that_its_readme_tells() {
         }
     }
     let loss = evaluate(&mut trainer)["loss"];
-    assert!(loss < 1.6, "{loss}");
+    // What a run had at step 500, by the README.
+    assert!(loss < 1.619, "{loss}");
 }
