@@ -12,8 +12,8 @@ use super::draft::{JobDraft, Value, resolve};
 use super::error::Error;
 use super::size;
 use super::spec::{
-    CheckpointSpec, DataSpec, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
-    OptimizerSpec, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
+    CheckpointSpec, DataSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, OptimizerSpec,
+    Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec, WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -232,8 +232,7 @@ impl Check<'_> {
     }
 
     fn workers(&mut self) -> WorkersSpec {
-        // There is one device; the choice refuses all other names.
-        self.choice("workers.device", "device", Some("cpu"), &DeviceSpec::NAMES);
+        let device = self.device();
         let redundancy = self.choice(
             "workers.redundancy",
             "redundancy",
@@ -258,7 +257,7 @@ impl Check<'_> {
                 Some("none") => Redundancy::None,
                 _ => Redundancy::Full,
             },
-            device: DeviceSpec::Cpu,
+            device,
         }
     }
 

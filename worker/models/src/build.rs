@@ -1,10 +1,10 @@
 //! From a job's specification to a learner: the list of the families, and the checks that only a
 //! family can make.
 
-use burn::tensor::Device;
-use muster_trainer::Learner;
+use burn::tensor::Device as Tensors;
 use muster_trainer::learner::LearnerError;
-use muster_trainer::spec::{DeviceSpec, JobSpec, ModelSpec};
+use muster_trainer::spec::{JobSpec, ModelSpec};
+use muster_trainer::{Device, Learner};
 
 use crate::cnn::{self, Cnn};
 use crate::glue::ClassifierLearner;
@@ -14,17 +14,13 @@ use crate::mlp::Mlp;
 /// absurd width is refused before memory is asked for.
 const MAX_PARAMETERS: usize = 1 << 33;
 
-/// The learner that a job asks for.
+/// The learner that a job asks for, on the device that its rank was given.
 ///
 /// # Errors
-/// When the model and the samples' shape do not fit each other; the text names the key.
-pub fn build(spec: &JobSpec) -> Result<Box<dyn Learner>, LearnerError> {
-    build_model(
-        &spec.model,
-        &spec.data.shape,
-        spec.data.num_classes,
-        spec.workers.device,
-    )
+/// When the model and the samples' shape do not fit each other, and the text names the key; or when
+/// this build has nothing that computes on such a device.
+pub fn build(spec: &JobSpec, device: Device) -> Result<Box<dyn Learner>, LearnerError> {
+    build_model(&spec.model, &spec.data.shape, spec.data.num_classes, device)
 }
 
 /// [`build`] from the four parts of a specification that decide the learner: the model, the shape
@@ -36,11 +32,9 @@ pub fn build_model(
     model: &ModelSpec,
     sample_shape: &[u32],
     num_classes: u32,
-    device: DeviceSpec,
+    device: Device,
 ) -> Result<Box<dyn Learner>, LearnerError> {
-    let device = match device {
-        DeviceSpec::Cpu => Device::flex(),
-    };
+    let device = tensors(device)?;
     let sample_shape = sizes(sample_shape, "data.shape")?;
     let classes = size(num_classes, "data.num_classes")?;
     match model {
@@ -95,6 +89,17 @@ pub fn build_model(
                 *dropout,
             )))
         }
+    }
+}
+
+/// Where tensors of a device live.
+fn tensors(device: Device) -> Result<Tensors, LearnerError> {
+    match device {
+        Device::Cpu => Ok(Tensors::flex()),
+        gpu @ Device::Cuda(_) => Err(LearnerError(format!(
+            "this build of muster cannot compute on {gpu}, since it was made without CUDA; build it \
+             with `cargo build --release --features cuda`, or write workers.device = \"cpu\""
+        ))),
     }
 }
 

@@ -31,7 +31,7 @@ fn job(file: &str, overrides: &[&str]) -> JobSpec {
 /// Trains to the end; gives the report of every step, and the means over the samples held out.
 fn train(spec: &JobSpec) -> (Vec<StepReport>, BTreeMap<String, f64>) {
     let dataset = Dataset::load(&spec.data).expect("good data");
-    let learner = muster_models::build(spec).expect("a good model");
+    let learner = muster_models::build(spec, muster_trainer::Device::Cpu).expect("a good model");
     let mut trainer = Trainer::new(spec, learner, dataset).expect("a fitting job");
     let reports = (0..trainer.total_steps()).map(|_| step(&mut trainer, spec.train.logical_shards));
     let reports = reports.collect();

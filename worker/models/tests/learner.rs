@@ -5,8 +5,9 @@ mod common;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{batch, cnn, hash, learner, mlp};
+use muster_trainer::Device;
 use muster_trainer::rng::ShardRng;
-use muster_trainer::spec::{DeviceSpec, ModelSpec};
+use muster_trainer::spec::ModelSpec;
 use muster_trainer::{Arena, Batch, Group, Learner};
 
 fn contribution(
@@ -232,7 +233,7 @@ fn samples_that_do_not_fit_are_refused_by_name() {
 #[test]
 fn models_that_cannot_be_are_refused_by_key() {
     let message = |model: ModelSpec, shape: &[u32], classes: u32| {
-        muster_models::build_model(&model, shape, classes, DeviceSpec::Cpu)
+        muster_models::build_model(&model, shape, classes, Device::Cpu)
             .err()
             .expect("refused")
             .to_string()
