@@ -184,7 +184,13 @@ pub(crate) fn member(text: &str) -> Result<(u64, String), String> {
 
 /// Run a worker: lend this machine's devices to a cluster
 #[derive(Debug, Args)]
-#[command(after_help = "Example: muster worker --join 10.0.0.1:4600 --host 10.0.0.2 --devices 2")]
+#[command(after_help = "\
+Examples: muster worker --join 10.0.0.1:4600 --host 10.0.0.2
+          muster worker --join 10.0.0.1:4600 --host 10.0.0.2 --devices 2 --gpus 0,2
+
+GPUs are counted from 0 in CUDA's order, among those that CUDA_VISIBLE_DEVICES leaves, or else \
+GPU_DEVICE_ORDINAL, SLURM_STEP_GPUS or SLURM_JOB_GPUS. Each holds one rank at a time, and is lent by one \
+worker of a machine.")]
 pub(crate) struct Worker {
     /// Where coordinators are; the one that leads is found from any of them
     #[arg(
@@ -197,9 +203,12 @@ pub(crate) struct Worker {
     /// Its name, one of its own in the cluster [default: this machine's]
     #[arg(long)]
     name: Option<String>,
-    /// How many ranks it holds at once
+    /// How many ranks it holds at once on its processors
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     devices: u32,
+    /// Which GPUs it lends beside them: none, all, or indices
+    #[arg(long, value_name = "none|all|0,2", default_value = "all")]
+    gpus: muster_worker::devices::Choice,
     /// The address under which other machines reach this one
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -238,6 +247,7 @@ impl Worker {
             join: self.join,
             name,
             devices: self.devices,
+            gpus: self.gpus,
             host: self.host,
             state,
             threads: self.threads.map(std::num::NonZero::get),
@@ -248,9 +258,9 @@ impl Worker {
         let ran = muster_worker::run(options, shutdown_signal()?).await;
         ran.map(|()| ExitCode::SUCCESS)
             .map_err(|error| match error {
-                muster_worker::Error::BadAddress(_) | muster_worker::Error::InUse { .. } => {
-                    Failure::bad_input(error_chain(&error))
-                }
+                muster_worker::Error::BadAddress(_)
+                | muster_worker::Error::Gpus(_)
+                | muster_worker::Error::InUse { .. } => Failure::bad_input(error_chain(&error)),
                 _ => Failure::failed(error_chain(&error)),
             })
     }

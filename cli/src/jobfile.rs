@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use muster_cluster::job::spec::WorkersSpec;
 use muster_cluster::job::{JobDraft, JobSpec, Override};
 use muster_proto::v1;
 
@@ -46,11 +47,11 @@ impl Prepared {
     }
 }
 
-/// Reads and checks a job. `workers` says how many there are at most when it is given the range that
-/// the file states; no more than those are the fewest, then.
+/// Reads and checks a job. `workers` says how many there are at most when it is given what the file
+/// states; no more than those are the fewest, then.
 pub(crate) fn prepare(
     arguments: &JobArguments,
-    workers: impl FnOnce(u32, u32) -> Option<u32>,
+    workers: impl FnOnce(&WorkersSpec) -> Result<Option<u32>, Failure>,
 ) -> Result<Prepared, Failure> {
     let file = &arguments.file;
     let text = read(file)?;
@@ -72,7 +73,7 @@ pub(crate) fn prepare(
     let mut draft = parse(&set)?;
     // The file's own faults first, then those of the data that it names.
     let spec = draft.check(&base_dir, "").map_err(bad)?;
-    if let Some(workers) = workers(spec.workers.min, spec.workers.max) {
+    if let Some(workers) = workers(&spec.workers)? {
         let min = spec.workers.min.min(workers);
         for (key, value) in [("workers.min", min), ("workers.max", workers)] {
             set.push(Override::parse(&format!("{key}={value}")).map_err(bad)?);

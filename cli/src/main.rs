@@ -3,6 +3,7 @@
 mod chaos;
 mod client;
 mod daemons;
+mod doctor;
 mod elastic;
 mod failure;
 mod group;
@@ -59,6 +60,7 @@ enum Command {
     Ledger(ledger::Ledger),
     Chaos(chaos::Chaos),
     Nodes(look::Nodes),
+    Doctor(doctor::Doctor),
     /// Print what a job file may say, with defaults
     JobReference,
     /// Print a completion script for a shell
@@ -102,6 +104,7 @@ fn run(command: Command) -> Outcome {
         Command::Ledger(ledger) => return block_on(ledger.run()),
         Command::Chaos(chaos) => return block_on(chaos.run()),
         Command::Nodes(nodes) => return block_on(nodes.run()),
+        Command::Doctor(doctor) => return block_on(doctor.run()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -188,6 +191,10 @@ mod tests {
             "cancel digits --json",
             "wait digits --json",
             "nodes --json --stale",
+            "doctor",
+            "doctor --json --state s --coordinator a:1,b:2 --peer c:3 --peer d:4",
+            "worker --join a:1 --gpus none",
+            "worker --join a:1 --gpus 0,2",
             "scale digits 4 --coordinator a:1 --json",
             "drain a --json --wait",
             "drain a --undo",
@@ -216,6 +223,8 @@ mod tests {
             "coordinator --data d --listen somewhere",
             "worker",
             "worker --join a:1 --devices 0",
+            "worker --join a:1 --gpus some",
+            "worker --join a:1 --gpus 1,1",
             "worker --join a:1 --host name",
             "logs digits --rank 0 --events",
             "ps --timeout soon",

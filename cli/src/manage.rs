@@ -27,7 +27,7 @@ pub(crate) struct Submit {
 
 impl Submit {
     pub(crate) async fn run(self) -> Outcome {
-        let prepared = prepare(&self.job, |_, _| None)?;
+        let prepared = prepare(&self.job, |_| Ok(None))?;
         let reply = Client::new(&self.to)?.submit(prepared.submit()).await?;
         let status = match reply.status() {
             v1::SubmitStatus::Resumed => "resumed",

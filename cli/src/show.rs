@@ -111,7 +111,7 @@ pub(crate) fn job(job: &v1::JobView) -> String {
         let row = |rank: &v1::RankView| {
             vec![
                 rank.rank.to_string(),
-                rank.worker.clone(),
+                place(&rank.worker, &rank.device),
                 rank.pid.to_string(),
                 rank.state.clone(),
                 format!("{}..{}", rank.shards_start, rank.shards_end),
@@ -128,7 +128,7 @@ pub(crate) fn job(job: &v1::JobView) -> String {
         let row = |standby: &v1::StandbyView| {
             vec![
                 standby.process.to_string(),
-                standby.worker.clone(),
+                place(&standby.worker, &standby.device),
                 standby.pid.to_string(),
                 how_far(standby),
                 standby.reason.clone(),
@@ -256,7 +256,42 @@ pub(crate) fn nodes(nodes: &[v1::NodeView]) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
-    table(&["WORKER", "STATE", "BUSY", "HOST", "CANARY"], &rows)
+    let mut text = table(&["WORKER", "STATE", "BUSY", "HOST", "CANARY"], &rows);
+    let gpus: Vec<Vec<String>> = nodes.iter().flat_map(gpus).collect();
+    if !gpus.is_empty() {
+        text += "\n\n";
+        text += &table(&["WORKER", "DEVICE", "NAME", "MEMORY", "JOB"], &gpus);
+    }
+    text
+}
+
+/// A row for each GPU of a worker.
+fn gpus(node: &v1::NodeView) -> impl Iterator<Item = Vec<String>> {
+    node.gpus.iter().map(|view| {
+        let gpu = view.gpu.clone().unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "one digit is shown")]
+        let gigabytes = gpu.memory_bytes as f64 / 1e9;
+        let job = match view.job.as_str() {
+            "" => "free",
+            job => job,
+        };
+        vec![
+            node.worker.clone(),
+            format!("cuda:{}", gpu.index),
+            gpu.name,
+            format!("{gigabytes:.1} GB"),
+            job.to_owned(),
+        ]
+    })
+}
+
+/// A worker, and which of its GPUs it is about, if it is about one.
+fn place(worker: &str, device: &str) -> String {
+    if device.starts_with("cuda") {
+        format!("{worker}/{device}")
+    } else {
+        worker.to_owned()
+    }
 }
 
 /// One line of a rank's output.

@@ -1,6 +1,7 @@
 //! `muster train`: a cluster on this machine for one job. Starts a coordinator and workers as
 //! children, submits the job, tells what happens, and leaves no process behind.
 
+mod lend;
 mod report;
 mod run;
 
@@ -12,6 +13,8 @@ use clap::Args;
 use crate::failure::{Failure, Outcome};
 use crate::jobfile::{JobArguments, prepare, state_folder};
 use crate::local::{Tree, lock};
+use lend::lend;
+use muster_worker::devices::Inventory;
 use report::{Format, Reporter};
 use run::Run;
 pub(crate) use run::Signals;
@@ -30,7 +33,8 @@ pub(crate) struct Train {
     #[command(flatten)]
     job: JobArguments,
     /// How many ranks, each on a worker of its own, beside spares; while some are lost the job goes
-    /// on with as few as its workers.min [default: one per processor, within the job's range]
+    /// on with as few as its workers.min [default: one per processor, or per GPU where the job runs
+    /// on those, within the job's range]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
     /// How many coordinators: 3 go on without any one of them [default: as many as before, or 1]
@@ -52,11 +56,20 @@ impl Train {
     pub(crate) async fn run(self) -> Outcome {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let own = u32::try_from(processors).unwrap_or(u32::MAX);
-        let prepared = prepare(&self.job, |min, max| {
-            Some(self.workers.unwrap_or(own.clamp(min, max.max(min))))
+        let mut lent = None;
+        let prepared = prepare(&self.job, |workers| {
+            let file = self.job.file.display();
+            let refused = |why: String| Failure::bad_input(format!("{file}: {why}"));
+            let looked = lend(workers, self.workers, own, Inventory::of_this_machine);
+            let looked = lent.insert(looked.map_err(refused)?);
+            Ok(Some(looked.ranks))
         })?;
+        let (gpus, remark) = lent.map_or_else(Default::default, |lent| (lent.gpus, lent.remark));
         let ranks = prepared.spec.workers.max;
-        let workers = ranks + prepared.spec.workers.spares;
+        let workers = match gpus.len() {
+            0 => ranks + prepared.spec.workers.spares,
+            number => u32::try_from(number).unwrap_or(u32::MAX),
+        };
         let folder = state_folder(self.state.as_deref())?
             .join("train")
             .join(prepared.spec.name.to_string());
@@ -75,11 +88,15 @@ impl Train {
             (false, true) => Format::Terminal,
             (false, false) => Format::Lines,
         };
+        if let Some(remark) = remark {
+            tracing::warn!("{remark}");
+        }
         let mut tree = Tree::new()?;
         let mut run = Run {
             prepared: &prepared,
             folder: &folder,
             workers,
+            gpus: &gpus,
             coordinators: self.coordinators.unwrap_or_else(|| num_before(&folder)),
             threads: self
                 .threads

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
+use muster_worker::devices::Inventory;
+
 use crate::client::Client;
 use crate::failure::{Failure, Outcome};
 use crate::jobfile::state_folder;
@@ -26,7 +28,7 @@ Examples: muster up --workers 2
 Jobs are submitted to it as to any cluster: muster submit JOB.toml. Ctrl-C ends all of it; the same command \
 goes on with its jobs.")]
 pub(crate) struct Up {
-    /// How many workers, with one device each
+    /// How many workers, with one slot for a rank on processors each; GPUs are dealt among them
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: u32,
     /// How many coordinators: 3 go on without any one of them [default: as many as before, or 1]
@@ -45,6 +47,18 @@ pub(crate) struct Up {
     /// Print one line of JSON once it is ready
     #[arg(long)]
     json: bool,
+}
+
+/// The GPUs of one of some workers, as its command line says them.
+fn dealt(num_gpus: usize, number: u32, workers: u32) -> String {
+    let step = workers.max(1) as usize;
+    let gpus = (number as usize..num_gpus).step_by(step);
+    let gpus: Vec<String> = gpus.map(|gpu| gpu.to_string()).collect();
+    if gpus.is_empty() {
+        "none".to_owned()
+    } else {
+        gpus.join(",")
+    }
 }
 
 impl Up {
@@ -82,9 +96,16 @@ impl Up {
             .threads
             .map_or(share, std::num::NonZero::get)
             .to_string();
+        let num_gpus = Inventory::of_this_machine().usable().len();
         let mut workers = Vec::new();
         for number in 0..self.workers {
-            let role = worker(folder, number, &join, &["--threads", &threads]);
+            let gpus = dealt(num_gpus, number, self.workers);
+            let role = worker(
+                folder,
+                number,
+                &join,
+                &["--threads", &threads, "--gpus", &gpus],
+            );
             let name = role.name.clone();
             workers.push((name, tree.start(role)?));
         }
@@ -157,5 +178,23 @@ impl Up {
             format!("ready: export MUSTER_COORDINATOR={all}, then muster submit JOB.toml; Ctrl-C ends all of it")
         });
         print_lines(lines);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gpu_is_dealt_to_one_worker() {
+        let deal = |num_gpus, workers| -> Vec<String> {
+            let numbers = 0..workers;
+            numbers
+                .map(|number| dealt(num_gpus, number, workers))
+                .collect()
+        };
+        assert_eq!(deal(0, 2), ["none", "none"]);
+        assert_eq!(deal(1, 2), ["0", "none"]);
+        assert_eq!(deal(5, 2), ["0,2,4", "1,3"]);
     }
 }

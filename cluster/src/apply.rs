@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::command::{
     Command, NumericsClass, Outcome, OutcomeKind, RequestId, Stamped, StopWhy, Submission,
 };
+use crate::device::Device;
 use crate::ids::{Generation, History, JobName, ProcessId, Step, WorkerName};
 use crate::job::spec::WorkersSpec;
 use crate::job::{Identity, JobSpec};
@@ -202,10 +203,13 @@ impl ClusterState {
                 return Err(Refusal::OtherIdentity { job: name, changes });
             }
             if runs {
-                // A world that runs keeps its state as it was started with.
-                let redundancy = job.spec.workers.redundancy;
+                // A world that runs keeps its state and its kind of devices as it was started with.
+                let WorkersSpec {
+                    redundancy, device, ..
+                } = job.spec.workers;
                 job.spec.workers = WorkersSpec {
                     redundancy,
+                    device,
                     ..spec.workers
                 };
                 return Ok(Effect::AlreadyRunning { job: name });
@@ -422,12 +426,26 @@ impl ClusterState {
         Ok(Effect::Finished { job: name.clone() })
     }
 
-    /// The devices that processes of jobs hold now, by worker.
+    /// How many processes of jobs are on the processors of each worker now.
     #[must_use]
-    pub fn busy_devices(&self) -> BTreeMap<&WorkerName, u32> {
+    pub fn busy_slots(&self) -> BTreeMap<&WorkerName, u32> {
         let mut busy = BTreeMap::new();
-        for worker in self.open_jobs().flat_map(|(_, job)| job.held_workers()) {
-            *busy.entry(worker).or_default() += 1;
+        for (worker, device) in self.open_jobs().flat_map(|(_, job)| job.held()) {
+            if device == Device::Cpu {
+                *busy.entry(worker).or_default() += 1;
+            }
+        }
+        busy
+    }
+
+    /// Which job has which GPU of which worker now.
+    #[must_use]
+    pub fn busy_gpus(&self) -> BTreeMap<(&WorkerName, u32), &JobName> {
+        let mut busy = BTreeMap::new();
+        for (name, job) in self.open_jobs() {
+            let gpus = job.held();
+            let gpus = gpus.filter_map(|(worker, device)| Some((worker, device.cuda()?)));
+            busy.extend(gpus.map(|gpu| (gpu, name)));
         }
         busy
     }
@@ -436,7 +454,7 @@ impl ClusterState {
     #[must_use]
     pub fn class_of(&self, world: &World) -> Option<&NumericsClass> {
         let first = world.ranks.first()?;
-        self.nodes.get(&first.worker).map(|node| &node.class)
+        self.nodes.get(&first.worker)?.class_on(first.device)
     }
 }
 

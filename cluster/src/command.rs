@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::device::{Device, Gpu};
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step, WorkerName};
 use crate::job::{Error, JobDraft, JobSpec};
 use crate::state::{Manifest, Poison, Seat, World};
@@ -212,6 +213,8 @@ pub struct NumericsClass {
     pub libc: String,
     /// The processor's features.
     pub cpu: String,
+    /// Of what a GPU computes: its model, driver and compute capability. Empty for processors.
+    pub gpu: String,
 }
 
 impl NumericsClass {
@@ -220,6 +223,10 @@ impl NumericsClass {
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         if self.build != other.build {
             Some("another build of the program")
+        } else if self.gpu.is_empty() != other.gpu.is_empty() {
+            Some("another kind of device")
+        } else if self.gpu != other.gpu {
+            Some("another GPU or driver")
         } else if self.cpu != other.cpu {
             Some("other processor features")
         } else if self.libc != other.libc {
@@ -237,12 +244,28 @@ impl NumericsClass {
 pub struct Node {
     /// Which life of the worker.
     pub incarnation: Incarnation,
-    /// How many ranks it can hold at once.
+    /// How many ranks it can hold at once on its processors.
     pub num_devices: u32,
-    /// What decides its bits.
+    /// Its GPUs, by index; each holds one rank at once.
+    pub gpus: Vec<Gpu>,
+    /// What decides the bits of its processors.
     pub class: NumericsClass,
     /// Where its ranks are reached.
     pub host: String,
+}
+
+impl Node {
+    /// What decides the bits of a rank on one of its devices; `None` where it has no such GPU.
+    #[must_use]
+    pub fn class_on(&self, device: Device) -> Option<&NumericsClass> {
+        match device {
+            Device::Cpu => Some(&self.class),
+            Device::Cuda(index) => {
+                let gpu = self.gpus.iter().find(|gpu| gpu.index == index);
+                gpu.map(|gpu| &gpu.class)
+            }
+        }
+    }
 }
 
 /// How a job ended.

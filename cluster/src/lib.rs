@@ -4,7 +4,7 @@
 //! are arguments. Read in this order:
 //!
 //! 1. [`ids`]: one type per number that must not be mistaken for another.
-//! 2. [`tree`]: the canonical reduction tree over logical shards.
+//! 2. [`tree`]: the canonical reduction tree over logical shards; [`device`]: what a rank runs on.
 //! 3. [`job`]: a job as written (`JobDraft`) and as understood (`JobSpec`).
 //! 4. [`shares`]: who keeps which part of an optimizer's state.
 //! 5. [`state`]: what Raft replicates; [`command`]: what can be asked of it; [`apply`]: how a
@@ -15,6 +15,7 @@ pub mod answered;
 pub mod apply;
 mod chain;
 pub mod command;
+pub mod device;
 pub mod ids;
 pub mod job;
 pub mod plan;
@@ -23,6 +24,7 @@ pub mod state;
 pub mod tree;
 
 pub use chain::chain as error_chain;
+pub use device::Device;
 pub use ids::{Generation, History, Incarnation, JobName, RankId, ShardId, Step, WorkerName};
 
 #[cfg(test)]

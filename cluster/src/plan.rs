@@ -9,6 +9,7 @@ use crate::state::{ClusterState, Job, Phase};
 
 mod balance;
 mod closure;
+mod devices;
 mod distrust;
 mod fate;
 mod finish;
@@ -23,6 +24,7 @@ mod watch;
 pub use pace::{Activity, Pace, Slow, Speed, slow};
 pub use watch::{Closed, Failures, Standby, Suspect, Watch};
 
+use devices::Devices;
 use fate::Running;
 use heal::Verdict;
 use place::{Wanting, place};
@@ -134,7 +136,7 @@ impl std::fmt::Display for Wait {
 #[must_use]
 pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_ms: u64) -> Plan {
     let mut plan = Plan::default();
-    let mut free = free_devices(state, observed);
+    let mut free = Devices::free(state, observed);
     // Jobs are served in the order of their submission; the name settles ties.
     let open = state.open_jobs().map(|(name, job)| (name, job.as_ref()));
     let mut order: Vec<(&JobName, &Job)> = open.collect();
@@ -146,9 +148,11 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
             .filter(|watch| watch.generation == job.generation);
         let (why, since, poison) = match &job.phase {
             Phase::Ended(_) => continue,
-            Phase::Queued if !free.values().any(|devices| *devices > 0) => {
+            Phase::Queued if !free.serve(job.spec.workers.device) => {
                 // Nobody has to look where there is nothing.
-                plan.waits.insert(name.clone(), place::nothing_is_free(job));
+                let (kind, why) = devices::kind(state, observed, job, None, (patience, now_ms));
+                let wait = place::nothing_is_free(state, job, kind, why.as_deref());
+                plan.waits.insert(name.clone(), wait);
                 continue;
             }
             Phase::Queued => {
@@ -199,7 +203,7 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
         // Until the state gives it a new world, a lost one holds its devices: a job further down
         // the line must not get them.
         let mut offered = free.clone();
-        give_back(&mut offered, job);
+        offered.give_back(state, job);
         let wanting = Wanting {
             name,
             job,
@@ -208,7 +212,7 @@ pub fn plan(state: &ClusterState, observed: &Observed, patience: Patience, now_m
             watch,
             poison,
         };
-        match place(&mut offered, state, wanting, patience, now_ms) {
+        match place(&mut offered, (state, observed), wanting, patience, now_ms) {
             Ok(command) => {
                 plan.commands.push(command);
                 free = offered;
@@ -289,38 +293,6 @@ fn end_of(job: &Job, watch: Option<&Watch>, why: &str) -> Option<Outcome> {
         let reason = format!("{num_fruitless} worlds in a row applied no step; the last: {why}");
         job.rest(OutcomeKind::Failed, reason)
     })
-}
-
-/// Devices by worker. Below zero where a worker came back with fewer devices than worlds still
-/// hold, so that giving one back does not make one up.
-type Devices = BTreeMap<WorkerName, i64>;
-
-/// The devices that no world holds, of the workers that are there.
-fn free_devices(state: &ClusterState, observed: &Observed) -> Devices {
-    let busy = state.busy_devices();
-    let alive = observed
-        .connected
-        .iter()
-        .filter_map(|(worker, incarnation)| {
-            let node = state
-                .nodes
-                .get(worker)
-                .filter(|node| node.incarnation == *incarnation)
-                .filter(|_| !state.draining.contains(worker))?;
-            let busy = busy.get(worker).copied().unwrap_or_default();
-            let free = i64::from(node.num_devices) - i64::from(busy);
-            Some((worker.clone(), free))
-        });
-    alive.collect()
-}
-
-/// A job that gets a world of new processes gives its old devices back first.
-fn give_back(free: &mut Devices, job: &Job) {
-    for worker in job.held_workers() {
-        if let Some(devices) = free.get_mut(worker) {
-            *devices += 1;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::answered::Answered;
 use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, StopWhy, Submission};
+use crate::device::Device;
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, RankId, Step, WorkerName};
 use crate::job::{Identity, JobSpec};
 use crate::shares::{Holders, Move, NUM_SHARES};
@@ -137,6 +138,8 @@ pub struct Placement {
     pub worker: WorkerName,
     /// In which life of that worker.
     pub incarnation: Incarnation,
+    /// On which of the worker's devices.
+    pub device: Device,
     /// Its logical shards; of a world that heals, from its second step on.
     pub shards: Run,
 }
@@ -148,6 +151,8 @@ pub struct Seat {
     pub worker: WorkerName,
     /// In which life of that worker.
     pub incarnation: Incarnation,
+    /// On which of its devices.
+    pub device: Device,
 }
 
 /// How a world gets through the step that the world before it began.
@@ -300,10 +305,18 @@ impl LedgerEntry {
             hasher.text(rank.worker.as_str());
             let (process, life) = (rank.process.0, rank.incarnation.0);
             hasher.numbers(&[process, life, run.start.into(), run.end.into()]);
+            // Ledgers from before there were GPUs keep their hashes.
+            if let Device::Cuda(_) = rank.device {
+                hasher.text(&rank.device.to_string());
+            }
         }
         let class = self.class.as_ref();
         let parts = class.map(|class| [&class.build, &class.canary, &class.libc, &class.cpu]);
         parts.iter().flatten().for_each(|part| hasher.text(part));
+        let gpu = class.map(|class| &class.gpu);
+        gpu.into_iter()
+            .filter(|gpu| !gpu.is_empty())
+            .for_each(|gpu| hasher.text(gpu));
         hasher.text(&self.reason);
         hasher.hex()
     }
@@ -379,11 +392,15 @@ impl Job {
         matches!(self.phase, Phase::Ended(_))
     }
 
-    /// The worker of each of its processes.
-    pub fn held_workers(&self) -> impl Iterator<Item = &WorkerName> {
+    /// The worker and the device of each of its processes. One that takes the place of a process that
+    /// has ended has the same as that one until the next world.
+    pub fn held(&self) -> impl Iterator<Item = (&WorkerName, Device)> {
         let ranks = self.world.iter().flat_map(|world| &world.ranks);
-        let standbys = self.standbys.values().map(|seat| &seat.worker);
-        ranks.map(|rank| &rank.worker).chain(standbys)
+        let standbys = self.standbys.values();
+        let standbys = standbys.map(|seat| (&seat.worker, seat.device));
+        ranks
+            .map(|rank| (&rank.worker, rank.device))
+            .chain(standbys)
     }
 
     /// Whether a process is part of its world, or waits to be.

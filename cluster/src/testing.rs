@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::command::{Node, NumericsClass, Outcome, OutcomeKind, Submission};
+use crate::device::Gpu;
 use crate::ids::{Generation, History, Incarnation, JobName, Step, WorkerName};
 use crate::state::Manifest;
 
@@ -58,12 +59,29 @@ pub(crate) fn node(incarnation: u64, num_devices: u32, build: &str) -> Node {
     Node {
         incarnation: Incarnation(incarnation),
         num_devices,
+        gpus: Vec::new(),
         class: NumericsClass {
             build: build.to_owned(),
             ..NumericsClass::default()
         },
         host: "127.0.0.1".to_owned(),
     }
+}
+
+/// The GPUs of a worker, from index 0 on; those of one `model` are of one class in one build.
+pub(crate) fn gpus(number: u32, model: &str, build: &str) -> Vec<Gpu> {
+    let gpu = |index| Gpu {
+        index,
+        name: model.to_owned(),
+        memory_bytes: 80 << 30,
+        uuid: format!("GPU-{index}"),
+        class: NumericsClass {
+            build: build.to_owned(),
+            gpu: model.to_owned(),
+            ..NumericsClass::default()
+        },
+    };
+    (0..number).map(gpu).collect()
 }
 
 pub(crate) fn manifest(history: History, generation: Generation, step: u64) -> Manifest {

@@ -285,6 +285,7 @@ impl Clients for ClientsService {
         Ok(Response::new(v1::ListNodesReply {
             nodes,
             coordinator_pid: std::process::id(),
+            now_ms: crate::driver::wall_ms(),
         }))
     }
 

@@ -5,13 +5,13 @@ mod layout;
 mod peers;
 mod spec;
 mod state;
+mod worker;
 mod world;
 
 use std::path::PathBuf;
 
-use muster_cluster::command::{
-    Command, Node, NumericsClass, Outcome, OutcomeKind, Stamped, StopWhy, Submission,
-};
+use muster_cluster::Device;
+use muster_cluster::command::{Command, Outcome, OutcomeKind, Stamped, StopWhy, Submission};
 use muster_cluster::ids::{Generation, History, Incarnation, JobName, ProcessId, Step, WorkerName};
 use muster_cluster::state::{FileRef, Manifest, Seat};
 use prost::Message;
@@ -25,6 +25,7 @@ pub use state::{
     answered, job_bytes, job_of, job_state, job_state_of, member, member_bytes, remembered,
     snapshot, snapshot_bytes,
 };
+pub use worker::{node, register};
 pub use world::{placements, runs, shards};
 
 /// A message that is not one of ours, or lacks what it must have.
@@ -141,6 +142,7 @@ fn stamped_command(stamped: &Stamped) -> v1::StampedCommand {
             process: process.0,
             worker: seat.worker.to_string(),
             incarnation: seat.incarnation.0,
+            cuda: seat.device.cuda(),
         }),
         Command::EndStandby {
             job,
@@ -244,6 +246,7 @@ fn stamped(message: v1::StampedCommand) -> Result<Stamped, BadMessage> {
             seat: Seat {
                 worker: worker_name(&start.worker)?,
                 incarnation: Incarnation(start.incarnation),
+                device: Device::of(start.cuda),
             },
         },
         Wire::EndStandby(end) => Command::EndStandby {
@@ -324,34 +327,6 @@ pub fn stop_why(number: i32) -> Result<StopWhy, BadMessage> {
     }
 }
 
-/// A registration for the wire.
-#[must_use]
-pub fn register(worker: &WorkerName, node: &Node) -> v1::RegisterWorker {
-    v1::RegisterWorker {
-        worker: worker.to_string(),
-        incarnation: node.incarnation.0,
-        num_devices: node.num_devices,
-        class: Some((&node.class).into()),
-        host: node.host.clone(),
-    }
-}
-
-/// A registration from the wire.
-///
-/// # Errors
-/// Where the class is missing.
-pub fn node(message: v1::RegisterWorker) -> Result<Node, BadMessage> {
-    Ok(Node {
-        incarnation: Incarnation(message.incarnation),
-        num_devices: message.num_devices,
-        class: message
-            .class
-            .ok_or(BadMessage::Missing("numerics class"))?
-            .into(),
-        host: message.host,
-    })
-}
-
 /// A job's end for the wire.
 #[must_use]
 pub fn finish(job: &JobName, generation: Generation, outcome: &Outcome) -> v1::Finish {
@@ -422,40 +397,6 @@ impl From<v1::Submit> for Submission {
             base_dir: PathBuf::from(message.base_dir),
             data_digest: message.data_digest,
             fresh: message.fresh,
-        }
-    }
-}
-
-impl From<&NumericsClass> for v1::NumericsClass {
-    fn from(class: &NumericsClass) -> Self {
-        let NumericsClass {
-            build,
-            canary,
-            libc,
-            cpu,
-        } = class.clone();
-        Self {
-            build,
-            canary,
-            libc,
-            cpu,
-        }
-    }
-}
-
-impl From<v1::NumericsClass> for NumericsClass {
-    fn from(message: v1::NumericsClass) -> Self {
-        let v1::NumericsClass {
-            build,
-            canary,
-            libc,
-            cpu,
-        } = message;
-        Self {
-            build,
-            canary,
-            libc,
-            cpu,
         }
     }
 }

@@ -61,6 +61,20 @@ fn check(sandbox: &Sandbox, output: &Output, words: &[&str]) {
 }
 
 #[test]
+fn a_job_for_gpus_is_refused_at_once_where_none_can_be_used() {
+    if cfg!(feature = "cuda") {
+        eprintln!("skipped: this build has CUDA, and the machine may have a GPU");
+        return;
+    }
+    for device in ["cuda", "cuda:0"] {
+        let set = format!("workers.device={device}");
+        let says = format!("job.toml: workers.device is \"{device}\", and this machine has");
+        let words = [says.as_str(), "write workers.device = \"cpu\""];
+        refused(&["--set", &set], &words);
+    }
+}
+
+#[test]
 fn faults_of_the_job_file_are_named_with_their_line() {
     fault("dropout = 0.5", "dropuot = 0.5", &["dropuot", "dropout"]);
     fault("seed = 0", "seed = \"zero\"", &["train.seed", "number"]);

@@ -70,6 +70,80 @@ fn a_submitted_job_waits_says_why_runs_and_is_shown() {
 }
 
 #[test]
+fn a_job_for_gpus_is_taken_and_waits_until_a_worker_lends_one() {
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    // Whatever the machine has.
+    cluster.start_worker_as("a", "a", &["--gpus", "none"]);
+    let reply = submit(&cluster, &["--set", "workers.device=cuda"]);
+    assert_eq!(reply["status"], "queued");
+    eventually(DEADLINE, "the worker, and the reason", || {
+        let nodes = cluster.text(&["nodes", "--json"]);
+        let node: Value = serde_json::from_str(nodes.lines().next()?).unwrap();
+        assert_eq!(node["gpus"], serde_json::json!([]));
+        let ps = cluster.text(&["ps"]);
+        let why = "waits for GPUs: 0 free, 1 needed; no worker lends one";
+        (node["connected"] == true && ps.contains(why)).then_some(())
+    });
+    // The device is no part of what the job is: on processors it is the same one.
+    assert!(!cluster.text(&["cancel", "digits-mlp"]).is_empty());
+    assert_eq!(
+        submit(&cluster, &["--set", "workers.device=auto"])["status"],
+        "queued"
+    );
+    assert!(cluster.text(&["wait", "digits-mlp"]).contains("completed"));
+    let job = cluster.json(&["show", "digits-mlp", "--json"]);
+    let why = job["worlds"][0]["reason"].as_str().unwrap();
+    assert!(
+        why.contains("on processors, since the cluster has 0 GPUs"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_doctor_compares_clocks_and_connects() {
+    let cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    let address = cluster.address().to_owned();
+    let arguments = [
+        "doctor",
+        "--json",
+        "--peer",
+        &address,
+        "--peer",
+        "127.0.0.1:1",
+    ];
+    let output = cluster.run(&arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "nobody listens at one of them"
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let of = |check: &str| -> Vec<&Value> {
+        findings
+            .iter()
+            .filter(|one| one["check"] == check)
+            .collect()
+    };
+    let [near, far] = of("peer")[..] else {
+        panic!("two peers: {report:#}");
+    };
+    assert_eq!(
+        (&near["status"], &far["status"]),
+        (&"ok".into(), &"FAIL".into())
+    );
+    // One machine has one clock.
+    assert_eq!(of("coordinator")[0]["status"], "ok", "{report:#}");
+    assert!(
+        of("disk sync")[0]["found"]
+            .as_str()
+            .unwrap()
+            .contains("reaches the disk")
+    );
+    assert_eq!(report["ok"], false);
+}
+
+#[test]
 fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     let worker = cluster.start_worker("a", 2);

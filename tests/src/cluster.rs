@@ -264,6 +264,12 @@ impl Cluster {
         self.spawn(name, &mut command).id()
     }
 
+    /// Where the coordinator listens.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// What a command says that is told where the coordinator is.
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Output {

@@ -141,6 +141,9 @@ fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, Ta
         // What the terminal or a service manager sends to the daemon's group is for the daemon.
         .process_group(0)
         .kill_on_drop(false);
+    if let Some(gpus) = &start.visible_gpus {
+        command.env("CUDA_VISIBLE_DEVICES", gpus);
+    }
     if start.tree {
         command.env("MUSTER_TREE", "1");
     }

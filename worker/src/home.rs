@@ -111,6 +111,7 @@ impl Home {
                 canary: part("canary")?,
                 libc: part("libc")?,
                 cpu: part("cpu")?,
+                gpu: String::new(),
             },
         })
     }

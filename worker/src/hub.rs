@@ -84,6 +84,8 @@ pub(crate) struct Start {
     pub(crate) tree: bool,
     /// How long a rank goes on without its worker.
     pub(crate) orphan: Duration,
+    /// The GPUs that ranks see, where the worker lends any; which one a rank has its assignment says.
+    pub(crate) visible_gpus: Option<String>,
     pub(crate) logs: PathBuf,
     pub(crate) roster: Arc<Roster>,
 }

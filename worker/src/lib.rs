@@ -6,11 +6,13 @@
 //! 1. [`run`]: the process, from its start to its end.
 //! 2. Inside: the hub owns the agent; `link` is the coordinator's side, `door` the ranks' side,
 //!    `child` a rank's process and `tail` its log.
-//! 3. What the next daemon must know: `home` is the state folder, `roster` a file per process,
+//! 3. [`devices`]: the machine's GPUs, and which of them it lends.
+//! 4. What the next daemon must know: `home` is the state folder, `roster` a file per process,
 //!    `alive` whether a process still runs, `succession` what becomes of those that do.
 
 mod alive;
 mod child;
+pub mod devices;
 mod door;
 mod home;
 mod hub;

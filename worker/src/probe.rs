@@ -34,5 +34,6 @@ pub(crate) async fn probe(program: &Path) -> Result<v1::NumericsClass, Error> {
         canary: part("canary")?,
         libc: part("libc")?,
         cpu: part("cpu")?,
+        gpu: String::new(),
     })
 }

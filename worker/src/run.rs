@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::alive::Handle;
+use crate::devices::{self, Claims, Driver, Gpu, Inventory};
 use crate::home::{Home, Life};
 use crate::hub::{Hub, Start};
 use crate::roster::{Entry, Roster};
@@ -26,8 +27,10 @@ pub struct Options {
     pub join: Vec<String>,
     /// Its name, one of its own in the cluster.
     pub name: String,
-    /// How many ranks it holds at once.
+    /// How many ranks it holds at once on its processors.
     pub devices: u32,
+    /// Which GPUs it lends beside them.
+    pub gpus: devices::Choice,
     /// The address under which other machines reach its ranks.
     pub host: IpAddr,
     /// Where it keeps the ranks' logs, and what the next daemon must know; one daemon uses it at a
@@ -58,6 +61,9 @@ pub enum Error {
     /// The coordinator wants none of this worker.
     #[error("the coordinator refuses this worker: {0}")]
     Refused(String),
+    /// A GPU is to be lent that cannot be.
+    #[error("--gpus: {0}")]
+    Gpus(String),
     /// An address makes no sense.
     #[error("--join {0}")]
     BadAddress(String),
@@ -101,6 +107,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
             },
         })?;
     let class = probe::probe(&options.program).await?;
+    let lent = lend(&options)?;
     let io_error = |what: &str| {
         let what = what.to_owned();
         move |source| Error::Io { what, source }
@@ -118,6 +125,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         worker: options.name.clone(),
         incarnation,
         num_devices: options.devices,
+        gpus: devices::registered(&lent.gpus, lent.driver.as_ref(), &class.build),
         class: Some(class),
         host: options.host.to_string(),
     };
@@ -130,12 +138,14 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
             .unwrap_or_else(|| share_of_processors(options.devices)),
         tree: options.tree,
         orphan: options.orphan,
+        visible_gpus: lent.variable,
         logs: home.logs(),
         roster,
     };
     tracing::info!(
         worker = options.name,
         devices = options.devices,
+        gpus = lent.gpus.len(),
         incarnation,
         "worker runs"
     );
@@ -157,6 +167,48 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         }
     });
     hub.run(receiver, shutdown).await
+}
+
+/// The GPUs that a worker lends.
+#[derive(Default)]
+struct Lent {
+    /// By index.
+    gpus: Vec<(u32, Gpu)>,
+    driver: Option<Driver>,
+    /// Which ones ranks are to see.
+    variable: Option<String>,
+    /// As long as the worker lends them, no other one of this machine does.
+    claims: Claims,
+}
+
+/// Looks for GPUs, and says once why there are none to lend.
+fn lend(options: &Options) -> Result<Lent, Error> {
+    let mut lent = Lent::default();
+    if options.gpus == devices::Choice::None {
+        return Ok(lent);
+    }
+    let inventory = Inventory::of_this_machine();
+    let offered = devices::offered(&inventory, &options.gpus).map_err(Error::Gpus)?;
+    if let Some(reason) = &inventory.why_none {
+        tracing::info!(reason, "lends processors alone");
+    }
+    for (index, gpu) in offered {
+        match lent.claims.add(index, &gpu) {
+            Ok(()) => {
+                let Gpu { name, uuid, .. } = &gpu;
+                tracing::info!(index, name, uuid, "lends a GPU");
+                lent.gpus.push((index, gpu));
+            }
+            // Who asks for all gets those that are left.
+            Err(reason) if options.gpus == devices::Choice::All => {
+                tracing::warn!(reason, "does not lend a GPU");
+            }
+            Err(reason) => return Err(Error::Gpus(reason)),
+        }
+    }
+    lent.variable = devices::variable(&inventory);
+    lent.driver = inventory.driver;
+    Ok(lent)
 }
 
 /// The processes of the daemon before this one, if the life that they are from goes on; those

@@ -269,8 +269,10 @@ impl Worker {
                     canary: "c".repeat(64),
                     libc: "glibc 2.36".to_owned(),
                     cpu: "a processor".to_owned(),
+                    gpu: String::new(),
                 }),
                 host: "127.0.0.1".to_owned(),
+                gpus: Vec::new(),
             }),
             ranks: Vec::new(),
         });

@@ -9,6 +9,19 @@ pub(crate) fn log(line: &v1::LogRecord) -> Value {
     json!({ "time": line.time, "generation": line.generation, "rank": line.rank, "text": line.text })
 }
 
+/// A GPU of a worker.
+fn gpu(view: &v1::GpuView) -> Value {
+    let gpu = view.gpu.clone().unwrap_or_default();
+    json!({
+        "index": gpu.index,
+        "name": gpu.name,
+        "memory_bytes": gpu.memory_bytes,
+        "uuid": gpu.uuid,
+        "class": gpu.class.unwrap_or_default().gpu,
+        "job": (!view.job.is_empty()).then_some(&view.job),
+    })
+}
+
 /// A worker.
 pub(crate) fn node(node: &v1::NodeView) -> Value {
     let class = node.class.clone().unwrap_or_default();
@@ -24,6 +37,7 @@ pub(crate) fn node(node: &v1::NodeView) -> Value {
         "jobs": node.jobs,
         "drains": (!node.drains.is_empty()).then_some(&node.drains),
         "class": { "build": class.build, "canary": class.canary, "libc": class.libc, "cpu": class.cpu },
+        "gpus": node.gpus.iter().map(gpu).collect::<Vec<_>>(),
     })
 }
 
@@ -31,7 +45,7 @@ pub(crate) fn node(node: &v1::NodeView) -> Value {
 pub(crate) fn job(job: &v1::JobView) -> Value {
     let rank = |rank: &v1::RankView| {
         json!({
-            "rank": rank.rank, "worker": rank.worker, "pid": rank.pid, "state": rank.state,
+            "rank": rank.rank, "worker": rank.worker, "device": rank.device, "pid": rank.pid, "state": rank.state,
             "shards": [rank.shards_start, rank.shards_end],
             "shard_us": (rank.shard_us > 0).then_some(rank.shard_us),
             "slow": (!rank.slow_in.is_empty())
@@ -40,7 +54,7 @@ pub(crate) fn job(job: &v1::JobView) -> Value {
     };
     let standby = |standby: &v1::StandbyView| {
         json!({
-            "process": standby.process, "worker": standby.worker, "pid": standby.pid,
+            "process": standby.process, "worker": standby.worker, "device": standby.device, "pid": standby.pid,
             "state": standby.state, "reason": standby.reason,
             "bytes": [standby.bytes_taken, standby.bytes_total],
         })

@@ -118,6 +118,45 @@ fn a_silent_worker_says_for_how_long() {
 }
 
 #[test]
+fn a_worker_s_gpus_are_shown_with_the_jobs_that_have_them() {
+    let view = |index, job: &str| v1::GpuView {
+        gpu: Some(v1::Gpu {
+            index,
+            name: "NVIDIA H200".to_owned(),
+            memory_bytes: 150_754_820_096,
+            uuid: format!("GPU-{index}"),
+            class: Some(v1::NumericsClass {
+                gpu: "NVIDIA H200, driver 580".to_owned(),
+                ..Default::default()
+            }),
+        }),
+        job: job.to_owned(),
+    };
+    let node = v1::NodeView {
+        worker: "a".to_owned(),
+        connected: true,
+        num_devices: 1,
+        host: "10.0.0.2".to_owned(),
+        gpus: vec![view(0, "digits"), view(2, "")],
+        ..Default::default()
+    };
+    assert_eq!(
+        nodes(std::slice::from_ref(&node)),
+        "WORKER  STATE      BUSY  HOST      CANARY\n\
+         a       connected  0/1   10.0.0.2\n\
+         \n\
+         WORKER  DEVICE  NAME         MEMORY    JOB\n\
+         a       cuda:0  NVIDIA H200  150.8 GB  digits\n\
+         a       cuda:2  NVIDIA H200  150.8 GB  free"
+    );
+    let script = json::node(&node);
+    assert_eq!(script["gpus"][0]["job"], "digits");
+    assert_eq!(script["gpus"][1]["job"], serde_json::Value::Null);
+    assert_eq!(script["gpus"][1]["index"], 2);
+    assert_eq!(script["gpus"][0]["class"], "NVIDIA H200, driver 580");
+}
+
+#[test]
 fn a_drained_worker_says_whether_it_is_free_yet() {
     let mut node = v1::NodeView {
         worker: "a".to_owned(),

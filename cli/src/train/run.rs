@@ -49,6 +49,8 @@ pub(super) struct Run<'a> {
     pub(super) prepared: &'a Prepared,
     pub(super) folder: &'a Path,
     pub(super) workers: u32,
+    /// The GPU of each worker; empty where ranks compute on processors.
+    pub(super) gpus: &'a [u32],
     pub(super) coordinators: u32,
     pub(super) threads: usize,
     pub(super) reporter: Reporter,
@@ -103,7 +105,10 @@ impl Run<'_> {
             if !has_workers {
                 for number in 0..self.workers {
                     let threads = self.threads.to_string();
-                    tree.start(worker(self.folder, number, &join, &["--threads", &threads]))?;
+                    let gpu = self.gpus.get(number as usize).map(u32::to_string);
+                    let gpus = gpu.as_deref().unwrap_or("none");
+                    let more = ["--threads", &threads, "--gpus", gpus];
+                    tree.start(worker(self.folder, number, &join, &more))?;
                 }
                 has_workers = true;
             }

@@ -37,6 +37,7 @@ fn world(job: Option<&Job>, add_generation: u64, add_history: u64, add_step: u64
             process: job.map_or(ProcessId(1), |job| job.newest_process.next()),
             worker: worker("w1"),
             incarnation: Incarnation(1),
+            device: crate::Device::Cpu,
             shards: Run::new(0, 8),
         }],
         finish: None,
@@ -69,6 +70,7 @@ fn healing(job: &Job, processes: &[u64]) -> World {
         process: ProcessId(*process),
         worker: worker("w1"),
         incarnation: Incarnation(1),
+        device: crate::Device::Cpu,
         shards: Run::new(0, 8),
     };
     World {
@@ -93,6 +95,7 @@ fn start_standby(state: &mut ClusterState, name: &str, process: u64) -> Answer {
         seat: Seat {
             worker: worker("w1"),
             incarnation: Incarnation(1),
+            device: crate::Device::Cpu,
         },
     };
     apply(state, command)
@@ -151,7 +154,7 @@ fn a_world_is_healed_by_its_ranks_and_the_processes_that_waited_and_by_nobody_el
     start_standby(&mut state, "a", 3).unwrap_err();
     start_standby(&mut state, "a", 2).unwrap();
     start_standby(&mut state, "a", 3).unwrap();
-    assert_eq!(state.busy_devices()[&worker("w1")], 3);
+    assert_eq!(state.busy_slots()[&worker("w1")], 3);
 
     let fits = healing(&state.jobs[&job("a")], &[1, 2]);
     let mut refused = Vec::new();

@@ -12,9 +12,9 @@ use super::draft::{JobDraft, Value, resolve};
 use super::error::Error;
 use super::size;
 use super::spec::{
-    CheckpointSpec, DataFormat, DataSpec, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy,
-    OptimizerKind, OptimizerSpec, Precision, Redundancy, ScheduleKind, ScheduleSpec, StopSpec,
-    TrainSpec, WorkersSpec,
+    CheckpointSpec, DataFormat, DataSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
+    OptimizerSpec, Precision, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec,
+    WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -296,8 +296,7 @@ impl Check<'_> {
     }
 
     fn workers(&mut self) -> WorkersSpec {
-        // There is one device; the choice refuses all other names.
-        self.choice("workers.device", "device", Some("cpu"), &DeviceSpec::NAMES);
+        let device = self.device();
         let redundancy = self.choice(
             "workers.redundancy",
             "redundancy",
@@ -322,7 +321,7 @@ impl Check<'_> {
                 Some("none") => Redundancy::None,
                 _ => Redundancy::Full,
             },
-            device: DeviceSpec::Cpu,
+            device,
         }
     }
 

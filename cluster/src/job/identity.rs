@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::spec::{
-    DataFormat, DeviceSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, Precision,
-    ScheduleKind, StopSpec,
+    DataFormat, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, Precision, ScheduleKind,
+    StopSpec,
 };
 
 /// What decides a job's bits, as texts by the key of the job file.
@@ -105,8 +105,9 @@ impl Identity {
         }
         identity.optimizer(&spec.optimizer);
         identity.schedule(&spec.schedule, *stop);
-        let DeviceSpec::Cpu = spec.workers.device;
-        identity.set("workers.device", spec.workers.device.name());
+        // The device decides bits through the numerics class, not here. Jobs said so when there were
+        // only processors: the line stays as it was, so that their checkpoints remain theirs.
+        identity.set("workers.device", "cpu");
         identity
     }
 

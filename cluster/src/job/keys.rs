@@ -190,7 +190,7 @@ pub(super) const KEYS: [Key; 45] = [
     optional("workers.redundancy", Kind::Text, "\"full\"",
         "The optimizer's state is kept by all ranks (\"full\"), each share by two (\"shadow\") or by one (\"none\")."),
     optional("workers.device", Kind::Text, "\"cpu\"",
-        "What a rank runs on: \"cpu\"."),
+        "What a rank runs on: \"cpu\"; \"cuda\": a GPU; \"cuda:N\": on each worker the GPU N; \"auto\": GPUs where enough are."),
     optional("checkpoint.folder", Kind::Text, "\"checkpoints\"",
         "Where checkpoints go, a folder per job; relative to this file; default: in the state folder."),
     optional("checkpoint.every_steps", Kind::Whole, "100",

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use crate::ids::JobName;
 
+pub use crate::device::DeviceSpec;
+
 /// One job, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSpec {
@@ -372,26 +374,6 @@ impl Redundancy {
     #[must_use]
     pub fn is_shared(self) -> bool {
         self != Redundancy::Full
-    }
-}
-
-/// What a rank runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceSpec {
-    /// The processor, through Burn's `flex` backend.
-    Cpu,
-}
-
-impl DeviceSpec {
-    /// The names of the devices, as a job file writes them.
-    pub const NAMES: [&'static str; 1] = ["cpu"];
-
-    /// The name of the device, as a job file writes it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            DeviceSpec::Cpu => "cpu",
-        }
     }
 }
 

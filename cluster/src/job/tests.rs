@@ -9,7 +9,8 @@ use std::path::Path;
 
 use expect_test::expect;
 
-use super::spec::{DeviceSpec, ModelSpec, OptimizerKind, ScheduleKind, StopSpec};
+use super::identity::Identity;
+use super::spec::{ModelSpec, OptimizerKind, ScheduleKind, StopSpec};
 use super::{Error, JobDraft, JobSpec, Override, reference};
 
 const DIGITS: &str = include_str!("../../../examples/digits/job.toml");
@@ -342,13 +343,13 @@ fn every_name_that_is_listed_is_understood() {
             name
         );
     }
-    for name in DeviceSpec::NAMES {
-        assert_eq!(
-            with(&format!("workers.device={name}"))
-                .workers
-                .device
-                .name(),
-            name
-        );
+    for name in ["auto", "cpu", "cuda", "cuda:0", "cuda:7"] {
+        let device = with(&format!("workers.device={name}")).workers.device;
+        assert_eq!(device.to_string(), name);
     }
+    assert_eq!(
+        Identity::of(&with("workers.device=cuda")),
+        Identity::of(&with("workers.device=cpu")),
+        "the class tells what decides the bits of a device"
+    );
 }

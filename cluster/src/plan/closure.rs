@@ -9,6 +9,7 @@ use super::heal::{Verdict, closing};
 use super::shares::{self, Keeper};
 use super::{Closed, balance, poison};
 use crate::command::Command;
+use crate::device::Device;
 use crate::ids::{Incarnation, ProcessId, RankId, Step, WorkerName};
 use crate::state::{Phase, Placement, World};
 use crate::tree::Run;
@@ -121,22 +122,32 @@ impl<'a> Closure<'a> {
         let num_shards = job.spec.train.logical_shards;
         let seats = survivors.iter().map(|survivor| {
             let placement = survivor.placement;
-            (placement.process, &placement.worker, placement.incarnation)
+            let device = placement.device;
+            (
+                placement.process,
+                &placement.worker,
+                placement.incarnation,
+                device,
+            )
         });
         let joining = ready.iter().map(|process| {
             let seat = &job.standbys[process];
-            (*process, &seat.worker, seat.incarnation)
+            (*process, &seat.worker, seat.incarnation, seat.device)
         });
-        let seats: Vec<(ProcessId, &WorkerName, Incarnation)> = seats.chain(joining).collect();
+        let seats: Vec<(ProcessId, &WorkerName, Incarnation, Device)> =
+            seats.chain(joining).collect();
         let processes = seats.iter().map(|(process, ..)| *process);
         let runs = balance::divide(num_shards, &balance::speeds(self.running, processes));
         let ranks = seats.into_iter().zip(runs);
-        let ranks = ranks.map(|((process, worker, incarnation), shards)| Placement {
-            process,
-            worker: worker.clone(),
-            incarnation,
-            shards,
-        });
+        let ranks = ranks.map(
+            |((process, worker, incarnation, device), shards)| Placement {
+                process,
+                worker: worker.clone(),
+                incarnation,
+                device,
+                shards,
+            },
+        );
         let closed: Vec<&Closed> = survivors.iter().map(|one| one.closed).collect();
         let mut finish = finish(&closed, ready.len(), self.step, &job.spec);
         let redundancy = job.spec.workers.redundancy;

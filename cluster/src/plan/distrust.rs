@@ -3,26 +3,33 @@
 
 use super::fate::Running;
 use crate::command::Command;
+use crate::device::Device;
 use crate::ids::{JobName, WorkerName};
-use crate::state::{Job, World};
+use crate::state::{Job, Placement, World};
 
 /// The next worker to leave out, if ranks that closed their world name one.
 pub(super) fn next(running: &Running<'_>) -> Option<Command> {
     let world = running.job.world.as_ref()?;
     let closed = running.watch?.closed.values();
-    let (worker, why) = closed
+    let (placement, why) = closed
         .flat_map(|closed| closed.suspects.iter().map(move |rank| (rank, &closed.why)))
-        .filter_map(|(rank, why)| Some((&world.ranks.get(rank.0 as usize)?.worker, why)))
-        .find(|(worker, _)| !running.job.distrusted.contains_key(*worker))?;
-    Some(distrust(running.name, world, worker, why))
+        .filter_map(|(rank, why)| Some((world.ranks.get(rank.0 as usize)?, why)))
+        .find(|(placement, _)| !running.job.distrusted.contains_key(&placement.worker))?;
+    Some(distrust(running.name, world, placement, why))
 }
 
-fn distrust(job: &JobName, world: &World, worker: &WorkerName, why: &str) -> Command {
+/// The whole worker is left out: whether its other devices are better is for a person to find out, who is
+/// told which one it was.
+fn distrust(job: &JobName, world: &World, placement: &Placement, why: &str) -> Command {
+    let on = match placement.device {
+        Device::Cpu => String::new(),
+        gpu => format!(" (on {gpu})"),
+    };
     Command::Distrust {
         job: job.clone(),
         generation: world.generation,
-        worker: worker.clone(),
-        reason: why.to_owned(),
+        worker: placement.worker.clone(),
+        reason: format!("{why}{on}"),
     }
 }
 

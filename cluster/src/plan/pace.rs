@@ -146,6 +146,7 @@ mod tests {
                 process,
                 worker: worker("w"),
                 incarnation: Incarnation(1),
+                device: crate::Device::Cpu,
                 shards,
             });
         let world = World {

@@ -2,10 +2,12 @@
 //! reason why it waits. Which job is served first is decided elsewhere.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::{Devices, Patience, Wait, Watch, shares};
+use super::devices::{self, Devices, Kind};
+use super::{Observed, Patience, Wait, Watch, shares};
 use crate::command::{Command, NumericsClass};
+use crate::device::Device;
 use crate::ids::{JobName, ProcessId, WorkerName};
 use crate::state::{ClusterState, Job, Placement, Poison, World};
 use crate::tree;
@@ -24,11 +26,31 @@ pub(super) struct Wanting<'a> {
     pub(super) poison: Option<Poison>,
 }
 
+/// The free devices of one worker in one class.
+struct Lot<'a> {
+    worker: &'a WorkerName,
+    slots: u32,
+    /// By index; a lot has these or slots, not both.
+    gpus: Vec<u32>,
+}
+
+impl Lot<'_> {
+    fn count(&self) -> u32 {
+        let num_gpus = u32::try_from(self.gpus.len()).unwrap_or(u32::MAX);
+        self.slots.saturating_add(num_gpus)
+    }
+
+    fn devices(&self) -> impl Iterator<Item = Device> {
+        let slots = std::iter::repeat_n(Device::Cpu, self.slots as usize);
+        slots.chain(self.gpus.iter().copied().map(Device::Cuda))
+    }
+}
+
 /// The free devices of one class; within it those first whose workers lost fewest processes of the job
 /// before they were of use, and then in the order of the names.
 struct Offer<'a> {
     class: &'a NumericsClass,
-    devices: Vec<(&'a WorkerName, u32)>,
+    lots: Vec<Lot<'a>>,
     count: u32,
     /// Those of workers that rest, beside them.
     num_resting: u32,
@@ -37,10 +59,10 @@ struct Offer<'a> {
 impl Offer<'_> {
     /// Lets workers rest, where at least `min` devices stay.
     fn let_rest(&mut self, min: u32, rests: impl Fn(&WorkerName) -> bool) {
-        let num_out = self.devices.iter().filter(|(worker, _)| rests(worker));
-        let num_out = num_out.fold(0u32, |sum, (_, free)| sum.saturating_add(*free));
+        let num_out = self.lots.iter().filter(|lot| rests(lot.worker));
+        let num_out = num_out.fold(0u32, |sum, lot| sum.saturating_add(lot.count()));
         if self.count.saturating_sub(num_out) >= min {
-            self.devices.retain(|(worker, _)| !rests(worker));
+            self.lots.retain(|lot| !rests(lot.worker));
             self.count -= num_out;
             self.num_resting = num_out;
         }
@@ -56,19 +78,36 @@ struct Score<'a> {
     class: Reverse<&'a NumericsClass>,
 }
 
-/// Why a job waits while no device is free that it trusts.
-pub(super) fn nothing_is_free(job: &Job) -> Wait {
-    let (min, distrusted) = (job.spec.workers.min, distrusted(job));
+/// Why a job waits while no device is free that it trusts; `chosen` is why it is to have this kind,
+/// where it leaves that open.
+pub(super) fn nothing_is_free(
+    state: &ClusterState,
+    job: &Job,
+    kind: Kind,
+    chosen: Option<&str>,
+) -> Wait {
+    let (min, noun, distrusted) = (job.spec.workers.min, kind.noun(), distrusted(job));
+    let none = if devices::has_any(state, kind) {
+        String::new()
+    } else {
+        "; no worker lends one".to_owned()
+    };
+    let chosen = behind(chosen);
     Wait {
         gathers: false,
-        why: format!("waits for workers: 0 free, {min} needed{distrusted}"),
+        why: format!("waits for {noun}: 0 free, {min} needed{none}{chosen}{distrusted}"),
     }
+}
+
+/// Something more that is to be said, as the end of a sentence; empty for nothing.
+fn behind(more: Option<&str>) -> String {
+    more.map(|more| format!("; {more}")).unwrap_or_default()
 }
 
 /// Takes the devices of a world out of `free`, or says in one sentence why the job waits.
 pub(super) fn place(
     free: &mut Devices,
-    state: &ClusterState,
+    (state, observed): (&ClusterState, &Observed),
     wanting: Wanting<'_>,
     patience: Patience,
     now_ms: u64,
@@ -91,10 +130,11 @@ pub(super) fn place(
         let failures = known.get(worker);
         failures.filter(|one| one.incarnation == state.nodes[worker].incarnation)
     };
-    let mut all = offers(state, free, job);
+    let (kind, chosen) = devices::kind(state, observed, job, last_class, (patience, now_ms));
+    let mut all = offers(state, free, job, kind);
     for offer in &mut all {
         let times = |worker| failures(worker).map_or(0, |failures| failures.times);
-        offer.devices.sort_by_key(|(worker, _)| times(worker));
+        offer.lots.sort_by_key(|lot| times(lot.worker));
         offer.let_rest(min, |worker| {
             failures(worker).is_some_and(|failures| failures.rests(patience, now_ms))
         });
@@ -105,12 +145,13 @@ pub(super) fn place(
         class: Reverse(offer.class),
     });
     let Some(best) = best else {
-        return Err(nothing_is_free(job));
+        return Err(nothing_is_free(state, job, kind, chosen.as_deref()));
     };
     let found = best.count;
     if found < min {
-        let others = left_out(&all, best.class) + &distrusted(job);
-        let why = format!("waits for workers: {found} free, {min} needed{others}");
+        let others = behind(chosen.as_deref()) + &left_out(&all, best.class) + &distrusted(job);
+        let noun = kind.noun();
+        let why = format!("waits for {noun}: {found} free, {min} needed{others}");
         return Err(Wait {
             gathers: false,
             why,
@@ -119,7 +160,8 @@ pub(super) fn place(
     let hopes = found + best.num_resting < max;
     if hopes && now_ms.saturating_sub(since.unwrap_or(now_ms)) < patience.gather_ms {
         let others = left_out(&all, best.class);
-        let why = format!("gathers workers: {found} of at most {max} are there{others}");
+        let noun = kind.noun();
+        let why = format!("gathers {noun}: {found} of at most {max} are there{others}");
         return Err(Wait { gathers: true, why });
     }
 
@@ -128,6 +170,7 @@ pub(super) fn place(
     if is_fallback {
         reason += &format!("; falls back to step {}", job.committed_step());
     }
+    reason += &behind(chosen.as_deref());
     if let Some(difference) = last_class.and_then(|last| last.difference(best.class)) {
         reason += &format!("; {difference} than before, so bits may differ");
     }
@@ -137,24 +180,21 @@ pub(super) fn place(
 
     let runs = tree::runs(job.spec.train.logical_shards, found.min(max))
         .expect("workers.max is checked to be at most logical_shards, and min to be at least 1");
-    let places = best
-        .devices
-        .iter()
-        .flat_map(|(worker, free)| std::iter::repeat_n(*worker, *free as usize));
+    let places = best.lots.iter();
+    let places = places.flat_map(|lot| lot.devices().map(|device| (lot.worker, device)));
     let ranks: Vec<Placement> = places
         .zip(runs)
         .zip(job.newest_process.0 + 1..)
-        .map(|((worker, shards), process)| Placement {
+        .map(|(((worker, device), shards), process)| Placement {
             process: ProcessId(process),
             worker: worker.clone(),
             incarnation: state.nodes[worker].incarnation,
+            device,
             shards,
         })
         .collect();
     for placement in &ranks {
-        if let Some(devices) = free.get_mut(&placement.worker) {
-            *devices -= 1;
-        }
+        free.take(&placement.worker, placement.device);
     }
     Ok(Command::StartWorld {
         job: name.clone(),
@@ -187,33 +227,44 @@ fn class_of_checkpoint(job: &Job) -> Option<&NumericsClass> {
         .as_ref()
 }
 
-fn offers<'a>(state: &'a ClusterState, free: &Devices, job: &Job) -> Vec<Offer<'a>> {
-    let known: BTreeMap<&WorkerName, (&NumericsClass, u32)> = free
-        .iter()
-        .filter(|(worker, _)| !job.distrusted.contains_key(*worker))
-        .filter_map(|(worker, free)| {
-            let (worker, node) = state.nodes.get_key_value(worker)?;
-            let free = u32::try_from(*free).ok().filter(|free| *free > 0)?;
-            Some((worker, (&node.class, free)))
-        })
-        .collect();
-    let classes: BTreeSet<&NumericsClass> = known.values().map(|(class, _)| *class).collect();
-    let offer = |class| {
-        let of_class = known.iter().filter(|(_, (of, _))| *of == class);
-        let devices: Vec<_> = of_class
-            .map(|(worker, (_, free))| (*worker, *free))
-            .collect();
-        let count = devices
-            .iter()
-            .fold(0u32, |sum, (_, free)| sum.saturating_add(*free));
-        Offer {
-            class,
-            devices,
-            count,
-            num_resting: 0,
+fn offers<'a>(state: &'a ClusterState, free: &Devices, job: &Job, kind: Kind) -> Vec<Offer<'a>> {
+    let mut by_class: BTreeMap<&NumericsClass, Vec<Lot<'a>>> = BTreeMap::new();
+    for worker in free.workers() {
+        let Some((worker, node)) = state.nodes.get_key_value(worker) else {
+            continue;
+        };
+        if job.distrusted.contains_key(worker) {
+            continue;
         }
+        let mut offer = |class, slots, gpus| {
+            let lot = Lot {
+                worker,
+                slots,
+                gpus,
+            };
+            if lot.count() > 0 {
+                by_class.entry(class).or_default().push(lot);
+            }
+        };
+        if kind == Kind::Slots {
+            let slots = u32::try_from(free.slots(worker)).unwrap_or_default();
+            offer(&node.class, slots, Vec::new());
+            continue;
+        }
+        for (class, mut gpus) in free.gpus_by_class(worker, node) {
+            gpus.retain(|index| kind.takes_gpu(*index));
+            offer(class, 0, gpus);
+        }
+    }
+    let offer = |(class, lots): (_, Vec<Lot<'a>>)| Offer {
+        class,
+        count: lots
+            .iter()
+            .fold(0u32, |sum, lot| sum.saturating_add(lot.count())),
+        lots,
+        num_resting: 0,
     };
-    classes.into_iter().map(offer).collect()
+    by_class.into_iter().map(offer).collect()
 }
 
 /// Names the workers that the job does not trust, as the end of a sentence; empty for none.
@@ -235,8 +286,8 @@ fn left_out(all: &[Offer<'_>], class: &NumericsClass) -> String {
         .iter()
         .filter_map(|offer| Some((offer, class.difference(offer.class)?)))
         .flat_map(|(offer, difference)| {
-            let devices = offer.devices.iter();
-            devices.map(move |(worker, _)| format!("{worker} ({difference})"))
+            let lots = offer.lots.iter();
+            lots.map(move |lot| format!("{} ({difference})", lot.worker))
         })
         .collect();
     if others.is_empty() {

@@ -21,6 +21,12 @@ macro_rules! scenarios {
 
 scenarios! {
     gang_placement
+    gpus
+    gpus_wait
+    gpus_auto
+    gpus_by_index
+    gpu_worker_dies
+    gpus_shared_by_jobs
     waiting_reasons
     numerics_class
     devices_are_not_made_up

@@ -245,6 +245,7 @@ mod tests {
                 process: ProcessId(*process),
                 worker: worker("a"),
                 incarnation: Incarnation(1),
+                device: crate::Device::Cpu,
                 shards,
             });
         World {

@@ -126,6 +126,7 @@ mod tests {
                 process: ProcessId(*process),
                 worker: WorkerName::new("w").unwrap(),
                 incarnation: Incarnation(1),
+                device: muster_cluster::Device::Cpu,
                 shards,
             });
         World {

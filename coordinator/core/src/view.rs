@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use muster_cluster::device::Gpu;
 use muster_cluster::ids::{JobName, ProcessId, RankId, WorkerName};
 use muster_cluster::plan;
 use muster_cluster::state::{Job, LedgerEntry, Phase};
@@ -69,7 +70,7 @@ impl Coordinator {
     #[must_use]
     pub fn node_views(&self, now: Now) -> Vec<v1::NodeView> {
         let nodes = self.state().nodes.iter();
-        let busy = self.state().busy_devices();
+        let (busy, busy_gpus) = (self.state().busy_slots(), self.state().busy_gpus());
         let mut jobs = self.jobs_by_worker();
         nodes
             .map(|(worker, node)| {
@@ -90,6 +91,11 @@ impl Coordinator {
                     draining: self.state().draining.contains(worker),
                     jobs: jobs.remove(worker).unwrap_or_default(),
                     drains: String::new(),
+                    gpus: node
+                        .gpus
+                        .iter()
+                        .map(|gpu| gpu_view(gpu, busy_gpus.get(&(worker, gpu.index)).copied()))
+                        .collect(),
                 }
             })
             .collect()
@@ -104,7 +110,7 @@ impl Coordinator {
     fn jobs_by_worker(&self) -> BTreeMap<&WorkerName, Vec<String>> {
         let mut jobs: BTreeMap<&WorkerName, Vec<String>> = BTreeMap::new();
         for (name, job) in self.state().open_jobs() {
-            let workers: BTreeSet<&WorkerName> = job.held_workers().collect();
+            let workers: BTreeSet<&WorkerName> = job.held().map(|(worker, _)| worker).collect();
             for worker in workers {
                 jobs.entry(worker).or_default().push(name.to_string());
             }
@@ -170,6 +176,7 @@ impl Coordinator {
                 reason: unreached(job, &following),
                 bytes_taken: following.bytes_taken,
                 bytes_total: following.bytes_total,
+                device: seat.device.to_string(),
             }
         });
         standbys.collect()
@@ -208,8 +215,16 @@ impl Coordinator {
                     .to_owned(),
                 shards_start: placement.shards.start,
                 shards_end: placement.shards.end,
+                device: placement.device.to_string(),
             })
             .collect()
+    }
+}
+
+fn gpu_view(gpu: &Gpu, job: Option<&JobName>) -> v1::GpuView {
+    v1::GpuView {
+        gpu: Some(gpu.into()),
+        job: job.map(JobName::to_string).unwrap_or_default(),
     }
 }
 

@@ -311,12 +311,12 @@ fn workers_to(workers: WorkersSpec) -> v1::WorkersSpec {
         max,
         spares,
         redundancy: redundancy.name().to_owned(),
-        device: device.name().to_owned(),
+        device: device.to_string(),
     }
 }
 
 fn workers_from(workers: &v1::WorkersSpec) -> Result<WorkersSpec, BadMessage> {
-    let device = Some(DeviceSpec::Cpu).filter(|device| device.name() == workers.device);
+    let device: Option<DeviceSpec> = workers.device.parse().ok();
     Ok(WorkersSpec {
         min: workers.min,
         max: workers.max,

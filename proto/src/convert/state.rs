@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_cluster::Device;
 use muster_cluster::answered::Remembered;
 use muster_cluster::apply::Effect;
 use muster_cluster::command::{RequestId, StopWhy, Submission};
@@ -103,6 +104,7 @@ pub fn job_state(name: &JobName, job: &Job) -> v1::JobState {
         process: process.0,
         worker: seat.worker.to_string(),
         incarnation: seat.incarnation.0,
+        cuda: seat.device.cuda(),
     };
     let distrusted = job.distrusted.iter();
     let distrusted = distrusted.map(|(worker, reason)| v1::DistrustedView {
@@ -160,6 +162,7 @@ pub fn job_of(message: v1::JobState) -> Result<(JobName, Job), BadMessage> {
         let seat = Seat {
             worker: worker_name(&standby.worker)?,
             incarnation: Incarnation(standby.incarnation),
+            device: Device::of(standby.cuda),
         };
         standbys.insert(ProcessId(standby.process), seat);
     }

@@ -1,5 +1,6 @@
 //! Worlds and what is in them: ranks, shards, and how a step is finished.
 
+use muster_cluster::Device;
 use muster_cluster::ids::{Generation, History, Incarnation, ProcessId, RankId, Step};
 use muster_cluster::shares::{Holders, Move};
 use muster_cluster::state::{Finish, Heal, LedgerEntry, Part, Placement, Poison, World};
@@ -200,6 +201,7 @@ pub fn placements(ranks: &[Placement]) -> Vec<v1::Placement> {
         shards_start: placement.shards.start,
         shards_end: placement.shards.end,
         process: placement.process.0,
+        cuda: placement.device.cuda(),
     };
     (0..).zip(ranks).map(placement).collect()
 }
@@ -217,6 +219,7 @@ fn ranks(ranks: Vec<v1::Placement>) -> Result<Vec<Placement>, BadMessage> {
             process: ProcessId(placement.process),
             worker: worker_name(&placement.worker)?,
             incarnation: Incarnation(placement.incarnation),
+            device: Device::of(placement.cuda),
             shards: Run {
                 start: placement.shards_start,
                 end: placement.shards_end,

@@ -69,6 +69,7 @@ impl Worker {
             num_devices,
             class: Some(v1::NumericsClass::default()),
             host: "127.0.0.1".to_owned(),
+            gpus: Vec::new(),
         };
         let node = Node::Worker { host, life };
         env.net.timer_between(node, (MS, 50 * MS), Timer::Connect);

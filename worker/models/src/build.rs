@@ -1,10 +1,10 @@
 //! From a job's specification to a learner: the list of the families, and the checks that only a
 //! family can make.
 
-use burn::tensor::Device;
-use muster_trainer::Learner;
+use burn::tensor::Device as Tensors;
 use muster_trainer::learner::LearnerError;
-use muster_trainer::spec::{DeviceSpec, JobSpec, ModelSpec, Precision};
+use muster_trainer::spec::{JobSpec, ModelSpec, Precision};
+use muster_trainer::{Device, Learner};
 
 use crate::cnn::{self, Cnn};
 use crate::glue::ClassifierLearner;
@@ -16,16 +16,17 @@ use crate::resnet::{self, Resnet};
 /// absurd width is refused before memory is asked for.
 const MAX_PARAMETERS: usize = 1 << 33;
 
-/// The learner that a job asks for.
+/// The learner that a job asks for, on the device that its rank was given.
 ///
 /// # Errors
-/// When the model and the samples' shape do not fit each other; the text names the key.
-pub fn build(spec: &JobSpec) -> Result<Box<dyn Learner>, LearnerError> {
+/// When the model and the samples' shape do not fit each other, and the text names the key; or when
+/// this build has nothing that computes on such a device.
+pub fn build(spec: &JobSpec, device: Device) -> Result<Box<dyn Learner>, LearnerError> {
     build_with(
         &spec.model,
         &spec.data.shape,
         spec.data.num_classes,
-        spec.workers.device,
+        device,
         spec.train.precision,
     )
 }
@@ -38,7 +39,7 @@ pub fn build_model(
     model: &ModelSpec,
     sample_shape: &[u32],
     num_classes: u32,
-    device: DeviceSpec,
+    device: Device,
 ) -> Result<Box<dyn Learner>, LearnerError> {
     build_with(model, sample_shape, num_classes, device, Precision::F32)
 }
@@ -52,25 +53,16 @@ pub fn build_with(
     model: &ModelSpec,
     sample_shape: &[u32],
     num_classes: u32,
-    device: DeviceSpec,
+    device: Device,
     precision: Precision,
 ) -> Result<Box<dyn Learner>, LearnerError> {
-    let device = match device {
-        DeviceSpec::Cpu => processor(),
-    };
-    build_on(model, sample_shape, num_classes, &device, precision)
-}
-
-/// The processors of this machine.
-///
-/// A test build may put the jobs of processors on a device of CubeCL, so that what ranks do on a GPU
-/// is tried without one: the kernels are the same, and so are the ways of vectors.
-fn processor() -> Device {
-    #[cfg(feature = "cube-cpu")]
-    if std::env::var_os("MUSTER_TEST_CUBE").is_some() {
-        return Device::cpu();
-    }
-    Device::flex()
+    build_on(
+        model,
+        sample_shape,
+        num_classes,
+        &tensors(device)?,
+        precision,
+    )
 }
 
 /// [`build_with`] on any device of Burn, which is plain, not an autodiff device.
@@ -81,7 +73,7 @@ pub fn build_on(
     model: &ModelSpec,
     sample_shape: &[u32],
     num_classes: u32,
-    device: &Device,
+    device: &Tensors,
     precision: Precision,
 ) -> Result<Box<dyn Learner>, LearnerError> {
     let device = device.clone();
@@ -190,6 +182,35 @@ pub fn build_on(
             )))
         }
     }
+}
+
+/// Where tensors of a device live.
+///
+/// # Errors
+/// For a GPU, in a build without CUDA.
+pub fn tensors(device: Device) -> Result<Tensors, LearnerError> {
+    match device {
+        Device::Cpu => Ok(processor()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => Ok(Tensors::cuda(index as usize)),
+        #[cfg(not(feature = "cuda"))]
+        gpu @ Device::Cuda(_) => Err(LearnerError(format!(
+            "this build of muster cannot compute on {gpu}, since it was made without CUDA; build it \
+             with `cargo build --release --features cuda`, or write workers.device = \"cpu\""
+        ))),
+    }
+}
+
+/// The processors of this machine.
+///
+/// A test build may put the jobs of processors on a device of CubeCL, so that what ranks do on a GPU
+/// is tried without one: the kernels are the same, and so are the ways of vectors.
+fn processor() -> Tensors {
+    #[cfg(feature = "cube-cpu")]
+    if std::env::var_os("MUSTER_TEST_CUBE").is_some() {
+        return Tensors::cpu();
+    }
+    Tensors::flex()
 }
 
 fn size(value: u32, key: &str) -> Result<usize, LearnerError> {

@@ -25,6 +25,6 @@ mod resnet;
 mod smoke;
 mod views;
 
-pub use build::{build, build_model, build_on, build_with};
+pub use build::{build, build_model, build_on, build_with, tensors};
 pub use canary::{canary, canary_hex};
 pub use smoke::{Checked, smoke};

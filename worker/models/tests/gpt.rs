@@ -5,7 +5,7 @@ mod common;
 
 use common::{gpt, hash, learner, windows};
 use muster_trainer::rng::ShardRng;
-use muster_trainer::spec::{DeviceSpec, ModelSpec, Precision};
+use muster_trainer::spec::{ModelSpec, Precision};
 use muster_trainer::{Arena, Batch, Group, Inputs, Learner, Metrics};
 
 const VOCABULARY: u32 = 31;
@@ -218,8 +218,14 @@ fn bf16_is_near_f32_and_not_equal() {
     let model = gpt([2, 2, 16, 12], 0.1);
     let (mut f32s, mut bf16s) = (
         learner(&model, &[12], VOCABULARY),
-        muster_models::build_with(&model, &[12], VOCABULARY, DeviceSpec::Cpu, Precision::Bf16)
-            .expect("a good model"),
+        muster_models::build_with(
+            &model,
+            &[12],
+            VOCABULARY,
+            muster_trainer::Device::Cpu,
+            Precision::Bf16,
+        )
+        .expect("a good model"),
     );
     let arena = Arena::Host(f32s.init(7));
     let (exact, exact_metrics) = contribution(&mut *f32s, &arena, &batch);
@@ -279,7 +285,7 @@ fn batches_that_do_not_fit_are_refused_by_name() {
 #[test]
 fn models_that_cannot_be_are_refused_by_key() {
     let message = |model: ModelSpec, shape: &[u32]| {
-        muster_models::build_model(&model, shape, 31, DeviceSpec::Cpu)
+        muster_models::build_model(&model, shape, 31, muster_trainer::Device::Cpu)
             .err()
             .expect("refused")
             .to_string()

@@ -3,10 +3,10 @@
 
 mod common;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use common::{batch, cnn, hash, learner, mlp};
 use muster_trainer::rng::ShardRng;
-use muster_trainer::spec::{DeviceSpec, ModelSpec};
+use muster_trainer::spec::ModelSpec;
 use muster_trainer::{Arena, Batch, Group, Inputs, Learner};
 
 fn contribution(
@@ -60,7 +60,7 @@ fn first_values_follow_from_the_seed_alone() {
     assert_eq!(hash(&first), hash(&digits_cnn(0.0).init(7)));
     assert_ne!(hash(&first), hash(&digits_cnn(0.0).init(8)));
     // Burn's generator has no say, and every parameter has its own numbers.
-    Device::flex().seed(1);
+    burn::tensor::Device::flex().seed(1);
     assert_eq!(hash(&first), hash(&digits_cnn(0.0).init(7)));
     // Keyed by name: the first convolution does not notice what comes behind it.
     let wider = learner(&cnn(&[4, 9], 30, 0.0), &[1, 8, 8], 10).init(7);
@@ -103,7 +103,7 @@ fn dropout_follows_seed_step_and_shard_and_spares_evaluation() {
     let arena = Arena::Host(with.init(7));
     let rng = ShardRng::new(1, 2, 3);
     let dropped = hash(&contribution(&mut *with, &arena, &batch, &rng));
-    Device::flex().seed(5);
+    burn::tensor::Device::flex().seed(5);
     assert_eq!(
         dropped,
         hash(&contribution(&mut *with, &arena, &batch, &rng))
@@ -134,7 +134,7 @@ fn arena_on_the_device_gives_the_bits_of_one_on_the_host() {
     let mut learner = digits_cnn(0.5);
     let values = learner.init(7);
     let data = TensorData::new(values.clone(), [values.len()]);
-    let on_device = Arena::Device(Tensor::from_data(data, &Device::flex()));
+    let on_device = Arena::Device(Tensor::from_data(data, &burn::tensor::Device::flex()));
     let on_host = Arena::Host(values);
     let rng = ShardRng::new(1, 2, 3);
     assert_eq!(
@@ -232,7 +232,7 @@ fn samples_that_do_not_fit_are_refused_by_name() {
 #[test]
 fn models_that_cannot_be_are_refused_by_key() {
     let message = |model: ModelSpec, shape: &[u32], classes: u32| {
-        muster_models::build_model(&model, shape, classes, DeviceSpec::Cpu)
+        muster_models::build_model(&model, shape, classes, muster_trainer::Device::Cpu)
             .err()
             .expect("refused")
             .to_string()

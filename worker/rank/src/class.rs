@@ -18,6 +18,7 @@ pub fn class(canary: fn() -> String) -> io::Result<NumericsClass> {
         canary: canary(),
         libc: libraries(),
         cpu: processor(),
+        gpu: String::new(),
     })
 }
 

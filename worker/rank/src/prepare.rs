@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use muster_cluster::command::NumericsClass;
-use muster_cluster::error_chain;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
+use muster_cluster::{Device, error_chain};
 use muster_proto::v1;
 use muster_trainer::checkpoint::{self, CheckpointError, Content, FileRef};
 use muster_trainer::{Dataset, Learner, LearnerError, Trainer};
@@ -13,8 +13,8 @@ use muster_worker_core::sharing::Sharing;
 
 use crate::shared::Trouble;
 
-/// Makes the learner of a job.
-pub type Build = fn(&JobSpec) -> Result<Box<dyn Learner>, LearnerError>;
+/// Makes the learner of a job on the device that its rank was given.
+pub type Build = fn(&JobSpec, Device) -> Result<Box<dyn Learner>, LearnerError>;
 
 /// What a rank works with.
 pub(crate) struct Prepared {
@@ -47,7 +47,8 @@ pub(crate) fn prepare(
         )));
     }
     let dataset = Dataset::load(&spec.data).map_err(|error| failed(error_chain(&error)))?;
-    let learner = build(&spec).map_err(|error| failed(error.to_string()))?;
+    let device = Device::of(assignment.cuda);
+    let learner = build(&spec, device).map_err(|error| failed(error.to_string()))?;
     let mut trainer =
         Trainer::new(&spec, learner, dataset).map_err(|error| failed(error_chain(&error)))?;
     if spec.workers.redundancy.is_shared() {
@@ -80,8 +81,19 @@ pub(crate) fn prepare(
     })
 }
 
+/// What a GPU is was told by the worker, which asked its driver; here only the build can be compared.
 fn check_class(assignment: &v1::Assignment, class: &NumericsClass) -> Result<(), Trouble> {
     let assigned: NumericsClass = assignment.class.clone().unwrap_or_default().into();
+    let of_gpu = NumericsClass {
+        build: class.build.clone(),
+        gpu: assigned.gpu.clone(),
+        ..NumericsClass::default()
+    };
+    let class = if assignment.cuda.is_some() {
+        &of_gpu
+    } else {
+        class
+    };
     match class.difference(&assigned) {
         Some(difference) => Err(failed(format!(
             "this rank's program and machine are not those that its worker registered: {difference}"

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use muster_cluster::error_chain;
 use muster_cluster::job::JobSpec;
+use muster_cluster::{Device, error_chain};
 use muster_trainer::checkpoint;
 use muster_trainer::{Dataset, Trainer};
 
@@ -38,7 +38,8 @@ pub fn digest_file(path: &Path) -> Result<String, String> {
 pub fn validate(spec: &JobSpec, build: Build) -> Result<DataSummary, String> {
     let dataset = Dataset::load(&spec.data).map_err(|error| error_chain(&error))?;
     let (train, heldout) = (dataset.train_len(), dataset.heldout_len());
-    let learner = build(spec).map_err(|error| error.to_string())?;
+    // Whether the model fits the data is the same on every device, and this machine may have no other.
+    let learner = build(spec, Device::Cpu).map_err(|error| error.to_string())?;
     let trainer = Trainer::new(spec, learner, dataset).map_err(|error| error_chain(&error))?;
     Ok(DataSummary {
         train,

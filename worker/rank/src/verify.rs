@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use muster_cluster::error_chain;
 use muster_cluster::ids::Step;
 use muster_cluster::job::{Identity, JobDraft, JobSpec};
 use muster_cluster::state::Manifest;
+use muster_cluster::{Device, error_chain};
 use muster_proto::v1;
 use muster_trainer::checkpoint::{self, Content};
 use muster_trainer::{Dataset, Replay, Trainer};
@@ -44,7 +44,7 @@ pub fn verify(ledger: &v1::LedgerReply, build: Build) -> Result<Verified, Vec<St
     let manifests: Vec<Manifest> = ledger.manifests.iter().cloned().map(Into::into).collect();
     let mut faults = Vec::new();
     let mut verified = count(&spec, &dataset, &claims(ledger), &mut faults).map_err(one)?;
-    let learner = build(&spec).map_err(|error| one(error.to_string()))?;
+    let learner = build(&spec, Device::Cpu).map_err(|error| one(error.to_string()))?;
     let mut trainer =
         Trainer::new(&spec, learner, dataset).map_err(|error| one(error_chain(&error)))?;
     for manifest in &manifests {

@@ -35,7 +35,7 @@ pub mod trainer;
 pub mod vector;
 
 pub use muster_cluster::job::{self, spec};
-pub use muster_cluster::{History, JobName, ShardId, Step, tree};
+pub use muster_cluster::{Device, History, JobName, ShardId, Step, tree};
 
 pub use arena::{Arena, Entry, Group, Layout};
 pub use data::{DataError, Dataset};

@@ -123,6 +123,7 @@ impl Action {
                 seat: Seat {
                     worker: worker("w1"),
                     incarnation: Incarnation(1),
+                    device: crate::Device::Cpu,
                 },
                 job: name,
             },

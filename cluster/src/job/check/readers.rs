@@ -6,6 +6,7 @@ use std::ops::Bound::{self, Excluded, Included};
 use std::ops::{RangeBounds, RangeInclusive};
 
 use super::{Check, Numbers};
+use crate::device::DeviceSpec;
 use crate::job::draft::Value;
 use crate::job::error::quoted;
 use crate::job::nearest::nearest;
@@ -90,6 +91,25 @@ impl Check<'_> {
             }
         }
         Some(chosen)
+    }
+
+    /// What ranks run on.
+    pub(super) fn device(&mut self) -> DeviceSpec {
+        const PATH: &str = "workers.device";
+        let Some(Value::Text(text)) = self.draft.value(PATH) else {
+            return DeviceSpec::Cpu;
+        };
+        text.parse().unwrap_or_else(|_| {
+            let list = DeviceSpec::NAMES.map(|name| format!("{name:?}")).join(", ");
+            let near = nearest(text, DeviceSpec::NAMES);
+            let hint = near.map(|near| format!("; did you mean {near:?}?"));
+            let (text, hint) = (quoted(text), hint.unwrap_or_default());
+            self.refuse(
+                PATH,
+                format!("unknown device {text}; expected one of {list}{hint}"),
+            );
+            DeviceSpec::Cpu
+        })
     }
 
     pub(super) fn whole(

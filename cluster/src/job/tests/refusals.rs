@@ -285,7 +285,8 @@ fn unknown_choices_are_refused_with_the_list() {
         family = "cnn" => family = "transformer"
         kind = "adamw" => kind = "adamax"
         kind = "cosine" => kind = "cosin"
-        device = "cpu" => device = "cuda"
+        device = "cpu" => device = "gpu"
+        device = "cpu" => device = "cuda0"
         name = "digits" => name = "my digits"
         name = "digits" => name = ""
         source = "digits.csv.gz" => source = ""
@@ -301,8 +302,10 @@ fn unknown_choices_are_refused_with_the_list() {
                 job.toml:21: unknown optimizer "adamax"; expected one of "adam", "adamw", "sgd"; did you mean "adam"?
             kind = "cosine" => kind = "cosin"
                 job.toml:28: unknown schedule "cosin"; expected one of "constant", "cosine"; did you mean "cosine"?
-            device = "cpu" => device = "cuda"
-                job.toml:35: unknown device "cuda"; expected one of "cpu"
+            device = "cpu" => device = "gpu"
+                job.toml:35: unknown device "gpu"; expected one of "auto", "cpu", "cuda", "cuda:N"; did you mean "cpu"?
+            device = "cpu" => device = "cuda0"
+                job.toml:35: unknown device "cuda0"; expected one of "auto", "cpu", "cuda", "cuda:N"; did you mean "cuda"?
             name = "digits" => name = "my digits"
                 job.toml:1: "my digits" is no name: expected 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit; write one, e.g. name = "digits"
             name = "digits" => name = ""

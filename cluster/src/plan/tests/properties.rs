@@ -3,6 +3,7 @@
 //! nothing that is held, and every job that waits knows why. What ranks report comes from
 //! [`super::ranks`].
 
+mod devices;
 mod entering;
 mod finish;
 
@@ -15,7 +16,7 @@ use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
 use crate::ids::{Incarnation, JobName, RankId, WorkerName};
 use crate::plan::{Closed, Closing, Observed, Pace, Patience, Standby, Watch, plan};
 use crate::state::{ClusterState, Finish, Job, Phase, World};
-use crate::testing::{job, manifest, node, outcome, submission, worker};
+use crate::testing::{gpus, job, manifest, node, outcome, submission, worker};
 use finish::{check_finish, check_shares};
 
 /// Something that happens to one of four jobs or four workers, `dice` deciding the details.
@@ -79,7 +80,9 @@ impl Cluster {
             dice % 4
         };
         let build = if dice.is_multiple_of(5) { "b2" } else { "b1" };
-        let node = node(incarnation, devices, build);
+        let mut node = node(incarnation, devices, build);
+        let model = ["a", "b"][dice as usize / 20 % 2];
+        node.gpus = gpus(dice / 4 % 5, model, build);
         self.observed.silent_since_ms.remove(&machine);
         let life = Incarnation(incarnation);
         self.observed.connected.insert(machine.clone(), life);
@@ -93,11 +96,13 @@ impl Cluster {
         if let 9..=12 = kind {
             let (min, more, spares) = (1 + dice % 3, dice / 3 % 4, dice / 12 % 3);
             let redundancy = ["full", "shadow", "none"][dice as usize / 36 % 3];
+            let device = ["cpu", "cuda", "auto", "cuda:1"][dice as usize / 108 % 4];
             let set = [
                 format!("workers.min={min}"),
                 format!("workers.max={}", min + more),
                 format!("workers.spares={spares}"),
                 format!("workers.redundancy={redundancy:?}"),
+                format!("workers.device={device:?}"),
             ];
             let set: Vec<&str> = set.iter().map(String::as_str).collect();
             self.apply(Command::submit(submission(name.as_str(), &set)));
@@ -250,13 +255,16 @@ impl Cluster {
 
     fn check(&self, command: &Command) -> Result<(), TestCaseError> {
         if let Command::StartStandby { job, seat, .. } = command {
-            prop_assert!(!self.state.jobs[job].distrusted.contains_key(&seat.worker));
+            let known = &self.state.jobs[job];
+            prop_assert!(!known.distrusted.contains_key(&seat.worker));
+            self.check_seat(known, seat)?;
         }
         let Command::StartWorld { job, world, .. } = command else {
             return Ok(());
         };
         let known = &self.state.jobs[job];
         self.check_world(known, world)?;
+        self.check_kind(known, world)?;
         match &world.finish {
             None => self.check_new(world),
             Some(finish) => self.check_healed(known, &self.observed.worlds[job], world, finish),
@@ -359,8 +367,9 @@ impl Cluster {
                 rank.worker
             );
             prop_assert!(!self.state.draining.contains(&rank.worker));
-            let class = &self.state.nodes[&rank.worker].class;
-            prop_assert_eq!(Some(class), self.state.class_of(world));
+            let class = self.state.nodes[&rank.worker].class_on(rank.device);
+            prop_assert!(class.is_some());
+            prop_assert_eq!(class, self.state.class_of(world));
         }
         Ok(())
     }
@@ -387,46 +396,6 @@ impl Cluster {
         check_finish(world.first_step, &reports, finish)?;
         check_shares(world, &reports, finish)
     }
-
-    fn check_devices(&self, command: &Command) -> Result<(), TestCaseError> {
-        if !matches!(
-            command,
-            Command::StartWorld { .. } | Command::StartStandby { .. }
-        ) {
-            return Ok(());
-        }
-        for (worker, node) in &self.state.nodes {
-            let jobs = self.state.jobs.iter();
-            let num_busy: usize = jobs
-                .map(|(name, job)| {
-                    num_alive(
-                        job,
-                        self.observed.worlds.get(name),
-                        worker,
-                        node.incarnation,
-                    )
-                })
-                .sum();
-            prop_assert!(
-                num_busy <= node.num_devices as usize,
-                "{worker} holds {num_busy}"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// The processes of a job that a worker has in its present life, but for ranks that are gone.
-fn num_alive(job: &Job, watch: Option<&Watch>, worker: &WorkerName, life: Incarnation) -> usize {
-    let watch = watch.filter(|watch| watch.generation == job.generation);
-    let is_gone = |rank| watch.is_some_and(|watch| watch.gone.contains_key(&RankId(rank)));
-    let ranks = (0u32..).zip(job.world.iter().flat_map(|world| &world.ranks));
-    let ranks = ranks.filter(|(rank, _)| !is_gone(*rank));
-    let ranks = ranks.map(|(_, rank)| (&rank.worker, rank.incarnation));
-    let standbys = job.standbys.values();
-    let standbys = standbys.map(|seat| (&seat.worker, seat.incarnation));
-    let all = ranks.chain(standbys);
-    all.filter(|seat| *seat == (worker, life)).count()
 }
 
 /// A rank says that it closed its world, if it did not before.
@@ -484,12 +453,13 @@ proptest! {
 
     /// The same with one job on one or two workers, so that its worlds heal often.
     #[test]
-    fn a_job_that_heals_again_and_again_loses_nothing(events in events(120), is_shared in any::<bool>()) {
+    fn a_job_that_heals_again_and_again_loses_nothing(events in events(120), is_shared in any::<bool>(), on_gpus in any::<bool>()) {
         let mut cluster = Cluster::default();
-        cluster.worker_registers(worker("w0"), 3);
-        cluster.worker_registers(worker("w1"), 7);
+        cluster.worker_registers(worker("w0"), 11);
+        cluster.worker_registers(worker("w1"), 19);
         let redundancy = if is_shared { "workers.redundancy='shadow'" } else { "workers.redundancy='full'" };
-        let set = ["workers.min=1", "workers.max=5", "workers.spares=1", redundancy];
+        let device = if on_gpus { "workers.device='cuda'" } else { "workers.device='cpu'" };
+        let set = ["workers.min=1", "workers.max=5", "workers.spares=1", redundancy, device];
         cluster.apply(Command::submit(submission("j0", &set)));
         for (kind, which, dice) in events {
             let kind = if kind < 18 && !dice.is_multiple_of(8) { 18 + kind % 15 } else { kind };

@@ -8,6 +8,7 @@
 //! ```text
 //! at 500                              the leader's clock says 500 ms
 //! worker w1 devices=2 build=b2        w1 registers, in a new life, and connects
+//!     [gpus=4] [gpu=a]                it has GPUs too, of this model
 //! silent w1 | back w1                 its stream breaks | comes back, in the same life
 //! late tick                           the leader itself was late: all get a new full timeout
 //! leader                              another leader begins: it has the log, and heard nothing yet
@@ -49,9 +50,9 @@ use crate::command::{Command, OutcomeKind, Stamped, StopWhy};
 use crate::ids::{Generation, History, Incarnation, JobName, ProcessId, Step};
 use crate::plan::{Closing, Observed, Pace, Patience, Plan, Standby, Watch, plan};
 use crate::state::{ClusterState, Phase, World};
-use crate::testing::{job, manifest, node, outcome, submission, worker};
+use crate::testing::{gpus, job, manifest, node, outcome, submission, worker};
 use line::Line;
-use text::{describe, suspicion};
+use text::{describe, on_gpu, suspicion};
 
 /// Plays a scenario; the result is the same text with what really came of each block.
 pub(super) fn play(text: &str) -> String {
@@ -104,7 +105,12 @@ impl Scene {
                 let devices = line
                     .number("devices")
                     .map_or(1, |devices| devices.try_into().unwrap());
-                let node = node(last + 1, devices, line.find("build").unwrap_or("b1"));
+                let build = line.find("build").unwrap_or("b1");
+                let mut node = node(last + 1, devices, build);
+                if let Some(number) = line.number("gpus") {
+                    let model = line.find("gpu").unwrap_or("a");
+                    node.gpus = gpus(number.try_into().unwrap(), model, build);
+                }
                 self.connect(name, node.incarnation);
                 self.command(
                     Command::RegisterWorker {
@@ -427,7 +433,8 @@ impl Scene {
                 self.follow(job, world);
             }
             Command::StartStandby { job, process, seat } => {
-                writeln!(out, "{job} starts {process} on {}", seat.worker).unwrap();
+                let on = on_gpu(seat.device);
+                writeln!(out, "{job} starts {process} on {}{on}", seat.worker).unwrap();
             }
             Command::EndStandby {
                 job,

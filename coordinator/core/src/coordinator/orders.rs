@@ -203,6 +203,7 @@ impl Sight<'_> {
             messages.push(Message::Assignment(v1::Assignment {
                 rank,
                 process,
+                cuda: placement.device.cuda(),
                 ..assignment.clone()
             }));
         }
@@ -257,8 +258,10 @@ impl Sight<'_> {
             process: process.0,
         };
         if told.assigned.replace(Generation(0)).is_none() {
+            let seat = self.job.standbys.get(&process);
             messages.push(Message::Assignment(v1::Assignment {
                 process: process.0,
+                cuda: seat.and_then(|seat| seat.device.cuda()),
                 ..self.assignment(false)
             }));
         }
@@ -316,6 +319,7 @@ impl Sight<'_> {
             generation: generation.0,
             rank: 0,
             process: 0,
+            cuda: None,
             layout: convert::layout(if is_rank { &runs } else { &[] }),
             first_step: world.first_step.0,
             finish: world.finish.as_ref().filter(|_| is_rank).map(Into::into),

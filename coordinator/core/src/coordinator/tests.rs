@@ -4,6 +4,7 @@
 mod audits;
 mod bench;
 mod checkpoints;
+mod devices;
 mod following;
 mod joining;
 mod late;

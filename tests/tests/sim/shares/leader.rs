@@ -123,6 +123,7 @@ impl Leader {
         let node = Node {
             incarnation,
             num_devices: 1,
+            gpus: Vec::new(),
             class: muster_cluster::command::NumericsClass::default(),
             host: "127.0.0.1".to_owned(),
         };

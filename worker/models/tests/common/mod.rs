@@ -5,8 +5,8 @@
 pub(crate) mod training;
 
 use muster_trainer::rng::ParamRng;
-use muster_trainer::spec::{DeviceSpec, ModelSpec};
-use muster_trainer::{Batch, Inputs, Learner};
+use muster_trainer::spec::ModelSpec;
+use muster_trainer::{Batch, Device, Inputs, Learner};
 
 pub(crate) fn cnn(channels: &[u32], hidden: u32, dropout: f64) -> ModelSpec {
     ModelSpec::Cnn {
@@ -24,7 +24,7 @@ pub(crate) fn mlp(hidden: &[u32], dropout: f64) -> ModelSpec {
 }
 
 pub(crate) fn learner(model: &ModelSpec, shape: &[u32], num_classes: u32) -> Box<dyn Learner> {
-    muster_models::build_model(model, shape, num_classes, DeviceSpec::Cpu).expect("a good model")
+    muster_models::build_model(model, shape, num_classes, Device::Cpu).expect("a good model")
 }
 
 /// Samples of normal features, whose labels run through the classes.

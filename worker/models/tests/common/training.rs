@@ -30,7 +30,7 @@ pub(crate) fn job_of(folder: &str, text: &str, overrides: &[&str]) -> JobSpec {
 
 pub(crate) fn trainer(spec: &JobSpec) -> Trainer {
     let dataset = Dataset::load(&spec.data).expect("good data");
-    let learner = muster_models::build(spec).expect("a good model");
+    let learner = muster_models::build(spec, muster_trainer::Device::Cpu).expect("a good model");
     Trainer::new(spec, learner, dataset).expect("a fitting job")
 }
 

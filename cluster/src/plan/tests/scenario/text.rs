@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::device::Device;
 use crate::ids::RankId;
 use crate::shares::Holders;
 use crate::state::{Finish, Heal, Part, Poison, World};
@@ -19,7 +20,8 @@ pub(super) fn describe(world: &World) -> String {
     let mut parts = parts.map(part);
     let ranks = ranks.iter().map(|rank| {
         let part = parts.next().unwrap_or_default();
-        format!("  {} {}{part}", rank.worker, rank.shards)
+        let on = on_gpu(rank.device);
+        format!("  {}{on} {}{part}", rank.worker, rank.shards)
     });
     let kept = match shares.as_slice() {
         [] => String::new(),
@@ -59,6 +61,14 @@ fn kept(size: usize, shares: &[Holders], finish: Option<&Finish>) -> String {
         text += ", gather";
     }
     text
+}
+
+/// Which GPU of its worker a process has.
+pub(super) fn on_gpu(device: Device) -> String {
+    match device {
+        Device::Cpu => String::new(),
+        gpu => format!("/{gpu}"),
+    }
 }
 
 fn part(part: &Part) -> String {

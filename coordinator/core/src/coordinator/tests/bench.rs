@@ -176,6 +176,26 @@ impl Bench {
         incarnation: u64,
         ranks: Vec<v1::RunningRank>,
     ) -> Session {
+        self.greet(worker, incarnation, ranks, Vec::new())
+    }
+
+    /// A worker that lends GPUs beside its slot.
+    pub(super) fn hello_with(
+        &mut self,
+        worker: &str,
+        incarnation: u64,
+        gpus: Vec<v1::Gpu>,
+    ) -> Session {
+        self.greet(worker, incarnation, Vec::new(), gpus)
+    }
+
+    fn greet(
+        &mut self,
+        worker: &str,
+        incarnation: u64,
+        ranks: Vec<v1::RunningRank>,
+        gpus: Vec<v1::Gpu>,
+    ) -> Session {
         let session = Session(self.next_session);
         self.next_session += 1;
         let worker = v1::RegisterWorker {
@@ -184,6 +204,7 @@ impl Bench {
             num_devices: 1,
             class: Some(v1::NumericsClass::default()),
             host: "127.0.0.1".to_owned(),
+            gpus,
         };
         let hello = v1::WorkerHello {
             worker: Some(worker),
