@@ -61,6 +61,9 @@ enum Command {
     Chaos(chaos::Chaos),
     Nodes(look::Nodes),
     Doctor(doctor::Doctor),
+    #[cfg(feature = "cuda")]
+    #[command(hide = true)]
+    NcclRank(doctor::nccl::NcclRank),
     /// Print what a job file may say, with defaults
     JobReference,
     /// Print a completion script for a shell
@@ -105,6 +108,8 @@ fn run(command: Command) -> Outcome {
         Command::Chaos(chaos) => return block_on(chaos.run()),
         Command::Nodes(nodes) => return block_on(nodes.run()),
         Command::Doctor(doctor) => return block_on(doctor.run()),
+        #[cfg(feature = "cuda")]
+        Command::NcclRank(rank) => return rank.run(),
     }
     Ok(ExitCode::SUCCESS)
 }

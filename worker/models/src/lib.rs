@@ -27,4 +27,4 @@ mod views;
 
 pub use build::{build, build_model, build_on, build_with, tensors};
 pub use canary::{canary, canary_hex};
-pub use smoke::{Checked, smoke};
+pub use smoke::{Checked, Twin, smoke, twins};

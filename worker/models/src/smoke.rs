@@ -4,6 +4,7 @@
 //! middle of a training run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use burn::tensor::module::{batch_norm_train, conv2d, linear, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
@@ -28,6 +29,47 @@ impl Checked {
     pub fn is_good(&self) -> bool {
         matches!(self.difference, Ok(difference) if difference <= self.tolerance)
     }
+}
+
+/// What came of a kernel that has a twin on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Twin {
+    /// What it computes.
+    pub name: &'static str,
+    /// Whether all bits are the host's, or why that cannot be told.
+    pub is_same: Result<bool, String>,
+    /// How long it took once it was compiled, reading the result included.
+    pub time: Duration,
+}
+
+/// Whether the kernels that move a job's state on `device` give the host's bits, over `num_elements`
+/// values.
+#[cfg(feature = "cube")]
+#[must_use]
+pub fn twins(device: &Device, num_elements: usize) -> Vec<Twin> {
+    let checked = guarded(|| Ok(muster_trainer::device::check::check(device, num_elements)));
+    match checked {
+        Ok(kernels) => kernels
+            .into_iter()
+            .map(|kernel| Twin {
+                name: kernel.name,
+                is_same: kernel.is_same,
+                time: kernel.time,
+            })
+            .collect(),
+        Err(reason) => vec![Twin {
+            name: "all kernels",
+            is_same: Err(reason),
+            time: Duration::ZERO,
+        }],
+    }
+}
+
+/// As in a build with kernels; there are none in this one.
+#[cfg(not(feature = "cube"))]
+#[must_use]
+pub fn twins(_device: &Device, _num_elements: usize) -> Vec<Twin> {
+    Vec::new()
 }
 
 /// Samples and two vectors of parameters in, result out.

@@ -33,6 +33,14 @@ mod verify;
 mod work;
 mod writer;
 
+/// NCCL's self-check, for whoever starts ranks on GPUs.
+#[cfg(feature = "cuda")]
+pub mod nccl {
+    pub use muster_collective::device::check::CheckOptions;
+    pub use muster_collective::nccl::Options;
+    pub use muster_collective::nccl::check::{Ended, check, check_rank};
+}
+
 pub use class::{class, probe};
 pub use prepare::Build;
 pub use process::rank_main;

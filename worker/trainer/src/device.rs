@@ -5,6 +5,7 @@
 //! vectors get from rank to rank.
 
 mod blake3;
+pub mod check;
 mod kernels;
 mod ops;
 

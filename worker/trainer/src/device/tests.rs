@@ -5,42 +5,14 @@ use burn::tensor::Device;
 use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
 use proptest::prelude::*;
 
+use super::check::{layout, values};
 use super::*;
-use crate::arena::{Group, Layout};
 use crate::clip;
 use crate::optimizer::{OnDevice, Optimizer};
 use crate::vector::write;
 
 fn device() -> Device {
     Device::cpu()
-}
-
-/// Values of all magnitudes, both signs and both zeros, from a counter.
-fn values(len: usize, seed: u64) -> Vec<f32> {
-    (0..len as u64)
-        .map(|i| {
-            let mixed = (i + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.rotate_left(17);
-            let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            let mixed = mixed ^ (mixed >> 32);
-            let exponent = 100 + (mixed >> 24) % 40;
-            f32::from_bits((mixed as u32 & 0x807F_FFFF) | (exponent as u32) << 23)
-        })
-        .collect()
-}
-
-/// Entries of all groups, whose ends are no multiples of anything.
-fn layout(len: usize) -> Layout {
-    let mut layout = Layout::default();
-    let groups = [Group::Weight, Group::Bias, Group::Buffer];
-    let mut left = len;
-    let mut number = 0;
-    while left > 0 {
-        let part = (len / 7 + 13 * number + 1).min(left);
-        layout.push(format!("entry{number}"), [part], groups[number % 3]);
-        left -= part;
-        number += 1;
-    }
-    layout
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -182,4 +154,11 @@ fn bf16_is_rounded_to_the_nearest_and_even() {
         .map(|value| half::bf16::from_f32(value).to_f32())
         .collect();
     assert_eq!(bits(&read(&packed).unwrap()), bits(&expected));
+}
+
+#[test]
+fn a_check_of_the_device_finds_the_hosts_bits() {
+    for kernel in check::check(&device(), 3 * BLOCK + 5) {
+        assert_eq!(kernel.is_same, Ok(true), "{kernel:?}");
+    }
 }

@@ -1,0 +1,190 @@
+#!/bin/sh
+# Everything that needs a GPU, in one command, on a machine without Rust and without a network:
+#
+#     sh scripts/gpu-check.sh muster.xz [FOLDER]
+#
+# `muster.xz` is a stripped release build with CUDA, compressed (scripts/gpu-pack.sh makes it). The
+# results go into FOLDER [gpu-results]: gpu-results.md, to be put into docs/gpu-results.md, and the full
+# output of each part. Parts that cannot run here are named as skipped; a part that fails does not keep
+# the others from running, and makes the exit code 1. It takes at most ten minutes.
+set -u
+
+pack=${1:?usage: sh scripts/gpu-check.sh muster.xz [FOLDER]}
+out=${2:-gpu-results}
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+began=$(date +%s)
+failed=0
+report=$out/gpu-results.md
+
+say() { printf '%s\n' "$*" | tee -a "$report"; }
+
+# part NAME SECONDS COMMAND...: runs it within its time, keeps its output, says how it went.
+part() {
+    name=$1 limit=$2
+    shift 2
+    left=$((600 - $(date +%s) + began))
+    if [ "$left" -lt 15 ]; then
+        say "| $name | SKIPPED: the ten minutes are over |"
+        return 1
+    fi
+    [ "$limit" -lt "$left" ] || limit=$left
+    start=$(date +%s)
+    timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+    status=$?
+    took=$(($(date +%s) - start))
+    case $status in
+        0) say "| $name | passed in $took s |" ;;
+        124 | 137) say "| $name | FAILED: not over after $limit s (see $name.log) |" failed=1 ;;
+        *) say "| $name | FAILED with $status after $took s: $(tail -n 1 "$out/$name.log" | cut -c 1-200) |" failed=1 ;;
+    esac
+    [ "$status" -eq 0 ]
+}
+
+skipped() { say "| $1 | SKIPPED: $2 |"; }
+
+muster=$work/muster
+case $pack in
+    *.xz) xz -dc "$pack" >"$muster" || python3 -c 'import lzma,sys,shutil; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2],"wb"))' "$pack" "$muster" ;;
+    *) cp "$pack" "$muster" ;;
+esac
+chmod +x "$muster"
+
+# CUDA's libraries may be in Python's packages alone.
+packages=$(python3 -c 'import site, sys; print("\n".join(site.getsitepackages() + [site.getusersitepackages()] + sys.path))' 2>/dev/null)
+for folder in $packages; do
+    for lib in "$folder"/nvidia/*/lib "$folder"/nvidia/lib; do
+        [ -d "$lib" ] && LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$lib
+    done
+done
+export LD_LIBRARY_PATH
+device_code=$(find "${CUDA_PATH:-/usr/local/cuda}" /usr/local /usr/lib /opt $packages -name libdevice.10.bc 2>/dev/null | head -n 1)
+if [ -n "$device_code" ]; then
+    mkdir -p "$work/cuda/nvvm/libdevice"
+    ln -s "$device_code" "$work/cuda/nvvm/libdevice/libdevice.10.bc"
+    export CUDA_PATH="$work/cuda"
+fi
+
+: >"$report"
+say "## $(date -u +%Y-%m-%d): $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sort | uniq -c | sed 's/^ *//' | paste -sd, -)"
+say ""
+say "Driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1), $(python3 -c 'import torch; print("PyTorch", torch.__version__, "with CUDA", torch.version.cuda)' 2>/dev/null || echo "no PyTorch"), $("$muster" --version 2>/dev/null || echo "muster does not start")."
+say ""
+say "| part | |"
+say "|---|---|"
+
+part doctor 60 "$muster" doctor
+part operations 200 "$muster" doctor --compute
+part nccl 100 "$muster" doctor --nccl 2
+
+# The same job on processors and on the GPU.
+mkdir -p "$work/digits" "$work/state"
+cp "$root"/examples/digits/* "$work/digits/"
+train() { # NAME DEVICE SECONDS ARGUMENTS...
+    name=$1 device=$2 limit=$3
+    shift 3
+    part "$name" "$limit" env MUSTER_STATE="$work/state/$name" "$muster" train "$work/digits/job.toml" --fresh \
+        --set "workers.device=$device" --set model.dropout=0.0 --set workers.min=1 --set workers.max=1 \
+        --set train.steps=100 "$@"
+}
+if train digits-cpu cpu 60 && train digits-cuda cuda 120; then
+    python3 - "$out/digits-cpu.log" "$out/digits-cuda.log" >>"$report" <<'PY'
+import re, sys
+def losses(path):
+    return [(int(a), float(b)) for a, b in re.findall(r"step (\d+)/\d+ +loss ([0-9.]+)", open(path).read())]
+cpu, gpu = map(dict, (losses(p) for p in sys.argv[1:3]))
+common = sorted(set(cpu) & set(gpu))
+worst = max((abs(cpu[s] - gpu[s]) / max(cpu[s], 1e-9) for s in common), default=None)
+print(f"| losses of {len(common)} steps told, processors and GPU | largest relative difference {worst} |")
+PY
+fi
+train digits-again cuda 60 && {
+    first=$(grep '^bits' "$out/digits-cuda.log") again=$(grep '^bits' "$out/digits-again.log")
+    [ "$first" = "$again" ] && say "| two runs on the GPU | same bits |" || { say "| two runs on the GPU | FAILED: other bits: $first, $again |" failed=1; }
+}
+
+# A rank that is killed behind its first checkpoint, and the job that goes on.
+cat >"$work/killed.sh" <<'SH'
+muster=$1 job=$2
+"$muster" train "$job" --fresh --set workers.device=cuda --set workers.min=1 --set workers.max=1 \
+    --set train.steps=1000 --set checkpoint.every_steps=50 >"$3" 2>&1 &
+job_process=$!
+until grep -q "checkpoint" "$3" || ! kill -0 $job_process 2>/dev/null; do sleep 0.1; done
+pkill -9 -n -f "^$muster rank"
+wait $job_process
+status=$?
+cat "$3"
+grep -q "^world 2" "$3" && exit $status
+echo "no second world began"
+exit 1
+SH
+part killed 120 env MUSTER_STATE="$work/state/killed" sh "$work/killed.sh" "$muster" "$work/digits/job.toml" "$work/killed.out"
+
+# Beside PyTorch, model by model.
+if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    for model in gpt2 resnet18; do
+        batch=16
+        [ "$model" = resnet18 ] && batch=256
+        for mode in eager compile; do
+            part "torch-$model-$mode" 90 python3 "$root/benches/peers/torch_gpu.py" --device cuda \
+                --model "$model" --mode "$mode" --batch "$batch" --steps 30
+        done
+    done
+else
+    skipped torch "there is no PyTorch that sees a GPU"
+fi
+python3 - "$work/tokens" "$work/images.csv" <<'PY'
+import array, random, sys
+random.seed(0)
+array.array("H", (random.randrange(50257) for _ in range(2_000_000))).tofile(open(sys.argv[1], "wb"))
+with open(sys.argv[2], "w") as images:
+    for row in range(640):
+        pixels = (str(random.randrange(256)) for _ in range(3 * 32 * 32))
+        images.write(",".join(pixels) + f",{row % 10}\n")
+PY
+cat >"$work/resnet.toml" <<'TOML'
+name = "resnet"
+[model]
+family = "resnet"
+width = 64
+[data]
+source = "images.csv"
+shape = [3, 32, 32]
+num_classes = 10
+scale = 255.0
+holdout = 0.1
+[train]
+seed = 0
+global_batch_size = 256
+logical_shards = 1
+steps = 30
+[optimizer]
+kind = "adamw"
+learning_rate = 0.001
+[workers]
+min = 1
+max = 1
+device = "cuda"
+[checkpoint]
+every_steps = 1000
+TOML
+part gpt2 120 env MUSTER_STATE="$work/state/gpt2" "$muster" train "$root/examples/gpt2/gpt2-124m.toml" --fresh \
+    --set "data.source=$work/tokens" --set workers.device=cuda --set workers.min=1 --set workers.max=1 \
+    --set train.global_batch_size=16 --set train.logical_shards=1 --set train.steps=30 \
+    --set schedule.warmup_steps=2
+part resnet18 90 env MUSTER_STATE="$work/state/resnet" "$muster" train "$work/resnet.toml" --fresh
+
+for log in torch-gpt2-eager torch-gpt2-compile gpt2 torch-resnet18-eager torch-resnet18-compile resnet18; do
+    [ -f "$out/$log.log" ] || continue
+    say ""
+    say "\`$log\`:"
+    say '```'
+    say "$(grep -E '"model"|samples/s|^time' "$out/$log.log" | tail -n 8)"
+    say '```'
+done
+say ""
+say "All of it took $(($(date +%s) - began)) s; the full output lies beside this file."
+exit $failed
