@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use muster_cluster::RankId;
+use muster_cluster::{RankId, error_chain};
 use muster_rank::nccl::{CheckOptions, Options, check, check_rank};
 
 use super::judge::{Finding, Status};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::print_lines;
 
 /// All phases of all ranks, a slow network included.
@@ -34,7 +34,9 @@ impl NcclRank {
         };
         let (rank, size) = (RankId(self.rank), self.size);
         let report = check_rank(rank, size, self.address, &options, &CheckOptions::default());
-        let report = report.with_context(|| format!("check rank {rank}"))?;
+        let report = report.map_err(|error| {
+            Failure::failed(format!("check rank {rank}: {}", error_chain(&error)))
+        })?;
         print_lines([report.to_string().trim_end().to_owned()]);
         Ok(ExitCode::SUCCESS)
     }

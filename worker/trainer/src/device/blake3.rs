@@ -43,11 +43,11 @@ fn mix(
 ) {
     state[a] = state[a] + state[b] + x;
     state[d] = rotated(state[d] ^ state[a], 16u32);
-    state[c] = state[c] + state[d];
+    state[c] += state[d];
     state[b] = rotated(state[b] ^ state[c], 12u32);
     state[a] = state[a] + state[b] + y;
     state[d] = rotated(state[d] ^ state[a], 8u32);
-    state[c] = state[c] + state[d];
+    state[c] += state[d];
     state[b] = rotated(state[b] ^ state[c], 7u32);
 }
 

@@ -179,8 +179,7 @@ pub(crate) fn tree_sum(
             comptime![height += 1];
             #[unroll]
             for _ in 0..comptime![adds[i]] {
-                stack[comptime![height - 2]] =
-                    stack[comptime![height - 2]] + stack[comptime![height - 1]];
+                stack[comptime![height - 2]] += stack[comptime![height - 1]];
                 comptime![height -= 1];
             }
         }
