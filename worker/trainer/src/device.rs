@@ -6,6 +6,10 @@
 
 mod blake3;
 pub mod check;
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "what a kernel is compiled for is handed over, as its macro wants it"
+)]
 mod kernels;
 mod ops;
 
