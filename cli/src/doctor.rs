@@ -1,5 +1,5 @@
 //! `muster doctor`: looks at this machine, and says what to do about what it finds. [`gather`] collects
-//! [`facts`] and judges none; [`judge`] judges them and looks at nothing; [`compute`] tries what GPUs
+//! [`facts`] and judges none; [`mod@judge`] judges them and looks at nothing; [`compute`] tries what GPUs
 //! compute, where that is asked for.
 
 mod compute;
