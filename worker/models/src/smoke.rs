@@ -157,11 +157,7 @@ fn run(trial: &Trial, device: &Device) -> Result<Vec<f32>, String> {
 
 /// A kernel that does not compile ends in a panic of Burn's, which is a finding here.
 fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let result = catch_unwind(AssertUnwindSafe(run));
-    std::panic::set_hook(hook);
-    result.unwrap_or_else(|panic| {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
         Err(text.unwrap_or_else(|| "it panicked without a word".to_owned()))
@@ -398,8 +394,8 @@ mod tests {
     #[cfg(feature = "cube-cpu")]
     #[test]
     fn cubecls_processor_computes_as_the_host() {
-        for checked in smoke(&Device::cpu()) {
-            assert!(checked.is_good(), "{checked:?}");
-        }
+        let mut all = smoke(&Device::cpu());
+        all.retain(|checked| !checked.is_good());
+        assert_eq!(all, []);
     }
 }
