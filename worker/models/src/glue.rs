@@ -228,13 +228,7 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         rng: &ShardRng,
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError> {
-        if out.len() != self.layout.len() {
-            return Err(LearnerError(format!(
-                "the contribution has room for {} elements; the model's layout has {}",
-                out.len(),
-                self.layout.len()
-            )));
-        }
+        views::check_room(out, &self.layout)?;
         let mut passed = self.backward(arena, batch, rng)?;
         views::gather(&passed.module, &mut passed.gradients, out)?;
         for ((_, entry), values) in self.buffers().zip(passed.buffers) {

@@ -199,13 +199,7 @@ impl Learner for GptLearner {
         rng: &ShardRng,
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError> {
-        if out.len() != self.layout.len() {
-            return Err(LearnerError(format!(
-                "the contribution has room for {} elements; the model's layout has {}",
-                out.len(),
-                self.layout.len()
-            )));
-        }
+        views::check_room(out, &self.layout)?;
         let (gradients, metrics) = self.gradients(arena, batch, rng)?;
         views::write(gradients.into_iter(), out)?;
         Ok(metrics)

@@ -57,6 +57,21 @@ pub(crate) fn flat(
     }
 }
 
+/// Whether a contribution's room is that of the layout.
+///
+/// # Errors
+/// Where it is not.
+pub(crate) fn check_room(out: &[f32], layout: &Layout) -> Result<(), LearnerError> {
+    if out.len() == layout.len() {
+        return Ok(());
+    }
+    Err(LearnerError(format!(
+        "the contribution has room for {} elements; the model's layout has {}",
+        out.len(),
+        layout.len()
+    )))
+}
+
 /// The layout of `template`'s parameters in visiting order.
 ///
 /// Names are the paths of the fields with dots; an element of a list is written behind its list's

@@ -36,9 +36,8 @@ impl Flaw {
     /// Spoils a contribution to an audited shard of `step`, where it shows.
     pub(crate) fn spoil(&mut self, step: u64, values: &mut Vector) -> Result<(), DeviceError> {
         if self.from_step.is_some_and(|from| step >= from) && !values.is_empty() {
-            for value in values.part(0..1)? {
-                values.set_part(0, &[f32::from_bits(value.to_bits() ^ 1)]);
-            }
+            let first = values.part(0..1)?[0];
+            values.set_part(0, &[f32::from_bits(first.to_bits() ^ 1)]);
             if !self.lasts {
                 self.from_step = None;
             }

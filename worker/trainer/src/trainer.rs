@@ -228,7 +228,7 @@ impl Trainer {
             shard,
             metrics,
             digest: trace::of_shard(&self.dataset, &ids),
-            not_finite: self.facts(View::from(&*out), 1.0)?.not_finite,
+            not_finite: self.not_finite(out)?,
         })
     }
 

@@ -126,15 +126,15 @@ impl Vector {
         }
     }
 
-    /// A copy of the elements `range` on the host.
+    /// The elements `range` on the host: copied, where they are on a device.
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub fn part(&self, range: Range<usize>) -> Result<Vec<f32>, DeviceError> {
+    pub fn part(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, DeviceError> {
         match self {
-            Vector::Host(values) => Ok(values[range].to_vec()),
-            Vector::Device(_) if range.is_empty() => Ok(Vec::new()),
-            Vector::Device(tensor) => read(&tensor.clone().slice(range)),
+            Vector::Host(values) => Ok(Cow::Borrowed(&values[range])),
+            Vector::Device(_) if range.is_empty() => Ok(Cow::Borrowed(&[])),
+            Vector::Device(tensor) => Ok(Cow::Owned(read(&tensor.clone().slice(range))?)),
         }
     }
 

@@ -23,7 +23,8 @@ impl Trainer {
     /// When the device cannot be read.
     pub fn values(&self, range: Range<usize>) -> Result<Vec<f32>, DeviceError> {
         let len = self.arena.len();
-        let mut values = self.arena.part(range.start.min(len)..range.end.min(len))?;
+        let values = self.arena.part(range.start.min(len)..range.end.min(len))?;
+        let mut values = values.into_owned();
         let mut start = len;
         for share in self.optimizer.kept() {
             let end = start + self.num_share_values(share);

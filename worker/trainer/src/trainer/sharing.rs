@@ -71,7 +71,7 @@ impl Trainer {
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub fn parameters(&self, share: u32) -> Result<Vec<f32>, DeviceError> {
+    pub fn parameters(&self, share: u32) -> Result<Cow<'_, [f32]>, DeviceError> {
         self.arena.part(self.cut.range(share))
     }
 

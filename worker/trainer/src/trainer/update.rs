@@ -13,7 +13,7 @@ use crate::optimizer::{Optimizer, Placed};
 use crate::vector::{Vector, View};
 
 impl Trainer {
-    /// What is to be known of a vector before it is used.
+    /// What is to be known of a sum before it is applied.
     pub(super) fn facts(&self, vector: View<'_>, divisor: f32) -> Result<Facts, Error> {
         match (vector, &self.optimizer) {
             #[cfg(feature = "cube")]
@@ -27,6 +27,14 @@ impl Trainer {
                     not_finite: NotFinite::find(&values),
                 })
             }
+        }
+    }
+
+    /// The first value of a contribution that is no number.
+    pub(super) fn not_finite(&self, vector: &Vector) -> Result<Option<NotFinite>, Error> {
+        match vector {
+            Vector::Host(values) => Ok(NotFinite::find(values)),
+            Vector::Device(_) => Ok(self.facts(vector.into(), 1.0)?.not_finite),
         }
     }
 
