@@ -5,7 +5,8 @@
 #
 # `muster.xz` is a stripped release build with CUDA, compressed (scripts/gpu-pack.sh makes it). The
 # results go into FOLDER [gpu-results]: gpu-results.md, to be put into docs/gpu-results.md, and the full
-# output of each part. Parts that cannot run here are named as skipped; a part that fails does not keep
+# output of each part. With MUSTER_CHECK_DEVICE=cpu the small jobs run on processors instead, which tries
+# the script itself where there is no GPU. Parts that cannot run here are named as skipped; a part that fails does not keep
 # the others from running, and makes the exit code 1. It takes at most ten minutes.
 set -u
 
@@ -16,6 +17,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+device=${MUSTER_CHECK_DEVICE:-cuda}
 began=$(date +%s)
 failed=0
 report=$out/gpu-results.md
@@ -38,8 +40,15 @@ part() {
     took=$(($(date +%s) - start))
     case $status in
         0) say "| $name | passed in $took s |" ;;
-        124 | 137) say "| $name | FAILED: not over after $limit s (see $name.log) |" failed=1 ;;
-        *) say "| $name | FAILED with $status after $took s: $(tail -n 1 "$out/$name.log" | cut -c 1-200) |" failed=1 ;;
+        124 | 137)
+            say "| $name | FAILED: not over after $limit s (see $name.log) |"
+            failed=1
+            ;;
+        *)
+            why=$(grep -E '^(FAIL|error)' "$out/$name.log" | tail -n 1)
+            say "| $name | FAILED with $status after $took s: $(echo "${why:-$(tail -n 1 "$out/$name.log")}" | cut -c 1-200) |"
+            failed=1
+            ;;
     esac
     [ "$status" -eq 0 ]
 }
@@ -84,14 +93,14 @@ part nccl 100 "$muster" doctor --nccl 2
 mkdir -p "$work/digits" "$work/state"
 cp "$root"/examples/digits/* "$work/digits/"
 train() { # NAME DEVICE SECONDS ARGUMENTS...
-    name=$1 device=$2 limit=$3
+    name=$1 where=$2 limit=$3
     shift 3
     part "$name" "$limit" env MUSTER_STATE="$work/state/$name" "$muster" train "$work/digits/job.toml" --fresh \
-        --set "workers.device=$device" --set model.dropout=0.0 --set workers.min=1 --set workers.max=1 \
+        --set "workers.device=$where" --set model.dropout=0.0 --set workers.min=1 --set workers.max=1 \
         --set train.steps=100 "$@"
 }
-if train digits-cpu cpu 60 && train digits-cuda cuda 120; then
-    python3 - "$out/digits-cpu.log" "$out/digits-cuda.log" >>"$report" <<'PY'
+if train digits-cpu cpu 60 && train digits-gpu "$device" 120; then
+    python3 - "$out/digits-cpu.log" "$out/digits-gpu.log" >>"$report" <<'PY'
 import re, sys
 def losses(path):
     return [(int(a), float(b)) for a, b in re.findall(r"step (\d+)/\d+ +loss ([0-9.]+)", open(path).read())]
@@ -101,16 +110,21 @@ worst = max((abs(cpu[s] - gpu[s]) / max(cpu[s], 1e-9) for s in common), default=
 print(f"| losses of {len(common)} steps told, processors and GPU | largest relative difference {worst} |")
 PY
 fi
-train digits-again cuda 60 && {
-    first=$(grep '^bits' "$out/digits-cuda.log") again=$(grep '^bits' "$out/digits-again.log")
-    [ "$first" = "$again" ] && say "| two runs on the GPU | same bits |" || { say "| two runs on the GPU | FAILED: other bits: $first, $again |" failed=1; }
+train digits-again "$device" 60 && {
+    first=$(grep '^bits' "$out/digits-gpu.log") again=$(grep '^bits' "$out/digits-again.log")
+    if [ "$first" = "$again" ]; then
+        say "| two runs on the GPU | same bits |"
+    else
+        say "| two runs on the GPU | FAILED: other bits: $first, $again |"
+        failed=1
+    fi
 }
 
 # A rank that is killed behind its first checkpoint, and the job that goes on.
 cat >"$work/killed.sh" <<'SH'
-muster=$1 job=$2
-"$muster" train "$job" --fresh --set workers.device=cuda --set workers.min=1 --set workers.max=1 \
-    --set train.steps=1000 --set checkpoint.every_steps=50 >"$3" 2>&1 &
+muster=$1 job=$2 device=$4
+"$muster" train "$job" --fresh --set "workers.device=$device" --set workers.min=1 --set workers.max=1 \
+    --set train.steps=300 --set checkpoint.every_steps=50 >"$3" 2>&1 &
 job_process=$!
 until grep -q "checkpoint" "$3" || ! kill -0 $job_process 2>/dev/null; do sleep 0.1; done
 pkill -9 -n -f "^$muster rank"
@@ -121,7 +135,7 @@ grep -q "^world 2" "$3" && exit $status
 echo "no second world began"
 exit 1
 SH
-part killed 120 env MUSTER_STATE="$work/state/killed" sh "$work/killed.sh" "$muster" "$work/digits/job.toml" "$work/killed.out"
+part killed 120 env MUSTER_STATE="$work/state/killed" sh "$work/killed.sh" "$muster" "$work/digits/job.toml" "$out/killed.out" "$device"
 
 # Beside PyTorch, model by model.
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
@@ -171,11 +185,15 @@ device = "cuda"
 [checkpoint]
 every_steps = 1000
 TOML
-part gpt2 120 env MUSTER_STATE="$work/state/gpt2" "$muster" train "$root/examples/gpt2/gpt2-124m.toml" --fresh \
-    --set "data.source=$work/tokens" --set workers.device=cuda --set workers.min=1 --set workers.max=1 \
-    --set train.global_batch_size=16 --set train.logical_shards=1 --set train.steps=30 \
-    --set schedule.warmup_steps=2
-part resnet18 90 env MUSTER_STATE="$work/state/resnet" "$muster" train "$work/resnet.toml" --fresh
+if [ "$device" = cuda ]; then
+    part gpt2 120 env MUSTER_STATE="$work/state/gpt2" "$muster" train "$root/examples/gpt2/gpt2-124m.toml" --fresh \
+        --set "data.source=$work/tokens" --set workers.device=cuda --set workers.min=1 --set workers.max=1 \
+        --set train.global_batch_size=16 --set train.logical_shards=1 --set train.steps=30 \
+        --set schedule.warmup_steps=2
+    part resnet18 90 env MUSTER_STATE="$work/state/resnet" "$muster" train "$work/resnet.toml" --fresh
+else
+    skipped "gpt2 and resnet18" "they are for a GPU"
+fi
 
 for log in torch-gpt2-eager torch-gpt2-compile gpt2 torch-resnet18-eager torch-resnet18-compile resnet18; do
     [ -f "$out/$log.log" ] || continue

@@ -21,7 +21,7 @@ fn few_steps_lower_the_loss_of_a_text_below_that_of_its_letters() {
 
 /// Takes minutes; prints the curve of the README.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: all 600 steps of the example"]
 fn the_whole_job_reaches_the_loss_that_its_readme_tells() {
     let spec = job(FOLDER, "job.toml", &[]);
     let mut trainer = trainer(&spec);
@@ -33,6 +33,6 @@ fn the_whole_job_reaches_the_loss_that_its_readme_tells() {
         }
     }
     let loss = evaluate(&mut trainer)["loss"];
-    // What a run had at step 500, by the README.
-    assert!(loss < 1.619, "{loss}");
+    // The README says 1.565.
+    assert!(loss < 1.57, "{loss}");
 }
