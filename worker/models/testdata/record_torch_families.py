@@ -14,12 +14,12 @@ PyTorch's own layer norm, attention, GELU, convolution, batch norm and cross ent
     <model>.loss, <model>.right    mean loss, number of right answers
     resnet.evaluated               mean loss of the same samples by the new running values
 """
-import json
-import struct
 import sys
 
 import torch
 import torch.nn.functional as F
+
+from record_torch_step import write_safetensors
 
 LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY = 2, 2, 8, 6, 13
 
@@ -112,19 +112,6 @@ def resnet(p, x, training):
                 x = norm(F.conv2d(x, p[f"{name}.shortcut.conv.weight"], stride=stride), f"{name}.shortcut.bn")
             x = F.relu(norm(inner, f"{name}.bn2") + x)
     return x.mean((2, 3)) @ p["fc.weight"] + p["fc.bias"]
-
-
-def write_safetensors(path, tensors):
-    header, data = {"__metadata__": {"torch": torch.__version__}}, b""
-    for name, tensor in tensors.items():
-        values = tensor.detach().to(torch.float32).contiguous().flatten().tolist()
-        start = len(data)
-        data += struct.pack(f"<{len(values)}f", *values)
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, len(data)]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + data)
 
 
 def record(tensors, model, parameters, forward, labels):

@@ -115,4 +115,5 @@ def main(source, target):
     write_safetensors(target, tensors)
 
 
-main(sys.argv[1], sys.argv[2])
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

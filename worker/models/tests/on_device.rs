@@ -7,12 +7,10 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use muster_trainer::job::{JobDraft, JobSpec, Override};
-use muster_trainer::rng::{ParamRng, ShardRng};
-use muster_trainer::spec::{ModelSpec, Precision};
 use muster_trainer::tree::{self, Run};
-use muster_trainer::{Arena, Batch, Dataset, Inputs, ShardId, Trainer, Vector};
+use muster_trainer::{Dataset, ShardId, Trainer, Vector};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/digits");
 
@@ -88,71 +86,6 @@ fn a_job_on_a_device_follows_the_same_job_on_the_host() {
                 "step {step}: {host} on the host, {device} on the device"
             );
         }
-    }
-}
-
-/// Each family's whole contribution, with what it writes itself of gradients and buffers.
-#[test]
-fn contributions_of_all_families_are_those_of_the_host() {
-    let sampled = |shape: &[usize]| {
-        let mut features = vec![0.0; 3 * shape.iter().product::<usize>()];
-        ParamRng::new(3, "samples").normal(&mut features);
-        Batch {
-            shape: shape.to_vec(),
-            inputs: Inputs::Features(features),
-            labels: vec![0, 2, 1],
-        }
-    };
-    let tokens = Batch {
-        shape: vec![12],
-        inputs: Inputs::Tokens((0..36).map(|i| i * 7 % 20).collect()),
-        labels: (0..36).map(|i| (i * 7 + 1) % 20).collect(),
-    };
-    let gpt = ModelSpec::Gpt {
-        layers: 2,
-        heads: 2,
-        width: 16,
-        context: 12,
-        dropout: 0.1,
-    };
-    let resnet = ModelSpec::Resnet { width: 8 };
-    for (model, shape, classes, batch) in [
-        (gpt, &[12][..], 20, tokens),
-        (resnet, &[3, 8, 8], 3, sampled(&[3, 8, 8])),
-    ] {
-        let rng = ShardRng::new(1, 2, 3);
-        let build = |device: &Device| {
-            let learner = muster_models::build_on(&model, shape, classes, device, Precision::F32);
-            learner.expect("a good model")
-        };
-        let mut host = build(&Device::flex());
-        let values = host.init(7);
-        let mut expected = vec![f32::NAN; values.len()];
-        let arena = Arena::Host(values.clone());
-        let metrics = host.contribute(&arena, &batch, &rng, &mut expected);
-        let metrics = metrics.expect("good samples");
-        let len = values.len();
-        let there = Tensor::from_data(TensorData::new(values, [len]), &Device::cpu());
-        let arena = Arena::Device(there);
-        let found = build(&Device::cpu()).contribute_on_device(&arena, &batch, &rng);
-        let (vector, found) = found.expect("good samples");
-        let vector = Vector::Device(vector).into_host().expect("readable");
-        assert_eq!(vector.len(), len);
-        let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-        for (at, (expected, found)) in expected.iter().zip(&vector).enumerate() {
-            // Products and sums in another order through some ten layers, relative to the largest.
-            let difference = (expected - found).abs();
-            assert!(
-                difference <= 2e-4 * scale,
-                "{model:?}, {at}: {expected} and {found}"
-            );
-        }
-        let (loss, there) = (metrics.sums["loss"], found.sums["loss"]);
-        assert!(
-            (loss - there).abs() <= 1e-4 * loss.abs(),
-            "{model:?}: {loss} and {there}"
-        );
-        assert_eq!(metrics.num_samples, found.num_samples);
     }
 }
 
