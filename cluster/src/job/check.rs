@@ -13,8 +13,8 @@ use super::error::Error;
 use super::size;
 use super::spec::{
     CheckpointSpec, DataFormat, DataSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
-    OptimizerSpec, Precision, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec,
-    WorkersSpec,
+    OptimizerSpec, Precision, Reduction, Redundancy, ScheduleKind, ScheduleSpec, StopSpec,
+    TrainSpec, WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -220,6 +220,12 @@ impl Check<'_> {
             Some("f32"),
             &Precision::NAMES,
         );
+        let reduction = self.choice(
+            "train.reduction",
+            "reduction",
+            Some("canonical"),
+            &Reduction::NAMES,
+        );
         TrainSpec {
             seed: self.whole("train.seed", Some(0), 0..=MAX_SEED),
             global_batch_size: self.whole_u32("train.global_batch_size", None, 1..=MAX_BATCH),
@@ -235,6 +241,10 @@ impl Check<'_> {
             precision: match precision {
                 Some("bf16") => Precision::Bf16,
                 _ => Precision::F32,
+            },
+            reduction: match reduction {
+                Some("fast") => Reduction::Fast,
+                _ => Reduction::Canonical,
             },
         }
     }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::spec::{
-    DataFormat, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, Precision, ScheduleKind,
-    StopSpec,
+    DataFormat, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind, Precision, Reduction,
+    ScheduleKind, StopSpec,
 };
 
 /// What decides a job's bits, as texts by the key of the job file.
@@ -88,6 +88,7 @@ impl Identity {
             evaluate_every_steps: _,
             audit_every: _,
             precision,
+            reduction,
         } = &spec.train;
         identity.set("train.seed", seed);
         identity.set("train.global_batch_size", global_batch_size);
@@ -102,6 +103,9 @@ impl Identity {
         // As it was before there was a choice.
         if *precision != Precision::F32 {
             identity.set("train.precision", precision.name());
+        }
+        if *reduction != Reduction::Canonical {
+            identity.set("train.reduction", reduction.name());
         }
         identity.optimizer(&spec.optimizer);
         identity.schedule(&spec.schedule, *stop);

@@ -106,7 +106,7 @@ const fn optional(
 
 /// The keys, section by section, in the order in which a draft is written.
 #[rustfmt::skip] // A table: a key in two lines.
-pub(super) const KEYS: [Key; 45] = [
+pub(super) const KEYS: [Key; 46] = [
     optional("name", Kind::Text, "\"digits\"",
         "What the job is called; default: the name of the file's folder."),
     required("model.family", Kind::Text, "\"cnn\"",
@@ -159,6 +159,8 @@ pub(super) const KEYS: [Key; 45] = [
         "Compute one shard of every so many steps a second time, on another rank, and compare; default: never."),
     optional("train.precision", Kind::Text, "\"f32\"",
         "gpt: \"f32\", or \"bf16\" for matrix products and activations (parameters stay f32)."),
+    optional("train.reduction", Kind::Text, "\"canonical\"",
+        "The order of a step's sum: \"canonical\", the same bits for any number of ranks; \"fast\", on GPUs NCCL's own."),
     required("optimizer.kind", Kind::Text, "\"adamw\"",
         "The rule: \"adam\", \"adamw\" or \"sgd\"."),
     required("optimizer.learning_rate", Kind::Number, "0.001",

@@ -169,6 +169,8 @@ pub struct TrainSpec {
     pub audit_every: Option<u64>,
     /// In which numbers the model computes.
     pub precision: Precision,
+    /// In which order ranks sum their contributions.
+    pub reduction: Reduction,
 }
 
 impl TrainSpec {
@@ -199,6 +201,30 @@ impl Precision {
         match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+        }
+    }
+}
+
+/// In which order the contributions of a step are summed over the ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Along the canonical tree over logical shards: the same bits for any number of ranks.
+    Canonical,
+    /// On GPUs as NCCL's all-reduce does, which moves fewer bytes: the bits depend on the number of
+    /// ranks. Where vectors go over the host it is the canonical order all the same.
+    Fast,
+}
+
+impl Reduction {
+    /// The names, as a job file writes them.
+    pub const NAMES: [&'static str; 2] = ["canonical", "fast"];
+
+    /// The name, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Reduction::Canonical => "canonical",
+            Reduction::Fast => "fast",
         }
     }
 }

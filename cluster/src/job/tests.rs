@@ -165,6 +165,7 @@ fn what_is_left_out_has_a_default() {
                 evaluate_every_steps: None,
                 audit_every: None,
                 precision: F32,
+                reduction: Canonical,
             },
             optimizer: OptimizerSpec {
                 kind: AdamW {

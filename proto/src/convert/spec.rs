@@ -7,8 +7,8 @@ use muster_cluster::command::Submission;
 use muster_cluster::job::JobSpec;
 use muster_cluster::job::spec::{
     CheckpointSpec, DataFormat, DataSpec, DeviceSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
-    OptimizerSpec, Precision, Redundancy, ScheduleKind, ScheduleSpec, StopSpec, TrainSpec,
-    WorkersSpec,
+    OptimizerSpec, Precision, Reduction, Redundancy, ScheduleKind, ScheduleSpec, StopSpec,
+    TrainSpec, WorkersSpec,
 };
 use v1::job_spec::Model;
 use v1::optimizer_spec::Kind as Optimizer;
@@ -171,6 +171,7 @@ fn train_to(train: &TrainSpec) -> v1::TrainSpec {
         evaluate_every_steps,
         audit_every,
         precision,
+        reduction,
     } = *train;
     v1::TrainSpec {
         seed,
@@ -187,6 +188,10 @@ fn train_to(train: &TrainSpec) -> v1::TrainSpec {
         precision: match precision {
             Precision::F32 => String::new(),
             Precision::Bf16 => precision.name().to_owned(),
+        },
+        reduction: match reduction {
+            Reduction::Canonical => String::new(),
+            Reduction::Fast => reduction.name().to_owned(),
         },
     }
 }
@@ -209,6 +214,7 @@ fn train_from(train: &v1::TrainSpec) -> Result<TrainSpec, BadMessage> {
         evaluate_every_steps: train.evaluate_every_steps,
         audit_every: train.audit_every,
         precision: precision(&train.precision)?,
+        reduction: reduction(&train.reduction)?,
     })
 }
 
@@ -342,6 +348,15 @@ fn precision(name: &str) -> Result<Precision, BadMessage> {
         "" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
         _ => Err(none("precision", name)),
+    }
+}
+
+/// In which order ranks sum, by the name that a job file writes.
+fn reduction(name: &str) -> Result<Reduction, BadMessage> {
+    match name {
+        "" => Ok(Reduction::Canonical),
+        "fast" => Ok(Reduction::Fast),
+        _ => Err(none("reduction", name)),
     }
 }
 

@@ -11,12 +11,18 @@
 //! 4. [`memory`]: the double of a [`Bulk`] for tests, whose devices are host buffers.
 //! 5. [`check`]: the phases of a self-check, over any devices.
 //!
-//! The real [`Bulk`] is NCCL's, in the module `nccl` behind the feature of that name.
+//! The real [`Bulk`] is NCCL's, in the module `nccl` behind the feature of that name. What stands in for
+//! it where devices are processors is in `host.rs`, behind the feature `host-devices`; the thread that
+//! owns either's communicator is in `owner.rs`.
 
 pub mod bulk;
 pub mod check;
 pub mod group;
+#[cfg(any(test, feature = "host-devices"))]
+pub mod host;
 pub mod memory;
+#[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+pub(crate) mod owner;
 pub mod schedule;
 
 use std::ops::Range;

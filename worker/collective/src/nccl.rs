@@ -7,7 +7,7 @@
 //! 1. [`connect`]: a communicator for the ranks of a connected [`Group`].
 //! 2. `library.rs`: where NCCL is found; `communicator.rs`: its calls; `driver.rs`: CUDA's.
 //! 3. `ordering.rs`: how transfers come behind the work of the tensor library.
-//! 4. `owner.rs`: the thread that owns a communicator; `wire.rs`: what it drives.
+//! 4. `wire.rs`: what the thread drives that owns a communicator.
 //! 5. [`mod@check`]: does all of it work on this machine, and how fast is it.
 //!
 //! # Several ranks on one device
@@ -23,7 +23,6 @@ mod driver;
 mod library;
 mod memory;
 mod ordering;
-mod owner;
 mod wire;
 
 use std::path::PathBuf;
@@ -31,7 +30,8 @@ use std::time::{Duration, Instant};
 
 use muster_cluster::RankId;
 
-use crate::device::group::{TICK, explain};
+use crate::device::group::await_ready;
+use crate::device::owner::Owner;
 use crate::device::{Bulk, BulkError, Ticket, Transfer};
 use crate::error::Error;
 use crate::group::Group;
@@ -42,7 +42,6 @@ pub use library::{LIBRARY_VARIABLE, Library};
 pub use memory::{Adder, Memory};
 
 use library::UniqueId;
-use owner::Owner;
 use wire::Wire;
 
 /// How long a communicator that is given up before it was connected may take to end. Nothing waits
@@ -103,25 +102,6 @@ pub fn connect(
             Err(group.fail(error))
         }
     }
-}
-
-/// Waits until the communicator is connected at every rank, and watches the group meanwhile.
-fn await_ready(group: &mut Group, owner: &Owner, until: Option<Instant>) -> Result<(), Error> {
-    loop {
-        match owner.wait_ready(TICK) {
-            Ok(true) => break,
-            Ok(false) => group.watch(Duration::ZERO)?,
-            Err(failure) => return Err(explain(group, &failure, until)),
-        }
-        if until.is_some_and(|until| until <= Instant::now()) {
-            let waiting_for = Vec::new();
-            return Err(Error::TimedOut { waiting_for });
-        }
-    }
-    let left = until.map_or(Duration::MAX, |until| {
-        until.saturating_duration_since(Instant::now())
-    });
-    group.barrier(left)
 }
 
 /// What a rank that can take part tells the others.

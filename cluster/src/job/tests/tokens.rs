@@ -103,6 +103,15 @@ fn precision_joins_the_identity_only_where_it_is_not_f32() {
 }
 
 #[test]
+fn reduction_joins_the_identity_only_where_it_is_fast() {
+    let with = |set: &str| Identity::of(&understand_with(GPT, &[set]).unwrap());
+    assert_eq!(with("train.reduction=canonical"), with("train.seed=0"));
+    let changed = with("train.seed=0").changed(&with("train.reduction=fast"));
+    let changed: Vec<_> = changed.iter().map(ToString::to_string).collect();
+    assert_eq!(changed, ["train.reduction was not set and is fast now"]);
+}
+
+#[test]
 fn a_resnet_has_a_width_and_rows_of_images() {
     let set = ["model.family=resnet", "data.shape=[3, 32, 32]"];
     let spec = understand_with(SMALLEST, &set).unwrap();
@@ -123,6 +132,7 @@ fn what_does_not_go_together_is_refused() {
         gpt(&["data.shape=[8]"]),
         gpt(&["data.format=parquet"]),
         gpt(&["train.precision=f16"]),
+        gpt(&["train.reduction=quick"]),
         gpt(&["model.hidden=8"]),
         gpt(&["model.context=65536", "model.heads=64"]),
         gpt(&["model.layers=1024", "model.width=65536"]),
@@ -151,6 +161,7 @@ fn what_does_not_go_together_is_refused() {
         --set data.shape: data.shape belongs to "csv", and format is "text"; remove it or change format
         --set data.format: unknown data format "parquet"; expected one of "csv", "text", "tokens"
         --set train.precision: unknown precision "f16"; expected one of "f32", "bf16"; did you mean "bf16"?
+        --set train.reduction: unknown reduction "quick"; expected one of "canonical", "fast"
         --set model.hidden: model.hidden belongs to "cnn" and "mlp", and family is "gpt"; remove it or change family
         job.toml:12: a layer has 549755813888 values for the 2 samples of a logical shard; expected at most 2147483648: use more logical_shards or a smaller batch
         job.toml:3: the model has 52777455845376 parameters; expected at most 1073741824: make its layers narrower

@@ -207,3 +207,27 @@ pub(crate) fn explain(group: &mut Group, failure: &BulkError, until: Option<Inst
         },
     }
 }
+
+/// Waits until the communicator is connected at every rank, and watches the group meanwhile.
+#[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+pub(crate) fn await_ready(
+    group: &mut Group,
+    owner: &super::owner::Owner,
+    until: Option<Instant>,
+) -> Result<(), Error> {
+    loop {
+        match owner.wait_ready(TICK) {
+            Ok(true) => break,
+            Ok(false) => group.watch(Duration::ZERO)?,
+            Err(failure) => return Err(explain(group, &failure, until)),
+        }
+        if until.is_some_and(|until| until <= Instant::now()) {
+            let waiting_for = Vec::new();
+            return Err(Error::TimedOut { waiting_for });
+        }
+    }
+    let left = until.map_or(Duration::MAX, |until| {
+        until.saturating_duration_since(Instant::now())
+    });
+    group.barrier(left)
+}

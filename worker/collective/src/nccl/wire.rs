@@ -9,7 +9,7 @@ use super::communicator::Communicator;
 use super::driver::{Context, Event, Stream};
 use super::library::{Library, UniqueId};
 use super::ordering::{self, Ordering};
-use super::owner::{Line, Pace, Stop};
+use crate::device::owner::{Line, Pace, Stop};
 use crate::device::{BulkError, Transfer};
 
 /// How long a stream may take to come to rest behind an abort: the kernels of a collective look for

@@ -10,7 +10,7 @@ use muster_cluster::JobName;
 use muster_cluster::ids::History;
 use muster_cluster::job::spec::{
     CheckpointSpec, DataFormat, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec,
-    Precision, Redundancy, ScheduleKind, TrainSpec, WorkersSpec,
+    Precision, Reduction, Redundancy, ScheduleKind, TrainSpec, WorkersSpec,
 };
 use muster_cluster::tree::{self, Run};
 
@@ -111,6 +111,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             evaluate_every_steps: None,
             audit_every: None,
             precision: Precision::F32,
+            reduction: Reduction::Canonical,
         },
         optimizer: OptimizerSpec {
             kind,

@@ -16,14 +16,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::device::{BulkError, Transfer};
+use super::{BulkError, Transfer};
 
 /// What the thread drives: a communicator on a stream.
-pub(super) trait Line {
+pub(crate) trait Line {
     /// Whether all ranks are connected.
     fn is_connected(&mut self) -> Result<bool, BulkError>;
 
-    /// Queues a transfer; gives up when `stop` is asked for.
+    /// Queues a transfer, or carries it out; gives up when `stop` is asked for.
     fn begin(&mut self, transfer: &Transfer, stop: &Stop) -> Result<(), BulkError>;
 
     /// How many transfers are complete.
@@ -39,10 +39,10 @@ pub(super) trait Line {
 
 /// Whether an abort was asked for.
 #[derive(Debug, Default)]
-pub(super) struct Stop(AtomicBool);
+pub(crate) struct Stop(AtomicBool);
 
 impl Stop {
-    pub(super) fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
@@ -56,7 +56,7 @@ const REST: Duration = Duration::from_micros(50);
 
 /// The wait of a thread that polls, without an order to hear.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     num_polls: u32,
 }
 
@@ -71,7 +71,7 @@ impl Pace {
         }
     }
 
-    pub(super) fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) {
         match self.rest() {
             Duration::ZERO => thread::yield_now(),
             rest => thread::park_timeout(rest),
@@ -132,7 +132,7 @@ impl Shared {
 }
 
 /// The handle on the thread; dropping it aborts, and leaves the thread to itself.
-pub(super) struct Owner {
+pub(crate) struct Owner {
     shared: Arc<Shared>,
     num_begun: u64,
     thread: Option<JoinHandle<()>>,
@@ -140,7 +140,7 @@ pub(super) struct Owner {
 
 impl Owner {
     /// Starts the thread, which makes its line there.
-    pub(super) fn start<L: Line>(
+    pub(crate) fn start<L: Line>(
         make: impl FnOnce(&Stop) -> Result<L, BulkError> + Send + 'static,
     ) -> Result<Self, BulkError> {
         let shared = Arc::new(Shared {
@@ -166,7 +166,7 @@ impl Owner {
     }
 
     /// Waits until all ranks are connected, at most so long; whether they are.
-    pub(super) fn wait_ready(&self, at_most: Duration) -> Result<bool, BulkError> {
+    pub(crate) fn wait_ready(&self, at_most: Duration) -> Result<bool, BulkError> {
         let until = Instant::now() + at_most;
         let mut state = self.shared.lock();
         loop {
@@ -184,7 +184,7 @@ impl Owner {
     }
 
     /// Hands a transfer over; its number.
-    pub(super) fn begin(&mut self, transfer: Transfer) -> Result<u64, BulkError> {
+    pub(crate) fn begin(&mut self, transfer: Transfer) -> Result<u64, BulkError> {
         let mut state = self.shared.lock();
         match &state.phase {
             Phase::Starting | Phase::Ready if state.close.is_none() => {}
@@ -198,7 +198,7 @@ impl Owner {
     }
 
     /// Waits for a transfer, at most so long; whether it is complete.
-    pub(super) fn wait(&self, number: u64, at_most: Duration) -> Result<bool, BulkError> {
+    pub(crate) fn wait(&self, number: u64, at_most: Duration) -> Result<bool, BulkError> {
         let until = Instant::now() + at_most;
         let mut state = self.shared.lock();
         loop {
@@ -218,13 +218,13 @@ impl Owner {
     }
 
     /// Aborts, and waits at most so long until nothing touches the regions any more; whether so.
-    pub(super) fn abort(&mut self, at_most: Duration) -> bool {
+    pub(crate) fn abort(&mut self, at_most: Duration) -> bool {
         self.stop();
         self.join(at_most)
     }
 
     /// Ends in good order, or by an abort when the time has come.
-    pub(super) fn close(&mut self, at_most: Duration) {
+    pub(crate) fn close(&mut self, at_most: Duration) {
         let until = Instant::now() + at_most;
         self.shared.update(|state| state.close = Some(until));
         if !self.join(at_most) {
