@@ -11,6 +11,7 @@ pub mod check;
     reason = "what a kernel is compiled for is handed over, as its macro wants it"
 )]
 mod kernels;
+pub mod memory;
 mod ops;
 
 use std::ops::Range;
@@ -149,41 +150,6 @@ pub fn hash(values: &Tensor<1>) -> Result<::blake3::Hash, DeviceError> {
             nodes.len()
         ))),
     }
-}
-
-/// The sum of equally long vectors that lie behind each other in `vectors`: one after the other goes
-/// onto a stack, and behind number `i` the two upper ones are added `adds[i]` times.
-///
-/// # Panics
-/// When `adds` does not lead to one sum.
-#[must_use]
-pub fn tree_sum(vectors: &Tensor<1>, adds: &[u32]) -> Tensor<1> {
-    assert_eq!(
-        adds.iter().sum::<u32>() as usize + 1,
-        adds.len(),
-        "a sum of n vectors has n - 1 additions"
-    );
-    let sum = Dispatch::arena_tree_sum(vectors.clone().into_dispatch(), adds.to_vec());
-    Tensor::from_dispatch(sum)
-}
-
-/// The twin of [`tree_sum`].
-#[must_use]
-pub fn tree_sum_on_host(vectors: &[f32], adds: &[u32]) -> Vec<f32> {
-    let len = vectors.len() / adds.len().max(1);
-    let mut stack: Vec<Vec<f32>> = Vec::new();
-    for (vector, adds) in vectors.chunks(len.max(1)).zip(adds) {
-        stack.push(vector.to_vec());
-        for _ in 0..*adds {
-            let right = stack.pop().unwrap_or_default();
-            if let Some(left) = stack.last_mut() {
-                left.iter_mut()
-                    .zip(right)
-                    .for_each(|(left, right)| *left += right);
-            }
-        }
-    }
-    stack.pop().unwrap_or_default()
 }
 
 /// An update of SGD without momentum: the new parameters.

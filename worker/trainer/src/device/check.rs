@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
 
-use super::{Groups, facts, hash, tree_sum, tree_sum_on_host};
+use super::memory::{Memory, Part, sum, sum_on_host};
+use super::{Groups, facts, hash};
 use crate::arena::{Group, Layout};
 use crate::clip;
 use crate::finite::NotFinite;
@@ -79,13 +80,26 @@ pub fn check(device: &Device, num_elements: usize) -> Vec<Kernel> {
         Ok((same && found.not_finite == NotFinite::find(&sums), time))
     }));
     all.push(timed("sum along the tree", || {
-        let adds = [0, 1, 0, 2];
-        let part = len.div_ceil(adds.len());
-        let vectors = values(part * adds.len(), 3);
-        let expected = tree_sum_on_host(&vectors, &adds);
-        let vectors = write(vectors, device);
+        let adds = [(0, 1), (2, 3), (0, 2)];
+        let part = len.div_ceil(adds.len() + 1);
+        let vectors = values(part * (adds.len() + 1), 3);
+        let parts: Vec<&[f32]> = vectors.chunks(part).collect();
+        let expected = sum_on_host(&parts, &adds);
+        let memory = Memory::of(&write(vectors.clone(), device))?;
+        let parts: Vec<Part<'_>> = (0..=adds.len())
+            .map(|number| Part {
+                memory: &memory,
+                range: number * part..(number + 1) * part,
+            })
+            .collect();
+        let (found, output) = Memory::empty(part, device)?;
         let begun = Instant::now();
-        let found = read(&tree_sum(&vectors, &adds))?;
+        let output = Part {
+            memory: &output,
+            range: 0..part,
+        };
+        sum(&parts, &adds, &output)?;
+        let found = read(&found)?;
         Ok((bits(&found) == bits(&expected), begun.elapsed()))
     }));
     all.push(timed("hash", || {

@@ -158,32 +158,33 @@ pub(crate) fn adam(
     }
 }
 
-/// Sums `adds.len()` vectors that lie behind each other: one after the other goes onto a stack, and
-/// behind number `i` the two upper ones are added `adds[i]` times, the right one to the left one. It
-/// is the order of the canonical tree; twin: [`super::tree_sum_on_host`].
+/// `sum` = the sum of parts that are as long, `values[into] += values[from]` for each of `adds`, in order:
+/// along the canonical tree, where the additions follow it. Twin: [`super::memory::sum_on_host`].
 #[cube(launch)]
-pub(crate) fn tree_sum(
-    vectors: &[f32],
+pub(crate) fn sum(
+    parts: &Sequence<Box<[f32]>>,
     sum: &mut [f32],
-    #[comptime] adds: Vec<u32>,
-    #[comptime] depth: usize,
+    #[comptime] adds: Vec<(usize, usize)>,
 ) {
     let at = ABSOLUTE_POS;
-    let len = sum.len();
-    if at < len {
-        let mut stack = Array::<f32>::new(depth);
-        let mut height = comptime![0usize];
-        #[unroll]
-        for i in 0..comptime![adds.len()] {
-            stack[height] = vectors[i * len + at];
-            comptime![height += 1];
+    if at < sum.len() {
+        let num_parts = parts.len().comptime();
+        if comptime![num_parts == 0] {
+            sum[at] = f32::new(0.0);
+        } else {
+            let mut values = Array::<f32>::new(num_parts);
             #[unroll]
-            for _ in 0..comptime![adds[i]] {
-                stack[comptime![height - 2]] += stack[comptime![height - 1]];
-                comptime![height -= 1];
+            for i in 0..num_parts {
+                values[i] = parts[i][at];
             }
+            #[unroll]
+            for i in 0..comptime![adds.len()] {
+                let into = comptime![adds[i].0];
+                let from = comptime![adds[i].1];
+                values[into] = values[into] + values[from];
+            }
+            sum[at] = values[0usize];
         }
-        sum[at] = stack[0usize];
     }
 }
 

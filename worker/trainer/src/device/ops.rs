@@ -85,11 +85,6 @@ pub(crate) trait ArenaOps: Backend {
         numbers: AdamNumbers,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    #[fusion(meta = |vectors, adds| {
-        TensorSpec::new(Shape::from([summed_len(&vectors.shape, adds)]), vectors.dtype)
-    })]
-    fn arena_tree_sum(vectors: FloatTensor<Self>, adds: Vec<u32>) -> FloatTensor<Self>;
-
     #[fusion(meta = |values, _groups, _divisor| {
         TensorSpec::new(Shape::from([num_facts(&values.shape)]), DType::I32)
     })]
@@ -106,10 +101,6 @@ pub(crate) trait ArenaOps: Backend {
     fn arena_parents(nodes: IntTensor<Self>) -> IntTensor<Self>;
 }
 
-fn summed_len(shape: &Shape, adds: &[u32]) -> usize {
-    shape.num_elements() / adds.len().max(1)
-}
-
 fn num_facts(shape: &Shape) -> usize {
     shape.num_elements().div_ceil(BLOCK) * 3
 }
@@ -120,18 +111,6 @@ fn num_chunk_words(shape: &Shape) -> usize {
 
 fn num_parent_words(shape: &Shape) -> usize {
     (shape.num_elements() / CV_WORDS).div_ceil(2) * CV_WORDS
-}
-
-/// The largest number of values on the stack of a sum.
-fn depth_of(adds: &[u32]) -> usize {
-    let mut height = 0_usize;
-    let mut depth = 0;
-    for adds in adds {
-        height += 1;
-        depth = depth.max(height);
-        height = height.saturating_sub(*adds as usize);
-    }
-    depth
 }
 
 /// A tensor's memory as an argument of a kernel.
@@ -152,7 +131,7 @@ fn beside(like: &CubeTensor, len: usize, dtype: DType) -> CubeTensor {
 }
 
 /// How many cubes of how many units give one to each of `len` elements.
-fn units(client: &cubecl::client::Client, len: usize) -> (CubeCount, CubeDim) {
+pub(super) fn units(client: &cubecl::client::Client, len: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new(client, len);
     (calculate_cube_count_elemwise(client, len, dim), dim)
 }
@@ -255,24 +234,6 @@ impl ArenaOps for CubeBackend {
             numbers.epsilon,
         );
         new.into()
-    }
-
-    fn arena_tree_sum(vectors: CubeTensor, adds: Vec<u32>) -> CubeTensor {
-        let vectors = into_contiguous(vectors);
-        let len = vectors.meta.num_elements() / adds.len().max(1);
-        let sum = beside(&vectors, len, DType::F32);
-        let (count, dim) = units(&sum.client, len);
-        let depth = depth_of(&adds);
-        kernels::tree_sum::launch(
-            &sum.client,
-            count,
-            dim,
-            argument(&vectors),
-            argument(&sum),
-            adds,
-            depth,
-        );
-        sum
     }
 
     fn arena_facts(values: CubeTensor, groups: CubeTensor, divisor: f32) -> CubeTensor {

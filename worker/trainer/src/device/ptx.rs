@@ -90,6 +90,7 @@ macro_rules! kernel {
     };
     (@buffer b) => { BufferCompilationArg { inplace: None } };
     (@buffer s) => { () };
+    (@buffer 4) => { (0..4).map(|_| kernel!(@buffer b)).collect() };
 }
 
 #[test]
@@ -109,8 +110,8 @@ fn all_kernels_compile_for_gpus_and_round_each_product() {
                 Box::new(kernel!(kernels::adam::Adam; [b b b b b b b b s s s s s s s s s s];)),
             ),
             (
-                "tree_sum",
-                Box::new(kernel!(kernels::tree_sum::TreeSum; [b b]; vec![0, 1, 0, 2], 3)),
+                "sum",
+                Box::new(kernel!(kernels::sum::Sum; [4 b]; vec![(0, 1), (2, 3), (0, 2)])),
             ),
             (
                 "lane_facts",

@@ -1,11 +1,14 @@
 //! Each operation against its twin on the host, bit for bit, on CubeCL's processor, and the code that
 //! is made of it for a GPU.
 
+#![allow(unsafe_code, reason = "a test writes to the address of a vector")]
+
 use burn::tensor::Device;
 use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
 use proptest::prelude::*;
 
 use super::check::{layout, values};
+use super::memory::{Memory, Part, sum, sum_on_host};
 use super::*;
 use crate::clip;
 use crate::optimizer::{OnDevice, Optimizer};
@@ -88,29 +91,84 @@ fn norms_and_faults_are_those_of_the_host() {
     }
 }
 
+/// The additions of a random tree over so many parts.
+fn random_tree(num_parts: usize, mut seed: u64) -> Vec<(usize, usize)> {
+    let mut left: Vec<usize> = (0..num_parts).collect();
+    let mut adds = Vec::new();
+    while left.len() > 1 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let at = (seed >> 33) as usize % (left.len() - 1);
+        adds.push((left[at], left.remove(at + 1)));
+    }
+    adds
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn sums_along_a_tree_are_those_of_the_host(len in 1usize..3000, shape in any::<u64>()) {
-        // A random tree: after each vector some of the additions that are possible, at the end all.
-        let num_vectors = 1 + (shape % 9) as usize;
-        let mut height = 0;
-        let adds: Vec<u32> = (0..num_vectors)
-            .map(|i| {
-                height += 1;
-                let possible = height - 1;
-                let is_last = i + 1 == num_vectors;
-                let wanted = (shape >> (8 + 3 * i) & 3) as u32;
-                let adds = if is_last { possible } else { wanted.min(possible) };
-                height -= adds;
-                adds
+    fn sums_along_a_tree_are_those_of_the_host(
+        len in 1usize..3000,
+        num_parts in 0usize..20,
+        seed in any::<u64>(),
+    ) {
+        let adds = random_tree(num_parts, seed);
+        // Behind each other in one vector, the last one in a vector of its own.
+        let vectors = values(len * num_parts, seed);
+        let parts: Vec<&[f32]> = vectors.chunks(len).collect();
+        let mut expected = sum_on_host(&parts, &adds);
+        expected.resize(len, 0.0);
+        let num_first = num_parts.saturating_sub(1);
+        let (first, last) = vectors.split_at(len * num_first);
+        let first = Memory::of(&write([first, &[0.0; 4]].concat(), &device())).unwrap();
+        let last = Memory::of(&write([last, &[0.0; 4]].concat(), &device())).unwrap();
+        let parts: Vec<Part<'_>> = (0..num_parts)
+            .map(|number| {
+                let (memory, number) = if number < num_first { (&first, number) } else { (&last, 0) };
+                Part { memory, range: number * len..(number + 1) * len }
             })
             .collect();
-        let vectors = values(len * num_vectors, shape);
-        let sum = tree_sum(&write(vectors.clone(), &device()), &adds);
-        prop_assert_eq!(bits(&read(&sum).unwrap()), bits(&tree_sum_on_host(&vectors, &adds)));
+        let (tensor, output) = Memory::empty(len + 7, &device()).unwrap();
+        sum(&parts, &adds, &Part { memory: &output, range: 3..3 + len }).unwrap();
+        output.flush().unwrap();
+        let found = read(&tensor).unwrap();
+        prop_assert_eq!(bits(&found[3..3 + len]), bits(&expected));
     }
+}
+
+#[test]
+fn impossible_sums_are_refused() {
+    let memory = Memory::of(&write(values(100, 1), &device())).unwrap();
+    let (_, output) = Memory::empty(10, &device()).unwrap();
+    let part = |range| Part {
+        memory: &memory,
+        range,
+    };
+    let output = Part {
+        memory: &output,
+        range: 0..10,
+    };
+    for (ranges, adds) in [
+        (vec![0..10, 10..19], vec![(0, 1)]),
+        (vec![0..10, 10..20], vec![]),
+        (vec![0..10, 10..20], vec![(0, 2)]),
+        (vec![0..10, 10..20], vec![(1, 0)]),
+        (vec![0..10], vec![(0, 0)]),
+    ] {
+        let parts: Vec<Part<'_>> = ranges.into_iter().map(part).collect();
+        assert!(sum(&parts, &adds, &output).is_err(), "{parts:?} {adds:?}");
+    }
+}
+
+#[test]
+fn what_is_written_at_an_address_is_in_the_vector() {
+    let (tensor, memory) = Memory::empty(1000, &device()).unwrap();
+    memory.flush().unwrap();
+    let expected = values(1000, 4);
+    let address = memory.address() as *mut f32;
+    // SAFETY: this device's memory is the host's, as long as the vector, and nobody else uses it.
+    unsafe { std::ptr::copy_nonoverlapping(expected.as_ptr(), address, expected.len()) };
+    assert_eq!(bits(&read(&(tensor * 1.0)).unwrap()), bits(&expected));
 }
 
 #[test]
