@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use muster_cluster::RankId;
 
-use crate::device::group::await_ready;
+use crate::device::group::connected;
 use crate::device::owner::Owner;
 use crate::device::{Bulk, BulkError, Ticket, Transfer};
 use crate::error::Error;
@@ -43,10 +43,6 @@ pub use memory::{Adder, Memory};
 
 use library::UniqueId;
 use wire::Wire;
-
-/// How long a communicator that is given up before it was connected may take to end. Nothing waits
-/// for its memory.
-const GIVE_UP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a rank says about itself.
 #[derive(Clone, Debug, Default)]
@@ -66,12 +62,12 @@ pub struct Nccl {
 /// Connects the devices of all ranks of `group`, which all call this; a world of one needs nothing.
 ///
 /// Each rank first tells the others whether it can at all, so that a rank without the library or
-/// without a device is named by everyone and nobody waits for it. After that error the group can
-/// still be used, over the host.
+/// without a device is named by everyone and nobody waits for it; in the end, whether it did.
 ///
 /// # Errors
-/// [`Error::Device`] where this or another rank has no library or device, or NCCL fails; and the
-/// group's own: a rank that is lost, a revocation or the deadline ends it in milliseconds.
+/// [`Error::Device`] where this or another rank has no library or device, or NCCL fails: the group can
+/// still be used then, over the host. And the group's own: a rank that is lost, a revocation or the
+/// deadline ends it in milliseconds.
 pub fn connect(
     group: &mut Group,
     options: &Options,
@@ -94,14 +90,9 @@ pub fn connect(
 
     let (rank, size, ordinal) = (world.rank, world.size, options.ordinal);
     let made = Owner::start(move |_| Wire::begin(&library, id, rank, size, ordinal));
-    let mut owner = made.map_err(|error| group.fail(Error::Device { what: error.what }))?;
-    match await_ready(group, &owner, until) {
-        Ok(()) => Ok(Some(Nccl { owner })),
-        Err(error) => {
-            owner.abort(GIVE_UP_PATIENCE);
-            Err(group.fail(error))
-        }
-    }
+    let owner = made.map_err(|error| group.fail(Error::Device { what: error.what }))?;
+    let owner = connected(group, owner, || (), until)?;
+    Ok(Some(Nccl { owner }))
 }
 
 /// What a rank that can take part tells the others.

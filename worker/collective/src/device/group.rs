@@ -123,6 +123,14 @@ impl DeviceGroup {
         }
     }
 
+    /// As [`Group::retire`]: the communicator is ended, and the goodbye said, by a thread of its own.
+    pub fn retire(self) {
+        // A thread that cannot be started drops its work, and so the group, here.
+        let _ = std::thread::Builder::new()
+            .name("retire".to_owned())
+            .spawn(move || drop(self));
+    }
+
     /// Waits until a transfer is complete, and watches the group meanwhile.
     fn complete(&mut self, ticket: Ticket, until: Option<Instant>) -> Result<(), Error> {
         loop {
@@ -208,26 +216,96 @@ pub(crate) fn explain(group: &mut Group, failure: &BulkError, until: Option<Inst
     }
 }
 
-/// Waits until the communicator is connected at every rank, and watches the group meanwhile.
+/// How long a communicator may still take when another rank does not wait for its own any more: whether
+/// that is connected or has failed there, this one is soon connected or will never be.
 #[cfg(any(test, feature = "nccl", feature = "host-devices"))]
-pub(crate) fn await_ready(
+const LAGGARD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until the communicator is connected at every rank, and watches the group meanwhile. Where one
+/// rank's is not within half of the time that is left, all give theirs up, and the group can still be
+/// used. `interrupt` ends what the owner's thread waits for.
+///
+/// # Errors
+/// [`Error::Device`] in that case, and the group's own.
+#[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+pub(crate) fn connected(
     group: &mut Group,
-    owner: &super::owner::Owner,
+    mut owner: super::owner::Owner,
+    interrupt: impl FnOnce(),
+    until: Option<Instant>,
+) -> Result<super::owner::Owner, Error> {
+    let now = Instant::now();
+    let halfway = until.map(|until| now + until.saturating_duration_since(now) / 2);
+    let settled = await_ready(group, &owner, halfway).map_err(|error| group.fail(error));
+    let agreed = settled.and_then(|settled| agree(group, settled, until));
+    agreed.inspect_err(|_| {
+        interrupt();
+        owner.abort(GIVE_UP_PATIENCE);
+    })?;
+    Ok(owner)
+}
+
+/// Tells all ranks whether this one's communicator is connected; an error where one is not.
+#[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+fn agree(
+    group: &mut Group,
+    settled: Result<(), String>,
     until: Option<Instant>,
 ) -> Result<(), Error> {
-    loop {
-        match owner.wait_ready(TICK) {
-            Ok(true) => break,
-            Ok(false) => group.watch(Duration::ZERO)?,
-            Err(failure) => return Err(explain(group, &failure, until)),
-        }
-        if until.is_some_and(|until| until <= Instant::now()) {
-            let waiting_for = Vec::new();
-            return Err(Error::TimedOut { waiting_for });
-        }
-    }
+    // Nothing, or 1 and what is wrong.
+    let own = settled.map_or_else(|what| [b"1", what.as_bytes()].concat(), |()| Vec::new());
     let left = until.map_or(Duration::MAX, |until| {
         until.saturating_duration_since(Instant::now())
     });
-    group.barrier(left)
+    let all = group.all_gather(own, left)?;
+    for (rank, told) in group.world().ranks().zip(&all) {
+        if let Some((_, what)) = told.split_first() {
+            let what = String::from_utf8_lossy(what);
+            return Err(Error::Device {
+                what: format!("rank {rank} is not connected to the others' devices: {what}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// How long a communicator that is given up before it was connected may take to end. Nothing waits
+/// for its memory.
+#[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+const GIVE_UP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Whether this rank's communicator is connected, or why not; the group's errors beside.
+#[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+fn await_ready(
+    group: &mut Group,
+    owner: &super::owner::Owner,
+    until: Option<Instant>,
+) -> Result<Result<(), String>, Error> {
+    let mut awaited_since: Option<Instant> = None;
+    loop {
+        match owner.wait_ready(TICK) {
+            Ok(true) => return Ok(Ok(())),
+            Ok(false) => group.watch(Duration::ZERO)?,
+            Err(failure) => {
+                return match explain(group, &failure, until) {
+                    Error::Device { what } => Ok(Err(what)),
+                    error => Err(error),
+                };
+            }
+        }
+        let now = Instant::now();
+        if group.is_awaited() {
+            let since = *awaited_since.get_or_insert(now);
+            if now.duration_since(since) >= LAGGARD_PATIENCE {
+                let what = format!(
+                    "it did not connect within {} s of another rank",
+                    LAGGARD_PATIENCE.as_secs()
+                );
+                return Ok(Err(what));
+            }
+        }
+        if until.is_some_and(|until| until <= now) {
+            return Ok(Err("it does not connect in time".to_owned()));
+        }
+    }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use muster_cluster::RankId;
 
-use super::group::await_ready;
+use super::group::connected;
 use super::owner::{Line, Owner, Stop};
 use super::{Bulk, BulkError, Leg, Region, Ticket, Transfer};
 use crate::error::Error;
@@ -30,9 +30,6 @@ use crate::world::World;
 
 /// Elements of a message: two ranks that send to each other hold no more of it than a queue does.
 const PIECE_ELEMENTS: usize = 1 << 16;
-
-/// How long the thread may take to come to its end; it waits for nothing that an end does not interrupt.
-const GIVE_UP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where and as whom a rank connects beside its group.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +58,9 @@ pub struct HostBulk {
 /// [`DeviceOperation`]: super::DeviceOperation
 ///
 /// # Errors
-/// [`Error::System`] without a port, and the group's own: a rank that is lost, a revocation or the
-/// deadline ends it in milliseconds.
+/// [`Error::System`] without a port; [`Error::Device`] where a rank is not reached, after which the
+/// group can still be used; and the group's own: a rank that is lost, a revocation or the deadline ends
+/// it in milliseconds.
 pub unsafe fn connect(
     group: &mut Group,
     options: &Options,
@@ -95,14 +93,8 @@ pub unsafe fn connect(
         })
     });
     let owner = made.map_err(|error| group.fail(Error::Device { what: error.what }))?;
-    let mut bulk = HostBulk { owner, revoker };
-    match await_ready(group, &bulk.owner, until) {
-        Ok(()) => Ok(Some(bulk)),
-        Err(error) => {
-            bulk.abort(GIVE_UP_PATIENCE);
-            Err(group.fail(error))
-        }
-    }
+    let owner = connected(group, owner, || revoker.revoke(), until)?;
+    Ok(Some(HostBulk { owner, revoker }))
 }
 
 impl Bulk for HostBulk {

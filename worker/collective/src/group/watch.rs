@@ -41,4 +41,10 @@ impl Group {
             self.route(event).map_err(|error| self.fail(error))?;
         }
     }
+
+    /// Whether another rank has begun the next operation.
+    #[cfg(any(test, feature = "nccl", feature = "host-devices"))]
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.early.is_empty()
+    }
 }

@@ -200,3 +200,31 @@ fn an_abort_frees_the_regions_of_a_transfer_that_waits() {
         assert!(bulk.wait(ticket, Duration::ZERO).is_err());
     });
 }
+
+#[test]
+fn where_one_rank_is_not_reached_all_go_on_without_devices() {
+    let groups =
+        crate::memory::groups(muster_cluster::History(1), muster_cluster::Generation(1), 3);
+    thread::scope(|scope| {
+        for mut group in groups {
+            scope.spawn(move || {
+                // Rank 2 knows another token, and so is a stranger to the others.
+                let token = match group.world().rank {
+                    RankId(2) => Token(*b"another of tests"),
+                    _ => Token(*b"vectors of tests"),
+                };
+                let options = Options {
+                    host: LOCAL,
+                    token,
+                    detect: Duration::from_secs(30),
+                };
+                // SAFETY: nothing is transferred.
+                let refused = unsafe { connect(&mut group, &options, Duration::from_secs(3)) };
+                let refused = refused.expect_err("two ranks that do not know the third");
+                assert!(matches!(refused, Error::Device { .. }), "{refused:?}");
+                let all = group.all_gather(vec![1], Duration::from_secs(30));
+                assert_eq!(all, Ok(vec![vec![1]; 3]));
+            });
+        }
+    });
+}
