@@ -34,6 +34,7 @@ use muster_trainer::{Head, Trainer};
 
 use crate::halt;
 use crate::last::Last;
+use crate::links::{Links, Way};
 use crate::shared::{Shared, Trouble};
 use crate::work::{Work, closed_by, failed};
 use exchange::Exchange;
@@ -82,6 +83,7 @@ pub(crate) struct Meeting {
     token: Token,
     revoker: Revoker,
     listener: Arc<tcp::Listener>,
+    way: Way,
     detect: Duration,
     timeout: Duration,
     gifts: Vec<(RankId, Gift)>,
@@ -96,7 +98,7 @@ pub(crate) struct Meeting {
 
 /// A meeting that is under way.
 pub(crate) struct Underway {
-    thread: JoinHandle<Result<(Group, Option<Received>), Trouble>>,
+    thread: JoinHandle<Result<(Links, Option<Received>), Trouble>>,
     /// Parts of the state that it wants to give, and what they are.
     wanted: Receiver<Range<usize>>,
     given: Sender<(Head, Vec<f32>)>,
@@ -111,6 +113,22 @@ struct Window {
 /// The runs of an assignment.
 pub(crate) fn runs(shards: &[v1::Shards]) -> Result<Vec<Run>, Trouble> {
     convert::runs(shards.to_vec()).map_err(|error| failed(&error))
+}
+
+/// How this rank's device reaches the others' in the world of `assignment`.
+#[cfg(feature = "devices")]
+fn way(work: &Work<'_>, assignment: &v1::Assignment, token: Token) -> Way {
+    if !work.trainer.is_on_device() {
+        return Way::Host;
+    }
+    let detect = Duration::from_millis(assignment.detect_ms.max(1));
+    Way::of_device(assignment.cuda, work.host, token, detect)
+}
+
+/// As above, in a build without devices.
+#[cfg(not(feature = "devices"))]
+fn way(_: &Work<'_>, _: &v1::Assignment, _: Token) -> Way {
+    Way::Host
 }
 
 impl Meeting {
@@ -147,6 +165,7 @@ impl Meeting {
             token: Token(token),
             revoker,
             listener: Arc::clone(&work.listener),
+            way: way(work, assignment, Token(token)),
             detect: Duration::from_millis(assignment.detect_ms.max(1)),
             timeout: Duration::from_millis(assignment.collective_timeout_ms),
             gifts: Vec::new(),
@@ -221,7 +240,7 @@ impl Meeting {
         })
     }
 
-    fn meet(self, shared: &Shared, window: &Window) -> Result<(Group, Option<Received>), Trouble> {
+    fn meet(self, shared: &Shared, window: &Window) -> Result<(Links, Option<Received>), Trouble> {
         let generation = self.world.generation.0;
         halt::at(shared, "meet");
         let peers = shared.wait_for_peers(generation)?;
@@ -233,7 +252,7 @@ impl Meeting {
                 "the peers' addresses {addresses:?} are no addresses"
             ))
         })?;
-        let mut group = tcp::connect(
+        let group = tcp::connect(
             &self.listener,
             self.world,
             &peers,
@@ -244,13 +263,14 @@ impl Meeting {
         )
         .map_err(|error| closed_by(shared, generation, &error))?;
         halt::at(shared, "met");
-        match self.exchange(&mut group, shared, window) {
+        let mut links = Links::connect(group, &self.way, self.timeout);
+        match self.exchange(links.group(), shared, window) {
             Ok(received) => {
                 halt::at(shared, "healed");
-                Ok((group, received))
+                Ok((links, received))
             }
             Err(trouble) => {
-                group.retire();
+                links.retire();
                 Err(trouble)
             }
         }
@@ -311,8 +331,8 @@ impl Underway {
         Ok(())
     }
 
-    /// The group, once all are together and this rank has what it needs.
-    pub(crate) fn wait(self, trainer: &Trainer) -> Result<(Group, Option<Received>), Trouble> {
+    /// The connections, once all are together and this rank has what it needs.
+    pub(crate) fn wait(self, trainer: &Trainer) -> Result<(Links, Option<Received>), Trouble> {
         while let Ok(range) = self.wanted.recv() {
             self.hand(trainer, range)?;
         }

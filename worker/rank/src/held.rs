@@ -93,6 +93,16 @@ impl Held {
         }
     }
 
+    /// Where they are on a device, the sums there, one per node of the cover of the shards that are held.
+    #[cfg(feature = "devices")]
+    pub(crate) fn sums_on_device(&self) -> Option<Vec<(Run, Vector)>> {
+        let Held::Device(sums) = self else {
+            return None;
+        };
+        let sums = sums.subtrees().into_iter();
+        Some(sums.map(|sum| (sum.run, sum.values.0.clone())).collect())
+    }
+
     /// Forgets all shards, for the next step.
     pub(crate) fn clear(&mut self) {
         match self {

@@ -18,6 +18,7 @@ mod heal;
 mod held;
 mod last;
 mod life;
+mod links;
 mod memory;
 mod note;
 mod prepare;

@@ -98,6 +98,7 @@ pub(crate) fn live(
         since: Instant::now(),
         spent: Spent::default(),
         listener: Arc::new(listener),
+        host,
         feed,
         spec: prepared.spec,
         trainer: prepared.trainer,

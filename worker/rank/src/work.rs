@@ -2,8 +2,10 @@
 
 mod boundary;
 mod measured;
+mod reduce;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use muster_cluster::error_chain;
 use muster_cluster::ids::ShardId;
 use muster_cluster::job::JobSpec;
 use muster_cluster::tree::{self, Run};
-use muster_collective::{Error as CollectiveError, Group, Operation, Pool, Revoker, tcp};
+use muster_collective::{Error as CollectiveError, Pool, Revoker, tcp};
 use muster_proto::{convert, v1};
 use muster_trainer::{ShardNote, Trainer, Vector};
 use muster_worker_core::audit::Hash;
@@ -26,6 +28,7 @@ use crate::halt;
 use crate::heal::{self, Meeting, Received, Underway};
 use crate::held::{Held, Reduced};
 use crate::last::{Last, Story};
+use crate::links::Links;
 use crate::note::Note;
 use crate::shared::{Shared, Trouble};
 use crate::suspects;
@@ -40,6 +43,8 @@ pub(crate) struct Work<'a> {
     pub(crate) rules: Rules,
     pub(crate) writer: Writer,
     pub(crate) listener: Arc<tcp::Listener>,
+    /// The address that the others reach this rank at.
+    pub(crate) host: IpAddr,
     /// Feeds those that follow.
     pub(crate) feed: Arc<Hub>,
     pub(crate) pool: Pool,
@@ -105,25 +110,25 @@ impl Work<'_> {
             // The others connect meanwhile, and some of them wait for what is missing.
             self.contribute(&brings, Some(&meeting))?;
         }
-        let (mut group, received) = meeting.wait(&self.trainer)?;
-        group.set_pool(self.pool.clone());
+        let (mut links, received) = meeting.wait(&self.trainer)?;
+        links.group().set_pool(self.pool.clone());
         if let Some(on_sent) = halt::behind_frames(self.shared) {
-            group.set_on_sent(on_sent);
+            links.group().set_on_sent(on_sent);
         }
-        let result = self.go_on(&mut group, received, &world);
-        let refused = &group.counters().refused;
+        let result = self.go_on(&mut links, received, &world);
+        let refused = &links.group().counters().refused;
         if !refused.is_empty() {
             let generation = world.plan.generation;
             tracing::warn!(generation, ?refused, "frames that do not belong here came");
         }
         // A later world must not wait until everybody has heard the goodbye.
-        group.retire();
+        links.retire();
         result
     }
 
     fn go_on(
         &mut self,
-        group: &mut Group,
+        links: &mut Links,
         received: Option<Received>,
         world: &World,
     ) -> Result<(), Trouble> {
@@ -172,13 +177,13 @@ impl Work<'_> {
         }
         if let Some(sharing) = &world.sharing {
             let deeds = sharing.begin(&self.shares_here());
-            self.share(group, deeds, world.timeout)?;
+            self.share(links.group(), deeds, world.timeout)?;
         }
         loop {
             self.shared.check()?;
             match self.shared.tell(|machine| machine.next()) {
-                Next::Step => self.step(group, world)?,
-                Next::Evaluate => self.evaluate(group, world)?,
+                Next::Step => self.step(links, world)?,
+                Next::Evaluate => self.evaluate(links.group(), world)?,
                 Next::Checkpoint { is_last } => {
                     let begun = Instant::now();
                     self.checkpoint(world, is_last)?;
@@ -193,7 +198,7 @@ impl Work<'_> {
                     self.shared.tell(RankMachine::left_out);
                 }
                 Next::End { stopped } => {
-                    return self.end(group, world, stopped);
+                    return self.end(links.group(), world, stopped);
                 }
             }
         }
@@ -292,7 +297,7 @@ impl Work<'_> {
         self.audited = None;
     }
 
-    fn step(&mut self, group: &mut Group, world: &World) -> Result<(), Trouble> {
+    fn step(&mut self, links: &mut Links, world: &World) -> Result<(), Trouble> {
         if world.plan.rank == 0 {
             self.shared.wait_for_acks()?;
         }
@@ -318,12 +323,12 @@ impl Work<'_> {
             tickets: self.feed.tickets(),
             shards: self.notes.clone(),
         };
-        let (vector, notes) = self.reduce(group, world, note.encode())?;
+        let (vector, notes) = self.reduce(links, world, note.encode())?;
         halt::at(self.shared, "reduced");
         let notes = Note::merge(&notes).map_err(|error| failed(&error))?;
-        self.spent.awaited = group.awaited();
+        self.spent.awaited = links.group().awaited();
         if let Some(audit) = audit {
-            self.settle(audit, notes.audit, group, world)?;
+            self.settle(audit, notes.audit, links.group(), world)?;
         }
         let times = Times {
             contributed,
@@ -348,42 +353,10 @@ impl Work<'_> {
         match &world.sharing {
             Some(sharing) => {
                 let deeds = sharing.behind_step(&self.shares_here());
-                self.share(group, deeds, world.timeout)
+                self.share(links.group(), deeds, world.timeout)
             }
             None => Ok(()),
         }
-    }
-
-    /// The sum over all shards of the step that comes next, and everyone's notes.
-    fn reduce(
-        &mut self,
-        group: &mut Group,
-        world: &World,
-        note: Vec<u8>,
-    ) -> Result<(Reduced, Vec<Vec<u8>>), Trouble> {
-        let num_shards = self.spec.train.logical_shards;
-        if world.plan.size == 1
-            && let Some(whole) = self.held.whole_on_device(num_shards)
-        {
-            let notes = group.all_gather(note, world.timeout);
-            let notes = notes.map_err(|error| self.closed_by(world.plan.generation, &error))?;
-            return Ok((Reduced::Device(whole), notes));
-        }
-        let step = self.trainer.step();
-        let brings = world.brings(step.0);
-        let holdings = brings.iter().map(|runs| tree::cover(num_shards, runs));
-        let operation = Operation {
-            step,
-            num_shards,
-            num_elements: self.trainer.num_elements(),
-            holdings: holdings.collect(),
-            mine: self.held.subtrees().map_err(|error| failed(&error))?,
-            note,
-        };
-        let reduced = group
-            .all_reduce(operation, world.timeout)
-            .map_err(|error| self.closed_by(world.plan.generation, &error))?;
-        Ok((Reduced::Host(reduced.vector), reduced.notes))
     }
 
     /// Makes the update, and keeps what made it for ranks that were not as fast.

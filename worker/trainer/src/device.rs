@@ -8,7 +8,8 @@ mod blake3;
 pub mod check;
 #[allow(
     clippy::needless_pass_by_value,
-    reason = "what a kernel is compiled for is handed over, as its macro wants it"
+    clippy::needless_range_loop,
+    reason = "what a kernel is compiled for is handed over, and loops count, as its macro wants it"
 )]
 mod kernels;
 pub mod memory;

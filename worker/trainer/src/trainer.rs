@@ -175,6 +175,15 @@ impl Trainer {
         matches!(self.arena, Vector::Device(_))
     }
 
+    /// The device that the state is on, a plain one.
+    #[must_use]
+    pub fn tensor_device(&self) -> Option<burn::tensor::Device> {
+        match &self.arena {
+            Vector::Host(_) => None,
+            Vector::Device(tensor) => Some(tensor.device()),
+        }
+    }
+
     /// The number of updates applied so far.
     #[must_use]
     pub fn step(&self) -> Step {

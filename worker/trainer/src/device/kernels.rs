@@ -181,7 +181,7 @@ pub(crate) fn sum(
             for i in 0..comptime![adds.len()] {
                 let into = comptime![adds[i].0];
                 let from = comptime![adds[i].1];
-                values[into] = values[into] + values[from];
+                values[into] += values[from];
             }
             sum[at] = values[0usize];
         }
