@@ -132,7 +132,14 @@ fn log_to_stderr(command: &Command) -> Result<(), Failure> {
     let default = if is_daemon { "info" } else { "warn" };
     let asked = std::env::var_os("MUSTER_LOG").filter(|text| !text.is_empty());
     let asked = asked.map(|text| text.to_string_lossy().into_owned());
-    let filter = log_filter(asked.as_deref().unwrap_or(default))?;
+    let asked = asked.as_deref().unwrap_or(default);
+    let mut filter = log_filter(asked)?;
+    // It tells each kernel again behind each of its passes: tens of megabytes a rank on a GPU.
+    if !asked.contains(KERNEL_COMPILER)
+        && let Ok(quiet) = format!("{KERNEL_COMPILER}=warn").parse()
+    {
+        filter = filter.add_directive(quiet);
+    }
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -142,6 +149,9 @@ fn log_to_stderr(command: &Command) -> Result<(), Failure> {
         .init();
     Ok(())
 }
+
+/// The part of GPUs' kernel compiler that tells what it does.
+const KERNEL_COMPILER: &str = "pliron";
 
 /// What a filter says that a person wrote. A word alone is a level: a misspelt one would otherwise
 /// be taken for a part of the program, and silence all others.

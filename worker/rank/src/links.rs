@@ -78,10 +78,13 @@ impl Links {
         {
             let mut group = group;
             return match bulk(&mut group, way, deadline) {
-                Ok(Some(bulk)) => match DeviceGroup::new(group, Some(bulk)) {
-                    Ok(group) => Links::Devices(Box::new(group)),
-                    Err(_) => unreachable!("a group that has a bulk may have any size"),
-                },
+                Ok(Some(bulk)) => {
+                    tracing::info!(
+                        generation = group.world().generation.0,
+                        "vectors go from device to device"
+                    );
+                    Links::Devices(Box::new(DeviceGroup::with(group, bulk)))
+                }
                 Ok(None) => Links::Host(group),
                 Err(error) => {
                     tracing::warn!(%error, "vectors go over the host");

@@ -70,6 +70,16 @@ impl DeviceGroup {
         })
     }
 
+    /// As [`Self::new`], of a world that has a communicator.
+    #[must_use]
+    pub fn with(group: Group, bulk: Box<dyn Bulk>) -> Self {
+        Self {
+            group,
+            is_open: true,
+            bulk: Some(bulk),
+        }
+    }
+
     /// The world that this group belongs to.
     #[must_use]
     pub fn world(&self) -> World {
