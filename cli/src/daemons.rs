@@ -209,6 +209,10 @@ pub(crate) struct Worker {
     /// Which GPUs it lends beside them: none, all, or indices
     #[arg(long, value_name = "none|all|0,2", default_value = "all")]
     gpus: muster_worker::devices::Choice,
+    /// Lend GPUs that other workers of this machine lend, too: for tests, since ranks that share a GPU are
+    /// no faster than one
+    #[arg(long)]
+    share_gpus: bool,
     /// The address under which other machines reach this one
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -248,6 +252,7 @@ impl Worker {
             name,
             devices: self.devices,
             gpus: self.gpus,
+            shares_gpus: self.share_gpus,
             host: self.host,
             state,
             threads: self.threads.map(std::num::NonZero::get),

@@ -13,7 +13,7 @@ use clap::Args;
 use crate::failure::{Failure, Outcome};
 use crate::jobfile::{JobArguments, prepare, state_folder};
 use crate::local::{Tree, lock};
-use lend::lend;
+use lend::{Asked, lend};
 use muster_worker::devices::Inventory;
 use report::{Format, Reporter};
 use run::Run;
@@ -37,6 +37,10 @@ pub(crate) struct Train {
     /// on those, within the job's range]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
+    /// How many ranks one GPU has, where the job runs on GPUs: for tests, since ranks that share a GPU
+    /// are no faster than one
+    #[arg(long, value_name = "N", default_value = "1")]
+    ranks_per_gpu: std::num::NonZero<u32>,
     /// How many coordinators: 3 go on without any one of them [default: as many as before, or 1]
     #[arg(long, value_name = "N", value_parser = one_three_or_five)]
     coordinators: Option<u32>,
@@ -60,7 +64,11 @@ impl Train {
         let prepared = prepare(&self.job, |workers| {
             let file = self.job.file.display();
             let refused = |why: String| Failure::bad_input(format!("{file}: {why}"));
-            let looked = lend(workers, self.workers, own, Inventory::of_this_machine);
+            let asked = Asked {
+                ranks: self.workers,
+                per_gpu: self.ranks_per_gpu,
+            };
+            let looked = lend(workers, asked, own, Inventory::of_this_machine);
             let looked = lent.insert(looked.map_err(refused)?);
             Ok(Some(looked.ranks))
         })?;
@@ -97,6 +105,7 @@ impl Train {
             folder: &folder,
             workers,
             gpus: &gpus,
+            shares_gpus: self.ranks_per_gpu.get() > 1,
             coordinators: self.coordinators.unwrap_or_else(|| num_before(&folder)),
             threads: self
                 .threads

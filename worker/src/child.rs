@@ -66,9 +66,9 @@ impl Body {
 
 /// Runs a process to its end, and says how it ended. It is started, and its end is told, as what it
 /// is at first.
-pub(crate) async fn run(care: Care, token: String, start: Start) {
+pub(crate) async fn run(care: Care, token: String, cuda: Option<u32>, start: Start) {
     let key = care.present.borrow().clone();
-    let exit = match spawn(&key, &token, &start) {
+    let exit = match spawn(&key, &token, cuda, &start) {
         Ok((child, tail)) => {
             if let Some(pid) = child.id() {
                 let key = key.clone();
@@ -108,7 +108,12 @@ pub(crate) async fn adopt(care: Care, start: Start, handle: Option<Handle>, exit
     care.tell(key, exit);
 }
 
-fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, Tail)> {
+fn spawn(
+    key: &v1::RankKey,
+    token: &str,
+    cuda: Option<u32>,
+    start: &Start,
+) -> io::Result<(Child, Tail)> {
     // The name becomes a folder's.
     let job = convert::job_name(&key.job).map_err(io::Error::other)?;
     // Before anything else: the next daemon must know of every process.
@@ -141,8 +146,19 @@ fn spawn(key: &v1::RankKey, token: &str, start: &Start) -> io::Result<(Child, Ta
         // What the terminal or a service manager sends to the daemon's group is for the daemon.
         .process_group(0)
         .kill_on_drop(false);
-    if let Some(gpus) = &start.visible_gpus {
-        command.env("CUDA_VISIBLE_DEVICES", gpus);
+    if let Some(number) = cuda.and_then(|index| start.gpus.get(index as usize)) {
+        // It sees its own alone, whatever order CUDA counts in: what is known of kernels is known by the
+        // device's index, and so holds for every GPU of this machine.
+        command
+            .env("CUDA_VISIBLE_DEVICES", number)
+            .env("MUSTER_RANK_CUDA", "0");
+    }
+    if start.shares_gpus {
+        // NCCL takes no two ranks of one host on one GPU, so each is a host of its own.
+        command
+            .env("NCCL_HOSTID", format!("muster-{}-{}", key.job, key.process))
+            .env("NCCL_NET", "Socket")
+            .env("NCCL_SOCKET_IFNAME", "lo");
     }
     if start.tree {
         command.env("MUSTER_TREE", "1");

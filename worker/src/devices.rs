@@ -19,7 +19,7 @@ pub use offer::{Choice, offered};
 pub use visible::Environment;
 
 pub(crate) use claim::Claims;
-pub(crate) use offer::{registered, variable};
+pub(crate) use offer::{numbers, registered};
 
 use visible::Pick;
 

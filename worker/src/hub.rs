@@ -84,8 +84,10 @@ pub(crate) struct Start {
     pub(crate) tree: bool,
     /// How long a rank goes on without its worker.
     pub(crate) orphan: Duration,
-    /// The GPUs that ranks see, where the worker lends any; which one a rank has its assignment says.
-    pub(crate) visible_gpus: Option<String>,
+    /// The numbers of the GPUs that this worker sees, by index, where it lends any.
+    pub(crate) gpus: Vec<String>,
+    /// Whether several ranks have one GPU.
+    pub(crate) shares_gpus: bool,
     pub(crate) logs: PathBuf,
     pub(crate) roster: Arc<Roster>,
 }
@@ -352,7 +354,7 @@ impl Hub {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Start(key) => self.start_rank(key),
+            Output::Start(key, cuda) => self.start_rank(key, cuda),
             Output::Kill(key) => {
                 if let Some(process) = self.processes.get(&place(&key)) {
                     process.kill.cancel();
@@ -380,7 +382,7 @@ impl Hub {
         }
     }
 
-    fn start_rank(&mut self, key: v1::RankKey) {
+    fn start_rank(&mut self, key: v1::RankKey, cuda: Option<u32>) {
         let token = match token() {
             Ok(token) => token,
             Err(error) => {
@@ -395,7 +397,7 @@ impl Hub {
         };
         let process = Process::new(key.clone(), token);
         let care = self.care(&process);
-        let run = child::run(care, process.token.clone(), self.start.clone());
+        let run = child::run(care, process.token.clone(), cuda, self.start.clone());
         self.processes.insert(place(&key), process);
         tokio::spawn(run);
     }

@@ -31,6 +31,8 @@ pub struct Options {
     pub devices: u32,
     /// Which GPUs it lends beside them.
     pub gpus: devices::Choice,
+    /// Whether other workers of this machine lend the same GPUs.
+    pub shares_gpus: bool,
     /// The address under which other machines reach its ranks.
     pub host: IpAddr,
     /// Where it keeps the ranks' logs, and what the next daemon must know; one daemon uses it at a
@@ -138,7 +140,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
             .unwrap_or_else(|| share_of_processors(options.devices)),
         tree: options.tree,
         orphan: options.orphan,
-        visible_gpus: lent.variable,
+        gpus: lent.numbers,
+        shares_gpus: options.shares_gpus,
         logs: home.logs(),
         roster,
     };
@@ -175,8 +178,8 @@ struct Lent {
     /// By index.
     gpus: Vec<(u32, Gpu)>,
     driver: Option<Driver>,
-    /// Which ones ranks are to see.
-    variable: Option<String>,
+    /// The numbers of all that this worker sees, by index.
+    numbers: Vec<String>,
     /// As long as the worker lends them, no other one of this machine does.
     claims: Claims,
 }
@@ -193,7 +196,12 @@ fn lend(options: &Options) -> Result<Lent, Error> {
         tracing::info!(reason, "lends processors alone");
     }
     for (index, gpu) in offered {
-        match lent.claims.add(index, &gpu) {
+        // Who shares them has told all others of this machine to do so.
+        let claimed = match options.shares_gpus {
+            true => Ok(()),
+            false => lent.claims.add(index, &gpu),
+        };
+        match claimed {
             Ok(()) => {
                 let Gpu { name, uuid, .. } = &gpu;
                 tracing::info!(index, name, uuid, "lends a GPU");
@@ -206,7 +214,7 @@ fn lend(options: &Options) -> Result<Lent, Error> {
             Err(reason) => return Err(Error::Gpus(reason)),
         }
     }
-    lent.variable = devices::variable(&inventory);
+    lent.numbers = devices::numbers(&inventory);
     lent.driver = inventory.driver;
     Ok(lent)
 }

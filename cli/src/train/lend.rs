@@ -1,6 +1,8 @@
 //! How many ranks a run on this machine has, and which of its GPUs they get: a worker each, so that every
 //! rank can die alone. Decides from what was found; looks at nothing itself.
 
+use std::num::NonZero;
+
 use muster_cluster::device::DeviceSpec;
 use muster_cluster::job::spec::WorkersSpec;
 use muster_worker::devices::Inventory;
@@ -16,13 +18,25 @@ pub(super) struct Lend {
     pub(super) remark: Option<String>,
 }
 
-/// Divides this machine for a job whose file asks for `workers`; `asked` is what the command line says.
+/// What the command line says of the ranks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// How many there are to be.
+    pub(super) ranks: Option<u32>,
+    /// How many have one GPU.
+    pub(super) per_gpu: NonZero<u32>,
+}
+
+/// Divides this machine for a job whose file asks for `workers`.
 ///
 /// # Errors
 /// Where the job needs GPUs that are not here; the text says why, and what to write instead.
 pub(super) fn lend(
     workers: &WorkersSpec,
-    asked: Option<u32>,
+    Asked {
+        ranks: asked,
+        per_gpu,
+    }: Asked,
     processors: u32,
     look: impl FnOnce() -> Inventory,
 ) -> Result<Lend, String> {
@@ -38,12 +52,13 @@ pub(super) fn lend(
     }
     let inventory = look();
     let number = u32::try_from(inventory.usable().len()).unwrap_or(u32::MAX);
+    let places = number.saturating_mul(per_gpu.get());
     // What the command line asks for may be fewer than the file's fewest.
     let min = asked.map_or(workers.min, |asked| workers.min.min(asked));
     let why_none = inventory.why_none.as_deref();
     match device {
         DeviceSpec::Cpu => Ok(on_processors(None)),
-        DeviceSpec::Auto if number < min.max(1) => {
+        DeviceSpec::Auto if places < min.max(1) => {
             let why = match why_none {
                 Some(why) => why.to_owned(),
                 None => format!("this machine has {}, and {min} are needed", gpus(number)),
@@ -75,18 +90,22 @@ pub(super) fn lend(
             })
         }
         DeviceSpec::Cuda(None) | DeviceSpec::Auto => {
-            let ranks = asked.unwrap_or(within(number));
-            if ranks > number {
+            let ranks = asked.unwrap_or(within(places));
+            if ranks > places {
+                let each = match per_gpu.get() {
+                    1 => "each on one of its own".to_owned(),
+                    per_gpu => format!("{per_gpu} on each"),
+                };
                 return Err(format!(
-                    "{ranks} ranks are to run on GPUs, each on one of its own, and this machine has {}; \
-                     run fewer with --workers, or lower workers.min",
+                    "{ranks} ranks are to run on GPUs, {each}, and this machine has {}; run fewer with \
+                     --workers, or lower workers.min",
                     gpus(number)
                 ));
             }
-            let spares = workers.spares.min(number - ranks);
+            let spares = workers.spares.min(places - ranks);
             Ok(Lend {
                 ranks,
-                gpus: (0..ranks + spares).collect(),
+                gpus: (0..ranks + spares).map(|place| place % number).collect(),
                 remark: None,
             })
         }
@@ -130,14 +149,42 @@ mod tests {
 
     /// The ranks and the GPUs of a run, or the refusal, on a machine of eight processors.
     fn of(job: &WorkersSpec, asked: Option<u32>, number: usize) -> Result<(u32, Vec<u32>), String> {
-        let lent = lend(job, asked, 8, || machine(number))?;
+        let lent = lend(job, ranks(asked), 8, || machine(number))?;
         Ok((lent.ranks, lent.gpus))
+    }
+
+    fn ranks(ranks: Option<u32>) -> Asked {
+        Asked {
+            ranks,
+            per_gpu: NonZero::<u32>::MIN,
+        }
+    }
+
+    #[test]
+    fn several_ranks_may_have_one_gpu() {
+        let shared = |job: &WorkersSpec, ranks, per_gpu, number| {
+            let per_gpu = NonZero::new(per_gpu).unwrap();
+            let lent = lend(job, Asked { ranks, per_gpu }, 8, || machine(number))?;
+            Ok::<_, String>((lent.ranks, lent.gpus))
+        };
+        let cuda = job("cuda", 1, 8, 1);
+        assert_eq!(shared(&cuda, Some(2), 3, 1), Ok((2, vec![0, 0, 0])));
+        assert_eq!(shared(&cuda, Some(3), 2, 2), Ok((3, vec![0, 1, 0, 1])));
+        assert_eq!(
+            shared(&job("auto", 2, 8, 0), None, 2, 1),
+            Ok((2, vec![0, 0]))
+        );
+        let refused = shared(&cuda, Some(3), 2, 1).unwrap_err();
+        assert!(
+            refused.contains("3 ranks are to run on GPUs, 2 on each"),
+            "{refused}"
+        );
     }
 
     #[test]
     fn a_job_for_processors_looks_for_no_gpu() {
         let look = || panic!("nobody asked for GPUs");
-        let lent = lend(&job("cpu", 1, 4, 0), None, 8, look).unwrap();
+        let lent = lend(&job("cpu", 1, 4, 0), ranks(None), 8, look).unwrap();
         assert_eq!((lent.ranks, lent.gpus), (4, Vec::new()));
     }
 
@@ -184,12 +231,12 @@ mod tests {
         let auto = job("auto", 2, 8, 0);
         assert_eq!(of(&auto, None, 2), Ok((2, vec![0, 1])));
         assert_eq!(of(&auto, None, 1), Ok((8, Vec::new())));
-        let lent = lend(&auto, None, 8, || machine(0)).unwrap();
+        let lent = lend(&auto, ranks(None), 8, || machine(0)).unwrap();
         assert_eq!(
             lent.remark.as_deref(),
             Some("trains on processors: this machine has no NVIDIA driver")
         );
-        let lent = lend(&auto, None, 8, || machine(1)).unwrap();
+        let lent = lend(&auto, ranks(None), 8, || machine(1)).unwrap();
         let remark = lent.remark.unwrap();
         assert!(
             remark.contains("1 GPU that may be used, and 2 are needed"),

@@ -51,6 +51,8 @@ pub(super) struct Run<'a> {
     pub(super) workers: u32,
     /// The GPU of each worker; empty where ranks compute on processors.
     pub(super) gpus: &'a [u32],
+    /// Whether several of them are to share one.
+    pub(super) shares_gpus: bool,
     pub(super) coordinators: u32,
     pub(super) threads: usize,
     pub(super) reporter: Reporter,
@@ -107,7 +109,10 @@ impl Run<'_> {
                     let threads = self.threads.to_string();
                     let gpu = self.gpus.get(number as usize).map(u32::to_string);
                     let gpus = gpu.as_deref().unwrap_or("none");
-                    let more = ["--threads", &threads, "--gpus", gpus];
+                    let mut more = vec!["--threads", &threads, "--gpus", gpus];
+                    if self.shares_gpus {
+                        more.push("--share-gpus");
+                    }
                     tree.start(worker(self.folder, number, &join, &more))?;
                 }
                 has_workers = true;

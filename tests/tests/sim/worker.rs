@@ -241,7 +241,7 @@ impl Worker {
         self.agent.handle(input, &mut outputs);
         for output in outputs {
             match output {
-                Output::Start(key) => {
+                Output::Start(key, _) => {
                     let process = Process {
                         pid: None,
                         is_killed: false,

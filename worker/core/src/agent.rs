@@ -54,8 +54,8 @@ pub enum Input {
 /// What a worker does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
-    /// Start this process.
-    Start(v1::RankKey),
+    /// Start this process; on the GPU of this index, if on any.
+    Start(v1::RankKey, Option<u32>),
     /// End this process at once.
     Kill(v1::RankKey),
     /// Tell a process, which is this at present.
@@ -375,7 +375,7 @@ impl Agent {
         let mut is_found = false;
         let process = match self.processes.entry(place(&key)) {
             Entry::Vacant(vacant) => {
-                outputs.push(Output::Start(key.clone()));
+                outputs.push(Output::Start(key.clone(), assignment.cuda));
                 vacant.insert(Process::new(key.clone()))
             }
             Entry::Occupied(occupied) => {

@@ -25,16 +25,22 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use muster_cluster::ids::{Generation, History, RankId};
+use muster_cluster::job::spec::Reduction;
 use muster_cluster::state::{Finish, Heal};
 use muster_cluster::tree::Run;
 use muster_collective::tcp::{self, Token};
 use muster_collective::{Group, Revoker, World};
 use muster_proto::{convert, v1};
 use muster_trainer::{Head, Trainer};
+use muster_worker_core::audit::Hash;
 
 use crate::halt;
+#[cfg(feature = "devices")]
+use crate::kernels;
 use crate::last::Last;
 use crate::links::{Links, Way};
+#[cfg(feature = "devices")]
+use crate::prepare;
 use crate::shared::{Shared, Trouble};
 use crate::work::{Work, closed_by, failed};
 use exchange::Exchange;
@@ -84,6 +90,8 @@ pub(crate) struct Meeting {
     revoker: Revoker,
     listener: Arc<tcp::Listener>,
     way: Way,
+    /// Of ranks that are to have the same bits, on devices: the hash of the job's first contribution.
+    first_hash: Option<Hash>,
     detect: Duration,
     timeout: Duration,
     gifts: Vec<(RankId, Gift)>,
@@ -122,7 +130,7 @@ fn way(work: &Work<'_>, assignment: &v1::Assignment, token: Token) -> Way {
         return Way::Host;
     }
     let detect = Duration::from_millis(assignment.detect_ms.max(1));
-    Way::of_device(assignment.cuda, work.host, token, detect)
+    Way::of_device(prepare::gpu(assignment), work.host, token, detect)
 }
 
 /// As above, in a build without devices.
@@ -166,6 +174,9 @@ impl Meeting {
             revoker,
             listener: Arc::clone(&work.listener),
             way: way(work, assignment, Token(token)),
+            first_hash: work
+                .first_hash
+                .filter(|_| work.spec.train.reduction == Reduction::Canonical),
             detect: Duration::from_millis(assignment.detect_ms.max(1)),
             timeout: Duration::from_millis(assignment.collective_timeout_ms),
             gifts: Vec::new(),
@@ -252,7 +263,7 @@ impl Meeting {
                 "the peers' addresses {addresses:?} are no addresses"
             ))
         })?;
-        let group = tcp::connect(
+        let mut group = tcp::connect(
             &self.listener,
             self.world,
             &peers,
@@ -263,6 +274,10 @@ impl Meeting {
         )
         .map_err(|error| closed_by(shared, generation, &error))?;
         halt::at(shared, "met");
+        if let Some(trouble) = self.compare(&mut group, shared)? {
+            group.retire();
+            return Err(trouble);
+        }
         let mut links = Links::connect(group, &self.way, self.timeout);
         match self.exchange(links.group(), shared, window) {
             Ok(received) => {
@@ -274,6 +289,26 @@ impl Meeting {
                 Err(trouble)
             }
         }
+    }
+
+    /// Whether this rank's kernels give other bits than those of most.
+    #[cfg(feature = "devices")]
+    fn compare(&self, group: &mut Group, shared: &Shared) -> Result<Option<Trouble>, Trouble> {
+        let Some(hash) = self.first_hash.filter(|_| self.world.size > 1) else {
+            return Ok(None);
+        };
+        let told = group.all_gather(hash.to_vec(), self.timeout);
+        let told = told.map_err(|error| closed_by(shared, self.world.generation.0, &error))?;
+        let odd = kernels::odd_ones(&told);
+        let is_one = odd.contains(&(self.world.rank.0 as usize));
+        Ok(is_one.then(|| kernels::is_odd(odd.len(), told.len())))
+    }
+
+    /// As above, in a build without devices.
+    #[cfg(not(feature = "devices"))]
+    fn compare(&self, _: &mut Group, _: &Shared) -> Result<Option<Trouble>, Trouble> {
+        let _ = self.first_hash;
+        Ok(None)
     }
 
     fn exchange(

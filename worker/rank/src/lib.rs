@@ -16,6 +16,8 @@ mod follow;
 mod halt;
 mod heal;
 mod held;
+#[cfg(feature = "devices")]
+mod kernels;
 mod last;
 mod life;
 mod links;

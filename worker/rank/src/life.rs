@@ -20,6 +20,8 @@ use crate::flaw::Flaw;
 use crate::follow::follow;
 use crate::halt;
 use crate::held::Held;
+#[cfg(feature = "devices")]
+use crate::kernels;
 use crate::prepare::{Build, prepare};
 use crate::shared::{Shared, Trouble};
 use crate::work::{Spent, Work};
@@ -33,6 +35,13 @@ pub(crate) fn live(
     class: &NumericsClass,
     host: IpAddr,
 ) -> Result<(), Trouble> {
+    #[cfg(feature = "devices")]
+    let first_hash = match is_for_device(assignment) {
+        true => Some(kernels::learn(assignment, build, class)?),
+        false => None,
+    };
+    #[cfg(not(feature = "devices"))]
+    let first_hash = None;
     let prepared = prepare(assignment, build, class)?;
     let is_shared = prepared.spec.workers.redundancy.is_shared();
     let rules = Rules {
@@ -98,7 +107,9 @@ pub(crate) fn live(
         since: Instant::now(),
         spent: Spent::default(),
         listener: Arc::new(listener),
+        #[cfg(feature = "devices")]
         host,
+        first_hash,
         feed,
         spec: prepared.spec,
         trainer: prepared.trainer,
@@ -120,6 +131,13 @@ pub(crate) fn live(
         next = shared.wait_for_world()?;
     }
     Ok(())
+}
+
+/// Whether the process computes on a device: a GPU, or what a test build makes one.
+#[cfg(feature = "devices")]
+fn is_for_device(assignment: &v1::Assignment) -> bool {
+    let is_test = cfg!(feature = "cube-cpu") && std::env::var_os("MUSTER_TEST_CUBE").is_some();
+    assignment.cuda.is_some() || is_test
 }
 
 /// What this process shows those that follow it, and those that it follows.

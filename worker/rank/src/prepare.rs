@@ -29,12 +29,19 @@ fn failed(text: String) -> Trouble {
     Trouble::Failed(text)
 }
 
-/// Builds everything that a rank needs.
-pub(crate) fn prepare(
+/// The index of a rank's GPU in its own process, if it has one: its worker may show it that one alone.
+pub(crate) fn gpu(assignment: &v1::Assignment) -> Option<u32> {
+    let shown = std::env::var("MUSTER_RANK_CUDA").ok();
+    let shown = shown.and_then(|text| text.parse().ok());
+    assignment.cuda.map(|index| shown.unwrap_or(index))
+}
+
+/// A job, and its state before the first step.
+pub(crate) fn fresh(
     assignment: &v1::Assignment,
     build: Build,
     class: &NumericsClass,
-) -> Result<Prepared, Trouble> {
+) -> Result<(JobSpec, Trainer), Trouble> {
     check_class(assignment, class)?;
     let spec = JobDraft::parse(&assignment.draft, "the assigned job", &assignment.job, &[])
         .and_then(|draft| draft.check(Path::new(&assignment.base_dir), &assignment.data_digest))
@@ -47,10 +54,20 @@ pub(crate) fn prepare(
         )));
     }
     let dataset = Dataset::load(&spec.data).map_err(|error| failed(error_chain(&error)))?;
-    let device = Device::of(assignment.cuda);
+    let device = Device::of(gpu(assignment));
     let learner = build(&spec, device).map_err(|error| failed(error.to_string()))?;
-    let mut trainer =
-        Trainer::new(&spec, learner, dataset).map_err(|error| failed(error_chain(&error)))?;
+    let trainer = Trainer::new(&spec, learner, dataset);
+    let trainer = trainer.map_err(|error| failed(error_chain(&error)))?;
+    Ok((spec, trainer))
+}
+
+/// Builds everything that a rank needs.
+pub(crate) fn prepare(
+    assignment: &v1::Assignment,
+    build: Build,
+    class: &NumericsClass,
+) -> Result<Prepared, Trouble> {
+    let (spec, mut trainer) = fresh(assignment, build, class)?;
     if spec.workers.redundancy.is_shared() {
         // A process that enters a world later is given its shares there.
         let is_first = assignment.generation > 0 && assignment.finish.is_none();

@@ -5,6 +5,7 @@ mod measured;
 mod reduce;
 
 use std::collections::BTreeSet;
+#[cfg(feature = "devices")]
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +45,10 @@ pub(crate) struct Work<'a> {
     pub(crate) writer: Writer,
     pub(crate) listener: Arc<tcp::Listener>,
     /// The address that the others reach this rank at.
+    #[cfg(feature = "devices")]
     pub(crate) host: IpAddr,
+    /// On a device, the hash of the job's first contribution.
+    pub(crate) first_hash: Option<Hash>,
     /// Feeds those that follow.
     pub(crate) feed: Arc<Hub>,
     pub(crate) pool: Pool,

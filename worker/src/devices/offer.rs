@@ -99,13 +99,9 @@ pub(crate) fn registered(
     gpus.iter().map(register).collect()
 }
 
-/// What `CUDA_VISIBLE_DEVICES` must be for a rank to count GPUs as its worker does, whatever order CUDA
-/// would count them in and whatever else tells the worker which to use: their numbers, by index.
-pub(crate) fn variable(inventory: &Inventory) -> Option<String> {
-    let numbers: Vec<&str> = inventory
-        .usable()
-        .iter()
-        .map(|gpu| gpu.uuid.as_str())
-        .collect();
-    (!numbers.is_empty()).then(|| numbers.join(","))
+/// What `CUDA_VISIBLE_DEVICES` may be for a rank to see one GPU, by index, whatever order CUDA would count
+/// them in and whatever else tells the worker which to use: their numbers.
+pub(crate) fn numbers(inventory: &Inventory) -> Vec<String> {
+    let usable = inventory.usable().iter();
+    usable.map(|gpu| gpu.uuid.clone()).collect()
 }

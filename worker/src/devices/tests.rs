@@ -141,9 +141,9 @@ fn cuda_counts_and_nvml_tells_the_rest() {
     );
     assert_eq!(inventory.why_none, None);
     assert_eq!(
-        variable(&inventory).as_deref(),
-        Some("GPU-c,GPU-a"),
-        "a rank counts as its worker does"
+        numbers(&inventory),
+        ["GPU-c", "GPU-a"],
+        "a rank is shown what its worker counts"
     );
     // What a scheduler gives is not known to CUDA, which sees all.
     let slurm = Environment {

@@ -125,7 +125,8 @@ async fn a_process_keeps_its_connections_and_its_log_through_worlds() {
         threads: 1,
         tree: false,
         orphan: Duration::from_secs(30),
-        visible_gpus: None,
+        gpus: Vec::new(),
+        shares_gpus: false,
         logs: folder.join("logs"),
         roster: Arc::new(Roster::load(&folder.join("ranks")).unwrap()),
     };

@@ -14,6 +14,7 @@ pub mod check;
 mod kernels;
 pub mod memory;
 mod ops;
+pub mod store;
 
 use std::ops::Range;
 

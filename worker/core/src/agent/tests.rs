@@ -199,7 +199,7 @@ fn running(key: v1::RankKey) -> Agent {
 fn a_process_gets_its_assignment_first_and_the_orders_that_came_meanwhile() {
     let mut agent = Agent::new(v1::RegisterWorker::default());
     let starts = last(&mut agent, [Input::Connected, assignment(key(1, 0))]);
-    assert_eq!(starts, [Output::Start(key(1, 0))]);
+    assert_eq!(starts, [Output::Start(key(1, 0), None)]);
     assert_eq!(last(&mut agent, [order(key(1, 0), stop())]), []);
     let told = last(&mut agent, [Input::RankConnected(key(1, 0))]);
     let stop = ToRank::Order(order_of(key(1, 0), stop()));
@@ -339,7 +339,7 @@ fn an_end_and_an_assignment_concern_no_other_process() {
     let other = of(8, key(2, 0));
     assert_eq!(
         last(&mut agent, [assignment(other.clone())]),
-        [Output::Start(other.clone())]
+        [Output::Start(other.clone(), None)]
     );
     assert_eq!(last(&mut agent, [end(9)]), []);
     let elsewhere = v1::EndProcess {

@@ -1,0 +1,30 @@
+//! What is known of a device's kernels, in a file: their compiled code, and of several that compute the
+//! same which one was the fastest. Who reads the same file chooses the same kernels, and so gets the same
+//! bits; what is not in it is found out, and written there.
+
+use std::path::Path;
+
+use cubecl::bundle::BundleFormat;
+use cubecl::environment;
+
+use crate::vector::DeviceError;
+
+/// Has this process read and write `file`, which need not be there yet, and which no other process has
+/// open. To be called before anything is computed on a device.
+pub fn open(file: &Path) {
+    environment::load(file);
+}
+
+/// Writes all that is known into `file`, wholly or not at all.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn save(file: &Path) -> Result<(), DeviceError> {
+    let saved = environment::bundle().save(file, BundleFormat::Sqlite);
+    saved.map(drop).map_err(|error| {
+        let file = file.display();
+        DeviceError(format!(
+            "{file}: what is known of kernels cannot be kept: {error}"
+        ))
+    })
+}
