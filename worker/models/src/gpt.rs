@@ -134,13 +134,14 @@ impl GptLearner {
 }
 
 impl GptLearner {
-    /// A forward and a backward pass: the gradients of all parameters, in the order of the layout.
+    /// A forward and a backward pass: the gradients of all parameters, in the order of the layout, and
+    /// what the metrics are made of. Nothing is waited for.
     fn gradients(
         &self,
         arena: &Arena,
         batch: &Batch,
         rng: &ShardRng,
-    ) -> Result<(Vec<Tensor<1>>, Metrics), LearnerError> {
+    ) -> Result<(Vec<Tensor<1>>, Measured), LearnerError> {
         let tokens = self.check(batch)?;
         if tokens.is_empty() {
             return Err(LearnerError(
@@ -173,7 +174,7 @@ impl GptLearner {
 
         let first = [wte, wpe].into_iter();
         let gradients = first.chain(of_blocks).chain(last_norm).collect();
-        Ok((gradients, self.metrics(head.measured, &batch.labels)?))
+        Ok((gradients, head.measured))
     }
 }
 
@@ -198,9 +199,9 @@ impl Learner for GptLearner {
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError> {
         views::check_room(out, &self.layout)?;
-        let (gradients, metrics) = self.gradients(arena, batch, rng)?;
+        let (gradients, measured) = self.gradients(arena, batch, rng)?;
         views::write(gradients.into_iter(), out)?;
-        Ok(metrics)
+        self.metrics(measured, &batch.labels)
     }
 
     fn contribute_on_device(
@@ -209,8 +210,10 @@ impl Learner for GptLearner {
         batch: &Batch,
         rng: &ShardRng,
     ) -> Result<(Tensor<1>, Metrics), LearnerError> {
-        let (gradients, metrics) = self.gradients(arena, batch, rng)?;
-        Ok((Tensor::cat(gradients, 0), metrics))
+        let (gradients, measured) = self.gradients(arena, batch, rng)?;
+        // All of it is queued before the metrics are waited for.
+        let vector = Tensor::cat(gradients, 0);
+        Ok((vector, self.metrics(measured, &batch.labels)?))
     }
 
     fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {
