@@ -13,8 +13,8 @@ use super::error::Error;
 use super::size;
 use super::spec::{
     CheckpointSpec, DataFormat, DataSpec, JobSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
-    OptimizerSpec, Precision, Reduction, Redundancy, ScheduleKind, ScheduleSpec, StopSpec,
-    TrainSpec, WorkersSpec,
+    OptimizerSpec, Precision, Recompute, Reduction, Redundancy, ScheduleKind, ScheduleSpec,
+    StopSpec, TrainSpec, WorkersSpec,
 };
 use crate::ids::JobName;
 
@@ -226,6 +226,12 @@ impl Check<'_> {
             Some("canonical"),
             &Reduction::NAMES,
         );
+        let recompute = self.choice(
+            "train.recompute",
+            "choice of train.recompute",
+            Some("none"),
+            &Recompute::NAMES,
+        );
         TrainSpec {
             seed: self.whole("train.seed", Some(0), 0..=MAX_SEED),
             global_batch_size: self.whole_u32("train.global_batch_size", None, 1..=MAX_BATCH),
@@ -245,6 +251,10 @@ impl Check<'_> {
             reduction: match reduction {
                 Some("fast") => Reduction::Fast,
                 _ => Reduction::Canonical,
+            },
+            recompute: match recompute {
+                Some("blocks") => Recompute::Blocks,
+                _ => Recompute::None,
             },
         }
     }
@@ -375,6 +385,12 @@ impl Check<'_> {
             let message = format!("precision = {precision:?} is not offered by family {family:?}");
             let expected = "only \"gpt\" has it: write precision = \"f32\"";
             self.refuse("train.precision", format!("{message}; {expected}"));
+        }
+        if train.recompute != Recompute::None && !is_gpt {
+            let (family, recompute) = (model.family(), train.recompute.name());
+            let message = format!("recompute = {recompute:?} is not offered by family {family:?}");
+            let expected = "only \"gpt\" has it: write recompute = \"none\"";
+            self.refuse("train.recompute", format!("{message}; {expected}"));
         }
         let (batch, shards) = (train.global_batch_size, train.logical_shards);
         if batch % shards != 0 {

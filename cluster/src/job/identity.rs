@@ -89,6 +89,8 @@ impl Identity {
             audit_every: _,
             precision,
             reduction,
+            // The same operations in the same order: the same bits.
+            recompute: _,
         } = &spec.train;
         identity.set("train.seed", seed);
         identity.set("train.global_batch_size", global_batch_size);

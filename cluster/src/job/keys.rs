@@ -106,7 +106,7 @@ const fn optional(
 
 /// The keys, section by section, in the order in which a draft is written.
 #[rustfmt::skip] // A table: a key in two lines.
-pub(super) const KEYS: [Key; 46] = [
+pub(super) const KEYS: [Key; 47] = [
     optional("name", Kind::Text, "\"digits\"",
         "What the job is called; default: the name of the file's folder."),
     required("model.family", Kind::Text, "\"cnn\"",
@@ -161,6 +161,8 @@ pub(super) const KEYS: [Key; 46] = [
         "gpt: \"f32\", or \"bf16\" for matrix products and activations (parameters stay f32)."),
     optional("train.reduction", Kind::Text, "\"canonical\"",
         "The order of a step's sum: \"canonical\", the same bits for any number of ranks; \"fast\", on GPUs NCCL's own."),
+    optional("train.recompute", Kind::Text, "\"none\"",
+        "gpt: \"none\", or \"blocks\" to compute a block's activations again in the backward pass instead of keeping them: about a third more computation, far less memory, the same bits."),
     required("optimizer.kind", Kind::Text, "\"adamw\"",
         "The rule: \"adam\", \"adamw\" or \"sgd\"."),
     required("optimizer.learning_rate", Kind::Number, "0.001",

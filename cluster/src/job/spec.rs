@@ -171,6 +171,8 @@ pub struct TrainSpec {
     pub precision: Precision,
     /// In which order ranks sum their contributions.
     pub reduction: Reduction,
+    /// What the backward pass computes again. It decides no bits.
+    pub recompute: Recompute,
 }
 
 impl TrainSpec {
@@ -225,6 +227,32 @@ impl Reduction {
         match self {
             Reduction::Canonical => "canonical",
             Reduction::Fast => "fast",
+        }
+    }
+}
+
+/// What of a model's activations is computed again in the backward pass, with the same bits, instead
+/// of being kept for it (Chen et al. 2016).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// Nothing.
+    None,
+    /// What is inside a transformer block, from its input: a second forward pass but for its last
+    /// product, which is a quarter to a third more computation. Of all blocks but the one at hand only
+    /// the inputs are in memory.
+    Blocks,
+}
+
+impl Recompute {
+    /// The names, as a job file writes them.
+    pub const NAMES: [&'static str; 2] = ["none", "blocks"];
+
+    /// The name, as a job file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Recompute::None => "none",
+            Recompute::Blocks => "blocks",
         }
     }
 }

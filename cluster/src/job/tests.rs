@@ -166,6 +166,7 @@ fn what_is_left_out_has_a_default() {
                 audit_every: None,
                 precision: F32,
                 reduction: Canonical,
+                recompute: None,
             },
             optimizer: OptimizerSpec {
                 kind: AdamW {

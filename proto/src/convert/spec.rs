@@ -7,8 +7,8 @@ use muster_cluster::command::Submission;
 use muster_cluster::job::JobSpec;
 use muster_cluster::job::spec::{
     CheckpointSpec, DataFormat, DataSpec, DeviceSpec, ModelSpec, NotFinitePolicy, OptimizerKind,
-    OptimizerSpec, Precision, Reduction, Redundancy, ScheduleKind, ScheduleSpec, StopSpec,
-    TrainSpec, WorkersSpec,
+    OptimizerSpec, Precision, Recompute, Reduction, Redundancy, ScheduleKind, ScheduleSpec,
+    StopSpec, TrainSpec, WorkersSpec,
 };
 use v1::job_spec::Model;
 use v1::optimizer_spec::Kind as Optimizer;
@@ -172,6 +172,7 @@ fn train_to(train: &TrainSpec) -> v1::TrainSpec {
         audit_every,
         precision,
         reduction,
+        recompute,
     } = *train;
     v1::TrainSpec {
         seed,
@@ -192,6 +193,10 @@ fn train_to(train: &TrainSpec) -> v1::TrainSpec {
         reduction: match reduction {
             Reduction::Canonical => String::new(),
             Reduction::Fast => reduction.name().to_owned(),
+        },
+        recompute: match recompute {
+            Recompute::None => String::new(),
+            Recompute::Blocks => recompute.name().to_owned(),
         },
     }
 }
@@ -215,6 +220,7 @@ fn train_from(train: &v1::TrainSpec) -> Result<TrainSpec, BadMessage> {
         audit_every: train.audit_every,
         precision: precision(&train.precision)?,
         reduction: reduction(&train.reduction)?,
+        recompute: recompute(&train.recompute)?,
     })
 }
 
@@ -357,6 +363,15 @@ fn reduction(name: &str) -> Result<Reduction, BadMessage> {
         "" => Ok(Reduction::Canonical),
         "fast" => Ok(Reduction::Fast),
         _ => Err(none("reduction", name)),
+    }
+}
+
+/// What is computed again, by the name that a job file writes.
+fn recompute(name: &str) -> Result<Recompute, BadMessage> {
+    match name {
+        "" => Ok(Recompute::None),
+        "blocks" => Ok(Recompute::Blocks),
+        _ => Err(none("recompute", name)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use burn::tensor::Device as Tensors;
 use muster_trainer::learner::LearnerError;
-use muster_trainer::spec::{JobSpec, ModelSpec, Precision};
+use muster_trainer::spec::{JobSpec, ModelSpec, Precision, Recompute};
 use muster_trainer::{Device, Learner};
 
 use crate::cnn::{self, Cnn};
@@ -28,10 +28,11 @@ pub fn build(spec: &JobSpec, device: Device) -> Result<Box<dyn Learner>, Learner
         spec.data.num_classes,
         device,
         spec.train.precision,
+        spec.train.recompute,
     )
 }
 
-/// [`build_with`] in f32.
+/// [`build_with`] in f32, with nothing computed again.
 ///
 /// # Errors
 /// As [`build`].
@@ -41,11 +42,18 @@ pub fn build_model(
     num_classes: u32,
     device: Device,
 ) -> Result<Box<dyn Learner>, LearnerError> {
-    build_with(model, sample_shape, num_classes, device, Precision::F32)
+    build_with(
+        model,
+        sample_shape,
+        num_classes,
+        device,
+        Precision::F32,
+        Recompute::None,
+    )
 }
 
 /// [`build`] from the parts of a specification that decide the learner: the model, the shape of a
-/// sample, the number of classes (or the vocabulary), the device and the precision.
+/// sample, the number of classes (or the vocabulary), the device, the precision, and what is computed again.
 ///
 /// # Errors
 /// As [`build`].
@@ -55,6 +63,7 @@ pub fn build_with(
     num_classes: u32,
     device: Device,
     precision: Precision,
+    recompute: Recompute,
 ) -> Result<Box<dyn Learner>, LearnerError> {
     build_on(
         model,
@@ -62,6 +71,7 @@ pub fn build_with(
         num_classes,
         &tensors(device)?,
         precision,
+        recompute,
     )
 }
 
@@ -75,6 +85,7 @@ pub fn build_on(
     num_classes: u32,
     device: &Tensors,
     precision: Precision,
+    recompute: Recompute,
 ) -> Result<Box<dyn Learner>, LearnerError> {
     let device = device.clone();
     let sample_shape = sizes(sample_shape, "data.shape")?;
@@ -159,7 +170,7 @@ pub fn build_on(
             }
             check_size(gpt_parameters(&shape))?;
             Ok(Box::new(GptLearner::new(
-                shape, *dropout, precision, device,
+                shape, *dropout, precision, recompute, device,
             )))
         }
         ModelSpec::Resnet { width } => {

@@ -2,7 +2,7 @@
 //! backward, counts. What a family computes is not known here.
 
 use burn::module::Module;
-use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, Transaction, activation};
 use muster_trainer::learner::LearnerError;
 use muster_trainer::rng::ShardRng;
 use muster_trainer::{Arena, Batch, Entry, Group, Inputs, Layout, Learner, Metrics};
@@ -128,12 +128,15 @@ impl<M: Classifier> ClassifierLearner<M> {
     /// Sums of loss and accuracy, added up on the host in f64 in the order of the samples.
     fn metrics(
         &self,
-        logits: Tensor<2>,
-        log_probabilities: Tensor<2>,
+        [logits, log_probabilities]: [Tensor<2>; 2],
         labels: &[u32],
     ) -> Result<Metrics, LearnerError> {
-        let logits = views::read_f64(logits)?;
-        let log_probabilities = views::read_f64(log_probabilities)?;
+        let both = Transaction::default()
+            .register(logits)
+            .register(log_probabilities);
+        let [logits, log_probabilities] = views::read_at_once(both)?;
+        let logits = views::elements::<f64>(logits)?;
+        let log_probabilities = views::elements::<f64>(log_probabilities)?;
         let scores = logits.chunks_exact(self.num_classes);
         let rows = log_probabilities.chunks_exact(self.num_classes);
         let (mut loss, mut right) = (0.0, 0.0);
@@ -150,8 +153,8 @@ impl<M: Classifier> ClassifierLearner<M> {
 }
 
 impl<M: Classifier> ClassifierLearner<M> {
-    /// A forward and a backward pass: the module, whose parameters have the gradients, and the new
-    /// values of its buffers.
+    /// A forward and a backward pass. Nothing is waited for; and nothing can fail between the two, as
+    /// Burn keeps the activations of a pass until the next backward pass anywhere in the process.
     fn backward(
         &self,
         arena: &Arena,
@@ -165,8 +168,6 @@ impl<M: Classifier> ClassifierLearner<M> {
             ));
         }
         let flat = self.flat(arena)?;
-        // Declared before every recorded tensor, hence dropped after all of them.
-        let mut unfinished = Unfinished::new(&self.device);
         let module = views::load(&self.template, &flat, Recording::On);
         let dropout = Dropout::On {
             rng,
@@ -174,22 +175,16 @@ impl<M: Classifier> ClassifierLearner<M> {
         };
         let (logits, buffers) = module.logits_and_buffers(self.samples(batch), dropout);
         let log_probabilities = activation::log_softmax(logits.clone(), 1);
-        let metrics = self.metrics(
-            logits.inner(),
-            log_probabilities.clone().inner(),
-            &batch.labels,
-        )?;
+        let measured = [logits.inner(), log_probabilities.clone().inner()];
         // Dimension by dimension: `sum()` over a whole tensor promises no bits (from 4 Mi on).
         let loss = (log_probabilities * self.targets(&batch.labels))
             .sum_dim(1)
             .sum_dim(0);
-        let gradients = loss.backward();
-        unfinished.finished();
         Ok(Passed {
             module,
-            gradients,
+            gradients: loss.backward(),
             buffers: buffers.into_iter().map(Tensor::inner).collect(),
-            metrics,
+            measured,
         })
     }
 
@@ -200,12 +195,15 @@ impl<M: Classifier> ClassifierLearner<M> {
     }
 }
 
-/// What a forward and a backward pass leave.
+/// What a forward and a backward pass leave, on the plain device.
 struct Passed<M> {
+    /// Its parameters have the gradients.
     module: M,
     gradients: Gradients,
+    /// The new values of its buffers.
     buffers: Vec<Tensor<1>>,
-    metrics: Metrics,
+    /// Logits and log-probabilities.
+    measured: [Tensor<2>; 2],
 }
 
 impl<M: Classifier> Learner for ClassifierLearner<M> {
@@ -234,7 +232,7 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         for ((_, entry), values) in self.buffers().zip(passed.buffers) {
             views::write([values].into_iter(), &mut out[entry.range()])?;
         }
-        Ok(passed.metrics)
+        self.metrics(passed.measured, &batch.labels)
     }
 
     fn contribute_on_device(
@@ -248,7 +246,10 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         for ((at, _), values) in self.buffers().zip(passed.buffers) {
             parts[at] = values;
         }
-        Ok((Tensor::cat(parts, 0), passed.metrics))
+        // All of it is queued before the metrics are waited for.
+        let vector = Tensor::cat(parts, 0);
+        let metrics = self.metrics(passed.measured, &batch.labels)?;
+        Ok((vector, metrics))
     }
 
     fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {
@@ -264,7 +265,7 @@ impl<M: Classifier> Learner for ClassifierLearner<M> {
         let module = views::load(&self.template, &flat, Recording::Off);
         let logits = module.logits(self.samples(batch), Dropout::Off);
         let log_probabilities = activation::log_softmax(logits.clone(), 1);
-        self.metrics(logits, log_probabilities, &batch.labels)
+        self.metrics([logits, log_probabilities], &batch.labels)
     }
 }
 
@@ -274,37 +275,4 @@ fn is_right(scores: &[f64], label: usize) -> bool {
     let mine = scores[label];
     scores[..label].iter().all(|&other| mine > other)
         && scores[label..].iter().all(|&other| mine >= other)
-}
-
-/// A forward pass whose backward pass has not come yet. Burn keeps the activations of such a pass
-/// until the next backward pass anywhere in the process; where none comes, because the
-/// contribution ended early, dropping this runs one over a single element.
-struct Unfinished<'a> {
-    device: &'a Device,
-    is_finished: bool,
-}
-
-impl<'a> Unfinished<'a> {
-    fn new(device: &'a Device) -> Unfinished<'a> {
-        Unfinished {
-            device,
-            is_finished: false,
-        }
-    }
-
-    fn finished(&mut self) {
-        self.is_finished = true;
-    }
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        // While a panic unwinds, a second one would end the process without a word.
-        if !self.is_finished && !std::thread::panicking() {
-            let one = Tensor::<1>::ones([1], self.device)
-                .autodiff()
-                .require_grad();
-            let _gradients = (one.clone() * one).backward();
-        }
-    }
 }

@@ -11,7 +11,7 @@
 //! learner keeps between forward and backward is in plain sight, and so is every change of precision.
 //!
 //! 1. `weights`: names, first values, and parameters as views of the arena.
-//! 2. `block`, `attention`, `ops`: the blocks, forward and backward.
+//! 2. `stack`, `block`, `attention`, `ops`: the blocks, forward and backward.
 //! 3. `embedding` and `head`: from tokens to activations, and from those to a loss.
 
 mod attention;
@@ -19,17 +19,19 @@ mod block;
 mod embedding;
 mod head;
 mod ops;
+mod stack;
 mod weights;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use muster_trainer::learner::LearnerError;
 use muster_trainer::rng::ShardRng;
-use muster_trainer::spec::Precision;
+use muster_trainer::spec::{Precision, Recompute};
 use muster_trainer::{Arena, Batch, Inputs, Layout, Learner, Metrics};
 
 use self::attention::Attention;
 use self::head::Measured;
 use self::ops::Casts;
+use self::stack::Stack;
 use self::weights::Weights;
 use crate::dropout::Dropout;
 use crate::views;
@@ -55,6 +57,7 @@ pub(crate) struct GptLearner {
     dropout: f64,
     casts: Casts,
     attention: Attention,
+    recompute: Recompute,
     device: Device,
 }
 
@@ -64,6 +67,7 @@ impl GptLearner {
         shape: Shape,
         dropout: f64,
         precision: Precision,
+        recompute: Recompute,
         device: Device,
     ) -> GptLearner {
         let casts = Casts::new(precision);
@@ -73,6 +77,7 @@ impl GptLearner {
             dropout,
             casts,
             attention: Attention::new(shape.heads, shape.context, casts, &device),
+            recompute,
             device,
         }
     }
@@ -129,13 +134,14 @@ impl GptLearner {
 }
 
 impl GptLearner {
-    /// A forward and a backward pass: the gradients of all parameters, in the order of the layout.
+    /// A forward and a backward pass: the gradients of all parameters, in the order of the layout, and
+    /// what the metrics are made of. Nothing is waited for.
     fn gradients(
         &self,
         arena: &Arena,
         batch: &Batch,
         rng: &ShardRng,
-    ) -> Result<(Vec<Tensor<1>>, Metrics), LearnerError> {
+    ) -> Result<(Vec<Tensor<1>>, Measured), LearnerError> {
         let tokens = self.check(batch)?;
         if tokens.is_empty() {
             return Err(LearnerError(
@@ -150,32 +156,25 @@ impl GptLearner {
         };
 
         let (embedded, mask) = embedding::forward(&weights, self.ids(tokens), dropout);
-        let mut activations = embedded;
-        let mut kept = Vec::with_capacity(weights.blocks.len());
-        for (number, block) in weights.blocks.iter().enumerate() {
-            let site = format!("h{}", number + 1);
-            let (next, keep) = block.forward(activations, &self.attention, &site, dropout);
-            kept.push(keep);
-            activations = next;
-        }
+        let stack = Stack {
+            blocks: &weights.blocks,
+            attention: &self.attention,
+            dropout,
+            recompute: self.recompute,
+        };
+        let (activations, kept) = stack.forward(embedded);
         let (last, norm) = weights.ln_f.forward(activations);
         let head =
             head::forward_and_backward(&last, &weights.wte, self.ids(&batch.labels), self.casts);
 
-        let (mut gradient, last_norm) = weights.ln_f.backward(head.activations, norm);
-        let mut of_blocks = Vec::with_capacity(kept.len());
-        for (block, keep) in weights.blocks.iter().zip(kept).rev() {
-            let (before, of_block) = block.backward(gradient, keep, &self.attention);
-            of_blocks.push(of_block);
-            gradient = before;
-        }
+        let (gradient, last_norm) = weights.ln_f.backward(head.activations, norm);
+        let (gradient, of_blocks) = stack.backward(gradient, kept);
         let gradient = ops::masked(gradient, mask);
         let [wte, wpe] = embedding::backward(gradient, tokens, head.wte, self.shape.context);
 
         let first = [wte, wpe].into_iter();
-        let blocks = of_blocks.into_iter().rev().flatten();
-        let gradients = first.chain(blocks).chain(last_norm).collect();
-        Ok((gradients, self.metrics(head.measured, &batch.labels)?))
+        let gradients = first.chain(of_blocks).chain(last_norm).collect();
+        Ok((gradients, head.measured))
     }
 }
 
@@ -200,9 +199,9 @@ impl Learner for GptLearner {
         out: &mut [f32],
     ) -> Result<Metrics, LearnerError> {
         views::check_room(out, &self.layout)?;
-        let (gradients, metrics) = self.gradients(arena, batch, rng)?;
+        let (gradients, measured) = self.gradients(arena, batch, rng)?;
         views::write(gradients.into_iter(), out)?;
-        Ok(metrics)
+        self.metrics(measured, &batch.labels)
     }
 
     fn contribute_on_device(
@@ -211,8 +210,10 @@ impl Learner for GptLearner {
         batch: &Batch,
         rng: &ShardRng,
     ) -> Result<(Tensor<1>, Metrics), LearnerError> {
-        let (gradients, metrics) = self.gradients(arena, batch, rng)?;
-        Ok((Tensor::cat(gradients, 0), metrics))
+        let (gradients, measured) = self.gradients(arena, batch, rng)?;
+        // All of it is queued before the metrics are waited for.
+        let vector = Tensor::cat(gradients, 0);
+        Ok((vector, self.metrics(measured, &batch.labels)?))
     }
 
     fn evaluate(&mut self, arena: &Arena, batch: &Batch) -> Result<Metrics, LearnerError> {

@@ -5,7 +5,7 @@
 //! their first values, are not known here.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Device, Element, Gradients, Tensor, TensorData, Transaction};
 use muster_trainer::learner::LearnerError;
 use muster_trainer::{Arena, Group, Layout};
 
@@ -126,24 +126,26 @@ pub(crate) fn parts<M: Module>(module: &M, gradients: &mut Gradients) -> Vec<Ten
     visitor.parts
 }
 
-/// A tensor's elements on the host, row by row.
+/// The `N` tensors that were registered, on the host: the device is waited for once.
 ///
 /// # Errors
 /// When the device could not be read.
-pub(crate) fn read_f64<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>, LearnerError> {
-    tensor
-        .try_into_vec_as::<f64>()
-        .map_err(|error| unreadable(&error))
+pub(crate) fn read_at_once<const N: usize>(
+    tensors: Transaction,
+) -> Result<[TensorData; N], LearnerError> {
+    let all = tensors.try_execute().map_err(|error| unreadable(&error))?;
+    all.try_into().map_err(|all: Vec<TensorData>| {
+        unreadable(&format!("it gave {} tensors instead of {N}", all.len()))
+    })
 }
 
-/// A tensor's whole numbers on the host, row by row.
+/// The elements of a tensor that was read, row by row.
 ///
 /// # Errors
-/// When the device could not be read.
-pub(crate) fn read_i64<const D: usize>(tensor: Tensor<D, Int>) -> Result<Vec<i64>, LearnerError> {
-    tensor
-        .try_into_vec_as::<i64>()
-        .map_err(|error| unreadable(&error))
+/// When they cannot be told as an `E`.
+pub(crate) fn elements<E: Element>(read: TensorData) -> Result<Vec<E>, LearnerError> {
+    let elements = read.try_into_vec_as::<E>();
+    elements.map_err(|error| unreadable(&error))
 }
 
 /// Writes tensors into `out` one behind another; together they have its length.

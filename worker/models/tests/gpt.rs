@@ -5,13 +5,19 @@ mod common;
 
 use common::{gpt, hash, learner, windows};
 use muster_trainer::rng::ShardRng;
-use muster_trainer::spec::{ModelSpec, Precision};
+use muster_trainer::spec::{ModelSpec, Precision, Recompute};
 use muster_trainer::{Arena, Batch, Group, Inputs, Learner, Metrics};
 
 const VOCABULARY: u32 = 31;
 
 fn small(dropout: f64) -> Box<dyn Learner> {
     learner(&gpt([2, 2, 16, 12], dropout), &[12], VOCABULARY)
+}
+
+fn built(model: &ModelSpec, precision: Precision, recompute: Recompute) -> Box<dyn Learner> {
+    let device = muster_trainer::Device::Cpu;
+    muster_models::build_with(model, &[12], VOCABULARY, device, precision, recompute)
+        .expect("a good model")
 }
 
 fn contribution(learner: &mut dyn Learner, arena: &Arena, batch: &Batch) -> (Vec<f32>, Metrics) {
@@ -216,17 +222,8 @@ fn parts_of_a_batch_sum_up_to_the_whole() {
 fn bf16_is_near_f32_and_not_equal() {
     let batch = windows("bf16", 4, 12, VOCABULARY);
     let model = gpt([2, 2, 16, 12], 0.1);
-    let (mut f32s, mut bf16s) = (
-        learner(&model, &[12], VOCABULARY),
-        muster_models::build_with(
-            &model,
-            &[12],
-            VOCABULARY,
-            muster_trainer::Device::Cpu,
-            Precision::Bf16,
-        )
-        .expect("a good model"),
-    );
+    let [mut f32s, mut bf16s] = [Precision::F32, Precision::Bf16]
+        .map(|precision| built(&model, precision, Recompute::None));
     let arena = Arena::Host(f32s.init(7));
     let (exact, exact_metrics) = contribution(&mut *f32s, &arena, &batch);
     let (near, near_metrics) = contribution(&mut *bf16s, &arena, &batch);
@@ -247,6 +244,25 @@ fn bf16_is_near_f32_and_not_equal() {
     let size = norm(&mut exact.iter().copied());
     // A dozen roundings of 2^-9 on the way of each, which mostly do not add up.
     assert!(distance < 0.02 * size, "{distance} of {size}");
+}
+
+#[test]
+fn blocks_that_are_computed_again_give_the_same_bits() {
+    let batch = windows("recompute", 4, 12, VOCABULARY);
+    for precision in [Precision::F32, Precision::Bf16] {
+        for dropout in [0.0, 0.3] {
+            let model = gpt([3, 2, 16, 12], dropout);
+            let [(kept, metrics), (again, same_metrics)] = [Recompute::None, Recompute::Blocks]
+                .map(|recompute| {
+                    let mut learner = built(&model, precision, recompute);
+                    let arena = Arena::Host(learner.init(7));
+                    contribution(&mut *learner, &arena, &batch)
+                });
+            let what = format!("{precision:?}, dropout {dropout}");
+            assert_eq!(hash(&again), hash(&kept), "{what}");
+            assert_eq!(same_metrics, metrics, "{what}");
+        }
+    }
 }
 
 #[test]

@@ -28,8 +28,9 @@ fn job(overrides: &[&str]) -> JobSpec {
 fn trainer(spec: &JobSpec, device: &Device) -> Trainer {
     let dataset = Dataset::load(&spec.data).expect("good data");
     let (shape, classes) = (&spec.data.shape, spec.data.num_classes);
-    let precision = spec.train.precision;
-    let learner = muster_models::build_on(&spec.model, shape, classes, device, precision);
+    let (precision, recompute) = (spec.train.precision, spec.train.recompute);
+    let learner =
+        muster_models::build_on(&spec.model, shape, classes, device, precision, recompute);
     Trainer::new(spec, learner.expect("a good model"), dataset).expect("a fitting job")
 }
 

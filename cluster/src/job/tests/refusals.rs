@@ -55,7 +55,7 @@ fn unknown_keys_and_sections_are_refused_with_the_nearest_known_one() {
             global_batch_size = 64 => global_batchsize = 64
                 job.toml:15: unknown key "global_batchsize" in [train]; did you mean "global_batch_size"?
             seed = 7 => colour = 7
-                job.toml:14: unknown key "colour" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every, precision, reduction
+                job.toml:14: unknown key "colour" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every, precision, reduction, recompute
             seed = 7 => lr = 0.1
                 job.toml:14: unknown key "lr" in [train]; did you mean "learning_rate" in [optimizer]?
             seed = 7 => every_steps = 3
@@ -73,7 +73,7 @@ fn unknown_keys_and_sections_are_refused_with_the_nearest_known_one() {
             [workers] => [[workers]]
                 job.toml:32: workers is an array of tables; expected a section: [workers] and its keys below
             seed = 7 => "a\"b\u001b" = 1
-                job.toml:14: unknown key "a\"b\u{1b}" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every, precision, reduction
+                job.toml:14: unknown key "a\"b\u{1b}" in [train]; expected one of seed, global_batch_size, logical_shards, epochs, steps, clip_norm, not_finite, evaluate_every_steps, audit_every, precision, reduction, recompute
         "#]],
     );
 }

@@ -3,7 +3,7 @@
 use expect_test::expect;
 
 use super::{JOB, SMALLEST, understand, understand_with};
-use crate::job::spec::{DataFormat, DataSpec, ModelSpec, Precision};
+use crate::job::spec::{DataFormat, DataSpec, ModelSpec, Precision, Recompute};
 use crate::job::{Identity, JobSpec};
 
 const GPT: &str = r#"name = "gpt"
@@ -112,6 +112,15 @@ fn reduction_joins_the_identity_only_where_it_is_fast() {
 }
 
 #[test]
+fn what_is_computed_again_is_not_part_of_the_identity() {
+    let with = |set: &str| understand_with(GPT, &[set]).unwrap();
+    let (kept, again) = (with("train.recompute=none"), with("train.recompute=blocks"));
+    assert_eq!(kept, with("train.seed=0"));
+    assert_eq!(again.train.recompute, Recompute::Blocks);
+    assert_eq!(Identity::of(&again), Identity::of(&kept));
+}
+
+#[test]
 fn a_resnet_has_a_width_and_rows_of_images() {
     let set = ["model.family=resnet", "data.shape=[3, 32, 32]"];
     let spec = understand_with(SMALLEST, &set).unwrap();
@@ -133,6 +142,7 @@ fn what_does_not_go_together_is_refused() {
         gpt(&["data.format=parquet"]),
         gpt(&["train.precision=f16"]),
         gpt(&["train.reduction=quick"]),
+        gpt(&["train.recompute=block"]),
         gpt(&["model.hidden=8"]),
         gpt(&["model.context=65536", "model.heads=64"]),
         gpt(&["model.layers=1024", "model.width=65536"]),
@@ -140,6 +150,7 @@ fn what_does_not_go_together_is_refused() {
         cnn(&["model.layers=3"]),
         cnn(&["data.vocabulary=300"]),
         cnn(&["train.precision=bf16"]),
+        cnn(&["train.recompute=blocks"]),
         understand_with(SMALLEST, &["model.family=resnet", "data.shape=[64]"])
             .unwrap_err()
             .to_string(),
@@ -162,6 +173,7 @@ fn what_does_not_go_together_is_refused() {
         --set data.format: unknown data format "parquet"; expected one of "csv", "text", "tokens"
         --set train.precision: unknown precision "f16"; expected one of "f32", "bf16"; did you mean "bf16"?
         --set train.reduction: unknown reduction "quick"; expected one of "canonical", "fast"
+        --set train.recompute: unknown choice of train.recompute "block"; expected one of "none", "blocks"; did you mean "blocks"?
         --set model.hidden: model.hidden belongs to "cnn" and "mlp", and family is "gpt"; remove it or change family
         job.toml:12: a layer has 549755813888 values for the 2 samples of a logical shard; expected at most 2147483648: use more logical_shards or a smaller batch
         job.toml:3: the model has 52777455845376 parameters; expected at most 1073741824: make its layers narrower
@@ -169,6 +181,7 @@ fn what_does_not_go_together_is_refused() {
         --set model.layers: model.layers belongs to "gpt", and family is "cnn"; remove it or change family
         --set data.vocabulary: data.vocabulary belongs to "text" and "tokens", and format is "csv"; remove it or change format
         --set train.precision: precision = "bf16" is not offered by family "cnn"; only "gpt" has it: write precision = "f32"
+        --set train.recompute: recompute = "blocks" is not offered by family "cnn"; only "gpt" has it: write recompute = "none"
         --set data.shape: shape = [64] is no image; a "resnet" expects [channels, height, width], e.g. shape = [3, 32, 32]
         --set model.dropout: model.dropout belongs to "cnn", "gpt" and "mlp", and family is "resnet"; remove it or change family
         job.toml:6: family "mlp" cannot use format = "text"; it needs rows of features: write format = "csv", or family = "gpt"

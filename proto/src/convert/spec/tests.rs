@@ -80,6 +80,8 @@ const JOBS: [&str; 4] = [
     logical_shards = 4
     steps = 10
     precision = "bf16"
+    reduction = "fast"
+    recompute = "blocks"
     [optimizer]
     kind = "adamw"
     learning_rate = 1e-3
@@ -137,6 +139,7 @@ fn what_makes_no_sense_is_named() {
             fault(|spec| spec.workers.as_mut().unwrap().device = "abacus".to_owned()),
             fault(|spec| spec.data.as_mut().unwrap().format = "scroll".to_owned()),
             fault(|spec| spec.train.as_mut().unwrap().precision = "f31".to_owned()),
+            fault(|spec| spec.train.as_mut().unwrap().recompute = "all".to_owned()),
         ],
         [
             "the message has no model",
@@ -144,6 +147,7 @@ fn what_makes_no_sense_is_named() {
             "the message's device makes no sense: \"abacus\" is none",
             "the message's format makes no sense: \"scroll\" is none",
             "the message's precision makes no sense: \"f31\" is none",
+            "the message's recompute makes no sense: \"all\" is none",
         ]
     );
 }

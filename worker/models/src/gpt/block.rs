@@ -43,6 +43,32 @@ impl Block {
         site: &str,
         dropout: Dropout<'_>,
     ) -> (Tensor<2>, Kept) {
+        let (rows, hidden, kept) = self.up_to_hidden(rows, attention, site, dropout);
+        let added = self.mlp_proj.forward(attention.casts().narrow(hidden));
+        let rows = rows + masked(added, kept.mlp_mask.clone());
+        (rows, kept)
+    }
+
+    /// What [`Self::forward`] keeps, without the product behind it.
+    pub(super) fn keep_again(
+        &self,
+        rows: Tensor<2>,
+        attention: &Attention,
+        site: &str,
+        dropout: Dropout<'_>,
+    ) -> Kept {
+        let (_, _, kept) = self.up_to_hidden(rows, attention, site, dropout);
+        kept
+    }
+
+    /// The rows behind the attention, the hidden layer, and all that is kept.
+    fn up_to_hidden(
+        &self,
+        rows: Tensor<2>,
+        attention: &Attention,
+        site: &str,
+        dropout: Dropout<'_>,
+    ) -> (Tensor<2>, Tensor<2>, Kept) {
         let casts = attention.casts();
         let (shape, device) = (rows.dims(), rows.device());
         let mask = |part: &str| dropout.mask(&format!("{site}.{part}"), shape, &device);
@@ -62,9 +88,6 @@ impl Block {
         let (second, ln_2) = self.ln_2.forward(rows.clone());
         let second = casts.narrow(second);
         let (hidden, gelu) = ops::gelu(self.c_fc.forward(second.clone()), casts);
-        let mlp_mask = mask("mlp");
-        let added = self.mlp_proj.forward(casts.narrow(hidden));
-        let rows = rows + masked(added, mlp_mask.clone());
         let kept = Kept {
             ln_1,
             first,
@@ -74,9 +97,9 @@ impl Block {
             ln_2,
             second,
             gelu,
-            mlp_mask,
+            mlp_mask: mask("mlp"),
         };
-        (rows, kept)
+        (rows, hidden, kept)
     }
 
     /// The gradient of the rows that went in, and those of the parameters in the layout's order.

@@ -1,11 +1,12 @@
 //! From tokens to activations, and the gradient of the two embeddings.
 //!
 //! A token that comes often has its row of the gradient from many positions. A device that adds them
-//! as its threads come (`select_assign` and the gradient of a gather do, on a GPU) gives other bits
-//! each time. So the positions of each token are summed here in a balanced binary tree over their
-//! order in the batch: every level is two selections and an addition, of half as many rows as the one
-//! before, and its index lists are made on the host, where the tokens are. What is left is one row
-//! a token, and adding those to the table collides nowhere.
+//! as its threads come (a scatter and the gradient of a gather do, on a GPU) gives other bits each
+//! time, and one that adds them one after another in a thread a column (`select_assign` does) is idle
+//! but for a few threads. So the positions of each token are summed here in a balanced binary tree
+//! over their order in the batch: every level is two selections and an addition, of half as many rows
+//! as the one before, and its index lists are made on the host, where the tokens are. What is left is
+//! one row a token, and adding those to the table collides nowhere, however a device does it.
 
 use std::collections::BTreeMap;
 

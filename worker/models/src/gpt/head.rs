@@ -5,7 +5,7 @@
 //! scatter with one target a row: no element is added to twice, so its result does not depend on the
 //! order in which a device adds. (One-hot targets would be as large as the logits.)
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, Transaction};
 use muster_trainer::learner::LearnerError;
 
 use super::ops::Casts;
@@ -29,9 +29,14 @@ impl Measured {
     /// The sum of the losses, and how many targets had the highest logit; of equal ones the lowest
     /// token counts. Added up on the host in f64, in the order of the rows.
     pub(super) fn sums(self, labels: &[u32]) -> Result<(f64, f64), LearnerError> {
-        let losses = views::read_f64(Tensor::cat(self.losses, 0))?;
-        let behind = views::read_f64(Tensor::cat(self.behind, 0))?;
-        let best = views::read_i64(Tensor::cat(self.best, 0))?;
+        let all = Transaction::default()
+            .register(Tensor::cat(self.losses, 0))
+            .register(Tensor::cat(self.behind, 0))
+            .register(Tensor::cat(self.best, 0));
+        let [losses, behind, best] = views::read_at_once(all)?;
+        let losses = views::elements::<f64>(losses)?;
+        let behind = views::elements::<f64>(behind)?;
+        let best = views::elements::<i64>(best)?;
         let loss = losses.iter().fold(0.0, |sum, loss| sum + loss);
         let rows = labels.iter().zip(behind).zip(best);
         // What is not a number is not 0, and so never right.

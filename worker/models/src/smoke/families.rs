@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use muster_trainer::rng::{ParamRng, ShardRng};
-use muster_trainer::spec::{ModelSpec, Precision};
+use muster_trainer::spec::{ModelSpec, Precision, Recompute};
 use muster_trainer::{Arena, Batch, Inputs};
 
 use super::{Checked, difference, guarded, read};
@@ -37,7 +37,8 @@ pub(super) fn check(device: &Device) -> Vec<Checked> {
 fn compare(family: &Family, device: &Device) -> Result<f64, String> {
     let build = |device: &Device| {
         let (shape, classes) = (&family.shape, family.num_classes);
-        build_on(&family.model, shape, classes, device, Precision::F32)
+        let (precision, recompute) = (Precision::F32, Recompute::None);
+        build_on(&family.model, shape, classes, device, precision, recompute)
             .map_err(|error| error.to_string())
     };
     let rng = ShardRng::new(1, 2, 3);

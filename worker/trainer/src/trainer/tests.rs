@@ -10,7 +10,7 @@ use muster_cluster::JobName;
 use muster_cluster::ids::History;
 use muster_cluster::job::spec::{
     CheckpointSpec, DataFormat, DataSpec, DeviceSpec, ModelSpec, OptimizerKind, OptimizerSpec,
-    Precision, Reduction, Redundancy, ScheduleKind, TrainSpec, WorkersSpec,
+    Precision, Recompute, Reduction, Redundancy, ScheduleKind, TrainSpec, WorkersSpec,
 };
 use muster_cluster::tree::{self, Run};
 
@@ -112,6 +112,7 @@ pub(crate) fn job(folder: &Path, kind: OptimizerKind) -> JobSpec {
             audit_every: None,
             precision: Precision::F32,
             reduction: Reduction::Canonical,
+            recompute: Recompute::None,
         },
         optimizer: OptimizerSpec {
             kind,
