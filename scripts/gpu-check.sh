@@ -86,20 +86,35 @@ say "| part | |"
 say "|---|---|"
 
 part doctor 60 "$muster" doctor
-part operations 200 "$muster" doctor --compute
-part nccl 100 "$muster" doctor --nccl 2
+part operations 150 "$muster" doctor --compute
+part nccl 60 "$muster" doctor --nccl 2
 
-# The same job on processors and on the GPU.
+# The same job on processors and on the GPU, and there by one rank and by two that share it, over NCCL.
 mkdir -p "$work/digits" "$work/state"
 cp "$root"/examples/digits/* "$work/digits/"
-train() { # NAME DEVICE SECONDS ARGUMENTS...
-    name=$1 where=$2 limit=$3
-    shift 3
+export MUSTER_KERNELS="$work/kernels"
+train() { # NAME DEVICE RANKS SECONDS ARGUMENTS...
+    name=$1 where=$2 ranks=$3 limit=$4
+    shift 4
     part "$name" "$limit" env MUSTER_STATE="$work/state/$name" "$muster" train "$work/digits/job.toml" --fresh \
-        --set "workers.device=$where" --set model.dropout=0.0 --set workers.min=1 --set workers.max=1 \
-        --set train.steps=100 "$@"
+        --workers "$ranks" --ranks-per-gpu "$ranks" --set "workers.device=$where" --set model.dropout=0.0 \
+        --set workers.min=1 --set "workers.max=$ranks" --set train.steps=100 "$@"
 }
-if train digits-cpu cpu 60 && train digits-gpu "$device" 120; then
+bits() { grep -h '^bits' "$out/$1.log" | tail -n 1; }
+same() { # WHAT NAME NAME: whether two runs ended in the same bits
+    if [ -n "$(bits "$2")" ] && [ "$(bits "$2")" = "$(bits "$3")" ]; then
+        say "| $1 | same bits |"
+    else
+        say "| $1 | FAILED: other bits: $(bits "$2"), $(bits "$3") |"
+        failed=1
+    fi
+}
+# By NCCL, or for want of it over the host.
+way() {
+    lines=$(grep -rh --include='p*.log' -e 'vectors go' "$work/state/$1" 2>/dev/null | sed 's/.*vectors go/vectors go/' | sort | uniq -c | sed 's/^ *//' | paste -sd, -)
+    say "| how vectors went in $1 | ${lines:-over the host} |"
+}
+if train digits-cpu cpu 1 60 && train digits-gpu "$device" 1 180; then
     python3 - "$out/digits-cpu.log" "$out/digits-gpu.log" >>"$report" <<'PY'
 import re, sys
 def losses(path):
@@ -110,21 +125,17 @@ worst = max((abs(cpu[s] - gpu[s]) / max(cpu[s], 1e-9) for s in common), default=
 print(f"| losses of {len(common)} steps told, processors and GPU | largest relative difference {worst} |")
 PY
 fi
-train digits-again "$device" 60 && {
-    first=$(grep '^bits' "$out/digits-gpu.log") again=$(grep '^bits' "$out/digits-again.log")
-    if [ "$first" = "$again" ]; then
-        say "| two runs on the GPU | same bits |"
-    else
-        say "| two runs on the GPU | FAILED: other bits: $first, $again |"
-        failed=1
-    fi
-}
+train digits-again "$device" 1 60 && same "two runs on the GPU" digits-gpu digits-again
+train digits-two "$device" 2 90 && same "one rank and two on the GPU" digits-gpu digits-two
+way digits-two
+train digits-fast "$device" 2 60 --set train.reduction=fast
 
-# A rank that is killed behind its first checkpoint, and the job that goes on.
+# One of two ranks is killed behind the first checkpoint, and the job goes on.
 cat >"$work/killed.sh" <<'SH'
 muster=$1 job=$2 device=$4
-"$muster" train "$job" --fresh --set "workers.device=$device" --set workers.min=1 --set workers.max=1 \
-    --set train.steps=300 --set checkpoint.every_steps=50 >"$3" 2>&1 &
+"$muster" train "$job" --fresh --workers 2 --ranks-per-gpu 2 --set "workers.device=$device" \
+    --set workers.min=1 --set workers.max=2 --set model.dropout=0.0 \
+    --set train.steps=100 --set checkpoint.every_steps=20 >"$3" 2>&1 &
 job_process=$!
 until grep -q "checkpoint" "$3" || ! kill -0 $job_process 2>/dev/null; do sleep 0.1; done
 pkill -9 -n -f "^$muster rank"
@@ -135,7 +146,9 @@ grep -q "^world 2" "$3" && exit $status
 echo "no second world began"
 exit 1
 SH
-part killed 120 env MUSTER_STATE="$work/state/killed" sh "$work/killed.sh" "$muster" "$work/digits/job.toml" "$out/killed.out" "$device"
+part killed 120 env MUSTER_STATE="$work/state/killed" sh "$work/killed.sh" "$muster" "$work/digits/job.toml" "$out/killed.out" "$device" \
+    && same "undisturbed, and one of two ranks killed" digits-two killed
+way killed
 
 # Beside PyTorch, model by model.
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
@@ -185,22 +198,29 @@ device = "cuda"
 [checkpoint]
 every_steps = 1000
 TOML
+gpt2() { # NAME RANKS SECONDS ARGUMENTS...
+    name=$1 ranks=$2 limit=$3
+    shift 3
+    part "$name" "$limit" env MUSTER_STATE="$work/state/$name" "$muster" train "$root/examples/gpt2/gpt2-124m.toml" --fresh \
+        --workers "$ranks" --ranks-per-gpu "$ranks" --set "data.source=$work/tokens" --set workers.device=cuda \
+        --set workers.min=1 --set "workers.max=$ranks" --set train.global_batch_size=16 \
+        --set "train.logical_shards=$ranks" --set train.steps=30 --set schedule.warmup_steps=2 "$@"
+}
 if [ "$device" = cuda ]; then
-    part gpt2 120 env MUSTER_STATE="$work/state/gpt2" "$muster" train "$root/examples/gpt2/gpt2-124m.toml" --fresh \
-        --set "data.source=$work/tokens" --set workers.device=cuda --set workers.min=1 --set workers.max=1 \
-        --set train.global_batch_size=16 --set train.logical_shards=1 --set train.steps=30 \
-        --set schedule.warmup_steps=2
+    gpt2 gpt2 1 120
     part resnet18 90 env MUSTER_STATE="$work/state/resnet" "$muster" train "$work/resnet.toml" --fresh
+    gpt2 gpt2-two 2 120
+    gpt2 gpt2-two-fast 2 60 --set train.reduction=fast
 else
     skipped "gpt2 and resnet18" "they are for a GPU"
 fi
 
-for log in torch-gpt2-eager torch-gpt2-compile gpt2 torch-resnet18-eager torch-resnet18-compile resnet18; do
+for log in torch-gpt2-eager torch-gpt2-compile gpt2 gpt2-two gpt2-two-fast torch-resnet18-eager torch-resnet18-compile resnet18; do
     [ -f "$out/$log.log" ] || continue
     say ""
     say "\`$log\`:"
     say '```'
-    say "$(grep -E '"model"|samples/s|^time' "$out/$log.log" | tail -n 8)"
+    say "$(grep -E '"model"|samples/s|^time|^rank time' "$out/$log.log" | tail -n 8)"
     say '```'
 done
 say ""

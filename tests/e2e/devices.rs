@@ -35,6 +35,10 @@ fn job(sandbox: &Sandbox, num_workers: u32) -> TrainCommand<'_> {
         .set("data.shape=[64]")
         .set("checkpoint.every_steps=1000")
         .env("MUSTER_TEST_CUBE", "1")
+        .env(
+            "MUSTER_KERNELS",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"),
+        )
 }
 
 fn finish(sandbox: &Sandbox, train: Train<'_>, what: &str) -> Finished {
