@@ -30,7 +30,7 @@ impl NcclRank {
     pub(crate) fn run(&self) -> Outcome {
         let options = Options {
             ordinal: self.device,
-            library: None,
+            ..Options::default()
         };
         let (rank, size) = (RankId(self.rank), self.size);
         let report = check_rank(rank, size, self.address, &options, &CheckOptions::default());

@@ -50,7 +50,7 @@ fn one(rank: &str, size: &str, address: &str, device: &str) -> Result<(), String
         .map_err(|_| format!("\"{address}\" is no address"))?;
     let options = Options {
         ordinal: number(device)?,
-        library: None,
+        ..Options::default()
     };
     let (rank, size) = (RankId(number(rank)?), number(size)?);
     let checked = check::check_rank(rank, size, address, &options, &CheckOptions::default());

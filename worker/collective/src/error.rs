@@ -49,6 +49,13 @@ pub enum Error {
         /// What failed, and what to do about it.
         what: String,
     },
+    /// As [`Self::Device`], and what moves its vectors may still read and write their memory: the process
+    /// must end, and use none of it before.
+    #[error("the device failed, and does not let go of its memory: {what}")]
+    Stuck {
+        /// What failed before that.
+        what: String,
+    },
     /// The operating system refused a resource (a thread, a socket).
     #[error("could not {doing}: {kind}")]
     System {

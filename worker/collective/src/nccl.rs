@@ -51,6 +51,8 @@ pub struct Options {
     pub ordinal: u32,
     /// NCCL's file, or its folder; without it, `MUSTER_NCCL_LIB` or the search decides.
     pub library: Option<PathBuf>,
+    /// Why this rank takes no part, so that nobody does, if it does not.
+    pub refusal: Option<String>,
 }
 
 /// One rank's communicator of NCCL.
@@ -105,6 +107,9 @@ struct Ready {
 
 impl Ready {
     fn of(world: &World, options: &Options) -> Result<(Library, Self), BulkError> {
+        if let Some(why) = &options.refusal {
+            return Err(BulkError::new(why));
+        }
         let library = Library::find(options.library.as_deref())?;
         driver::Context::of(options.ordinal)?;
         let id = match world.rank {

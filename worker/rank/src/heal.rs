@@ -20,6 +20,8 @@ mod exchange;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "devices")]
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -130,7 +132,8 @@ fn way(work: &Work<'_>, assignment: &v1::Assignment, token: Token) -> Way {
         return Way::Host;
     }
     let detect = Duration::from_millis(assignment.detect_ms.max(1));
-    Way::of_device(prepare::gpu(assignment), work.host, token, detect)
+    let refuses = work.shared.refuses_devices.load(Ordering::SeqCst);
+    Way::of_device(prepare::gpu(assignment), work.host, token, detect, refuses)
 }
 
 /// As above, in a build without devices.

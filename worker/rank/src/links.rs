@@ -48,21 +48,21 @@ impl Way {
         host: IpAddr,
         token: Token,
         detect: Duration,
+        refuses: bool,
     ) -> Self {
-        if std::env::var_os("MUSTER_TEST_NO_DEVICE_LINKS").is_some() {
-            return Way::Host;
-        }
         match gpu {
             #[cfg(feature = "cuda")]
             Some(ordinal) => Way::Nccl(muster_collective::nccl::Options {
                 ordinal,
                 library: None,
+                refusal: refuses.then(|| "it failed here before".to_owned()),
             }),
             #[cfg(feature = "cube-cpu")]
             None => Way::Sockets(muster_collective::device::host::Options {
                 host,
                 token,
                 detect,
+                refuses,
             }),
             #[allow(unreachable_patterns, reason = "a build with both features")]
             _ => Way::Host,

@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     on_lost: fn(),
     /// Whether this rank was told to stop; it travels on the next step's note.
     pub(crate) stop: AtomicBool,
+    /// What moves vectors between devices has failed here: they go over the host from now on.
+    pub(crate) refuses_devices: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
     control: Mutex<TcpStream>,
@@ -101,6 +103,7 @@ impl Shared {
         Self {
             on_lost,
             stop: AtomicBool::new(false),
+            refuses_devices: AtomicBool::new(false),
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             control: Mutex::new(control),

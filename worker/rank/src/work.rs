@@ -414,12 +414,19 @@ impl Work<'_> {
 
 /// What a failed exchange means: mostly that this world is over, and who is missed in it.
 pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveError) -> Trouble {
+    if let CollectiveError::Stuck { .. } = error {
+        return Trouble::Fault(error.to_string());
+    }
     // What revoked the group is the true reason.
     if let Err(trouble) = shared.check() {
         return trouble;
     }
-    if let CollectiveError::Invalid { .. } | CollectiveError::Device { .. } = error {
+    if let CollectiveError::Invalid { .. } = error {
         return Trouble::Failed(error.to_string());
+    }
+    if let CollectiveError::Device { .. } = error {
+        // What each rank holds is whole: another world goes on with it, over the host.
+        shared.refuses_devices.store(true, Ordering::SeqCst);
     }
     let cause = Cause {
         lost: error.missed().iter().map(|rank| rank.0).collect(),

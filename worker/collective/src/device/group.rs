@@ -99,7 +99,7 @@ impl DeviceGroup {
     /// # Errors
     /// As [`Group::all_reduce`], and [`Error::Device`]. When an error is back nothing touches the
     /// operation's regions any more; where the library does not let go of them the error is
-    /// [`Error::Device`] and says so, and the process should end.
+    /// [`Error::Stuck`], and the process must end.
     pub fn all_reduce(
         &mut self,
         operation: DeviceOperation,
@@ -172,10 +172,9 @@ impl DeviceGroup {
         if self.abort() {
             return error;
         }
-        Error::Device {
+        Error::Stuck {
             what: format!(
-                "after \"{error}\" the transfers between devices did not end within {} s, and may \
-                 still write to device memory: end this process",
+                "after \"{error}\" the transfers between devices did not end within {} s",
                 ABORT_PATIENCE.as_secs()
             ),
         }

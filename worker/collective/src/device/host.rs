@@ -40,6 +40,8 @@ pub struct Options {
     pub token: Token,
     /// A peer of which nothing comes for so long is lost.
     pub detect: Duration,
+    /// Whether this rank takes no part, so that nobody does.
+    pub refuses: bool,
 }
 
 /// One rank's part in the transfers of its world.
@@ -73,15 +75,19 @@ pub unsafe fn connect(
     let until = Instant::now().checked_add(deadline);
     let listener = Listener::bind(options.host).map_err(Error::system("bind a port"));
     let listener = listener.map_err(|error| group.fail(error))?;
-    let addresses = group.all_gather(listener.addr().to_string().into_bytes(), deadline)?;
-    let peers: Option<Vec<SocketAddr>> = addresses
-        .iter()
-        .map(|bytes| std::str::from_utf8(bytes).ok()?.parse().ok())
-        .collect();
-    let peers = peers.ok_or_else(|| {
-        let what = "a rank told no address for its vectors".to_owned();
-        group.fail(Error::Device { what })
-    })?;
+    let own = match options.refuses {
+        true => Vec::new(),
+        false => listener.addr().to_string().into_bytes(),
+    };
+    let told = group.all_gather(own, deadline)?;
+    let mut peers: Vec<SocketAddr> = Vec::new();
+    for (rank, bytes) in world.ranks().zip(&told) {
+        let address = std::str::from_utf8(bytes).ok();
+        let address = address.and_then(|address| address.parse().ok());
+        peers.push(address.ok_or_else(|| Error::Device {
+            what: format!("rank {rank} takes no part"),
+        })?);
+    }
     let revoker = Revoker::default();
     let (theirs, Options { token, detect, .. }) = (revoker.clone(), *options);
     let made = Owner::start(move |_| {

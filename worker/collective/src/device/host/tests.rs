@@ -68,6 +68,7 @@ impl Rig for Memory {
             host: LOCAL,
             token: Token(*b"vectors of tests"),
             detect: Duration::from_secs(30),
+            refuses: false,
         };
         // SAFETY: the regions are of buffers that live as long as this does, and each is used by one
         // thread at a time.
@@ -140,6 +141,7 @@ fn with_bulks(size: u32, drive: impl Fn(RankId, &mut HostBulk) + Sync) {
                     host: LOCAL,
                     token: Token(*b"vectors of tests"),
                     detect: Duration::from_secs(30),
+                    refuses: false,
                 };
                 let rank = group.world().rank;
                 // SAFETY: the buffers outlive the transfers, which are waited for.
@@ -217,6 +219,7 @@ fn where_one_rank_is_not_reached_all_go_on_without_devices() {
                     host: LOCAL,
                     token,
                     detect: Duration::from_secs(30),
+                    refuses: false,
                 };
                 // SAFETY: nothing is transferred.
                 let refused = unsafe { connect(&mut group, &options, Duration::from_secs(3)) };
