@@ -38,6 +38,13 @@ impl Dropout<'_> {
         device: &Device,
     ) -> Option<Tensor<D>> {
         match *self {
+            #[cfg(feature = "cube")]
+            Dropout::On { rng, rate } if rate > 0.0 && *device != Device::flex() => {
+                let keep = (1.0 - rate) as f32;
+                let len = shape.iter().product();
+                let mask = muster_trainer::device::mask(&rng.site(site), keep, len, device);
+                Some(mask.reshape(shape))
+            }
             Dropout::On { rng, rate } if rate > 0.0 => {
                 let mut mask = vec![0.0; shape.iter().product()];
                 rng.site(site).mask((1.0 - rate) as f32, &mut mask);

@@ -26,6 +26,7 @@ pub(crate) use self::ops::{AdamNumbers, Scale, SgdNumbers};
 use crate::arena::{Group, Layout};
 use crate::clip::BLOCK;
 use crate::finite::{Facts, NoNumber, NotFinite};
+use crate::rng::Site;
 use crate::vector::{DeviceError, read};
 
 /// The groups of a layout, two bits an element, on a device.
@@ -152,6 +153,26 @@ pub fn hash(values: &Tensor<1>) -> Result<::blake3::Hash, DeviceError> {
             nodes.len()
         ))),
     }
+}
+
+/// A mask of inverted dropout of `len` elements, made on the device.
+///
+/// # Panics
+/// As its twin, [`Site::mask`].
+#[must_use]
+pub fn mask(site: &Site, keep: f32, len: usize, device: &Device) -> Tensor<1> {
+    if len == 0 {
+        return Tensor::empty([0], device);
+    }
+    let (threshold, kept) = site.threshold(keep);
+    let beside: Tensor<1> = Tensor::empty([1], device);
+    Tensor::from_dispatch(Dispatch::arena_mask(
+        beside.into_dispatch(),
+        site.words(),
+        threshold,
+        kept,
+        len,
+    ))
 }
 
 /// An update of SGD without momentum: the new parameters.

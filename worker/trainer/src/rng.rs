@@ -6,9 +6,9 @@
 //! that a draw in one place never changes another. Not here: the order of samples
 //! ([`crate::permutation`]), which uses the same function with keys of its own.
 
-const ROUNDS: usize = 10;
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(crate) const ROUNDS: usize = 10;
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Four random words from a counter and a key.
 #[must_use]
@@ -137,14 +137,28 @@ impl Site {
     /// # Panics
     /// When `keep` is not in `(0, 1]`.
     pub fn mask(&self, keep: f32, out: &mut [f32]) {
+        let (threshold, kept) = self.threshold(keep);
+        self.0.fill(out, |words| {
+            words.map(|word| if word >> 8 < threshold { kept } else { 0.0 })
+        });
+    }
+
+    /// What a word's upper 24 bits are below with probability `keep`, and `1 / keep`.
+    pub(crate) fn threshold(&self, keep: f32) -> (u32, f32) {
         assert!(
             keep > 0.0 && keep <= 1.0,
             "a mask keeps more than nothing and at most everything"
         );
-        let kept = 1.0 / keep;
-        self.0.fill(out, |words| {
-            words.map(|word| if unit(word) < keep { kept } else { 0.0 })
-        });
+        // As a comparison of numbers in [0, 1): the product is exact.
+        let threshold = (f64::from(keep) * 16_777_216.0).ceil() as u32;
+        (threshold, 1.0 / keep)
+    }
+
+    /// The key and the name of its stream.
+    #[cfg(feature = "cube")]
+    pub(crate) fn words(&self) -> [u32; 4] {
+        let Stream { key, name } = self.0;
+        [key[0], key[1], name[0], name[1]]
     }
 
     /// Uniform numbers in `[0, 1)`.

@@ -7,11 +7,12 @@ use burn::tensor::Device;
 use muster_cluster::job::spec::{OptimizerKind, OptimizerSpec};
 
 use super::memory::{Memory, Part, sum, sum_on_host};
-use super::{Groups, facts, hash};
+use super::{Groups, facts, hash, mask};
 use crate::arena::{Group, Layout};
 use crate::clip;
 use crate::finite::NotFinite;
 use crate::optimizer::{OnDevice, Optimizer};
+use crate::rng::ShardRng;
 use crate::vector::{DeviceError, read, write};
 
 /// What came of one kernel.
@@ -100,6 +101,14 @@ pub fn check(device: &Device, num_elements: usize) -> Vec<Kernel> {
         };
         sum(&parts, &adds, &output)?;
         let found = read(&found)?;
+        Ok((bits(&found) == bits(&expected), begun.elapsed()))
+    }));
+    all.push(timed("mask of dropout", || {
+        let site = ShardRng::new(1, 2, 3).site("check");
+        let mut expected = vec![0.0; len];
+        site.mask(0.9, &mut expected);
+        let begun = Instant::now();
+        let found = read(&mask(&site, 0.9, len, device))?;
         Ok((bits(&found) == bits(&expected), begun.elapsed()))
     }));
     all.push(timed("hash", || {

@@ -8,6 +8,8 @@
 
 use cubecl::prelude::*;
 
+use crate::rng;
+
 /// How many sums a block of a norm is cut into; its twin is [`crate::clip::LANES`].
 pub(crate) const LANES: usize = crate::clip::LANES;
 
@@ -184,6 +186,54 @@ pub(crate) fn sum(
                 values[into] += values[from];
             }
             sum[at] = values[0usize];
+        }
+    }
+}
+
+/// A mask of inverted dropout: `kept` where the upper 24 bits of the stream's word are below `threshold`,
+/// else 0; a unit for each block of four. Twin: `Site::mask`.
+#[cube(launch)]
+pub(crate) fn mask(
+    out: &mut [f32],
+    key0: u32,
+    key1: u32,
+    name0: u32,
+    name1: u32,
+    threshold: u32,
+    kept: f32,
+) {
+    let block = ABSOLUTE_POS;
+    let start = block * 4;
+    if start < out.len() {
+        let mut words = Array::<u32>::new(4usize);
+        words[0usize] = block as u32;
+        words[1usize] = 0u32.runtime();
+        words[2usize] = name0;
+        words[3usize] = name1;
+        let mut first_key = key0;
+        let mut second_key = key1;
+        #[unroll]
+        for round in 0..comptime![rng::ROUNDS] {
+            if comptime![round > 0] {
+                first_key += comptime![rng::WEYL[0]];
+                second_key += comptime![rng::WEYL[1]];
+            }
+            let first = u64::cast_from(words[0usize])
+                * u64::cast_from(comptime![rng::MULTIPLIERS[0]].runtime());
+            let second = u64::cast_from(words[2usize])
+                * u64::cast_from(comptime![rng::MULTIPLIERS[1]].runtime());
+            let high = u32::cast_from(second >> 32) ^ words[1usize] ^ first_key;
+            let other = u32::cast_from(first >> 32) ^ words[3usize] ^ second_key;
+            words[0usize] = high;
+            words[1usize] = u32::cast_from(second & 4_294_967_295);
+            words[2usize] = other;
+            words[3usize] = u32::cast_from(first & 4_294_967_295);
+        }
+        #[unroll]
+        for i in 0..4usize {
+            if start + i < out.len() {
+                out[start + i] = select((words[i] >> 8) < threshold, kept, f32::new(0.0));
+            }
         }
     }
 }

@@ -94,6 +94,18 @@ pub(crate) trait ArenaOps: Backend {
         divisor: f32,
     ) -> IntTensor<Self>;
 
+    /// `beside` says on which device.
+    #[fusion(meta = |_beside, _stream, _threshold, _kept, len| {
+        TensorSpec::new(Shape::from([*len]), DType::F32)
+    })]
+    fn arena_mask(
+        beside: FloatTensor<Self>,
+        stream: [u32; 4],
+        threshold: u32,
+        kept: f32,
+        len: usize,
+    ) -> FloatTensor<Self>;
+
     #[fusion(meta = |values| TensorSpec::new(Shape::from([num_chunk_words(&values.shape)]), DType::I32))]
     fn arena_chunks(values: FloatTensor<Self>) -> IntTensor<Self>;
 
@@ -268,6 +280,30 @@ impl ArenaOps for CubeBackend {
             argument(&facts),
         );
         facts
+    }
+
+    fn arena_mask(
+        there: CubeTensor,
+        [key0, key1, name0, name1]: [u32; 4],
+        threshold: u32,
+        kept: f32,
+        len: usize,
+    ) -> CubeTensor {
+        let out = beside(&there, len, DType::F32);
+        let (count, dim) = units(&out.client, len.div_ceil(4));
+        kernels::mask::launch(
+            &out.client,
+            count,
+            dim,
+            argument(&out),
+            key0,
+            key1,
+            name0,
+            name1,
+            threshold,
+            kept,
+        );
+        out
     }
 
     fn arena_chunks(values: CubeTensor) -> CubeTensor {

@@ -96,7 +96,7 @@ macro_rules! kernel {
 #[test]
 fn all_kernels_compile_for_gpus_and_round_each_product() {
     for architecture in ARCHITECTURES {
-        let all: [(&str, Box<dyn CubeKernel>); 8] = [
+        let all: [(&str, Box<dyn CubeKernel>); 9] = [
             (
                 "sgd",
                 Box::new(kernel!(kernels::sgd::Sgd; [b b b b s s s s];)),
@@ -120,6 +120,10 @@ fn all_kernels_compile_for_gpus_and_round_each_product() {
             (
                 "block_facts",
                 Box::new(kernel!(kernels::block_facts::BlockFacts; [b b b];)),
+            ),
+            (
+                "mask",
+                Box::new(kernel!(kernels::mask::Mask; [b s s s s s s];)),
             ),
             ("chunks", Box::new(kernel!(blake3::chunks::Chunks; [b b];))),
             (

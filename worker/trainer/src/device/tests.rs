@@ -137,6 +137,18 @@ proptest! {
 }
 
 #[test]
+fn masks_of_dropout_are_those_of_the_host() {
+    let rng = crate::rng::ShardRng::new(7, 123, 5);
+    for (keep, len) in [(0.5, 1), (0.9, 7), (1.0, 64), (1e-8, 1000), (0.1, 100_003)] {
+        let site = rng.site("a place");
+        let mut expected = vec![0.0; len];
+        site.mask(keep, &mut expected);
+        let found = read(&mask(&site, keep, len, &device())).unwrap();
+        assert_eq!(bits(&found), bits(&expected), "{keep}, {len}");
+    }
+}
+
+#[test]
 fn impossible_sums_are_refused() {
     let memory = Memory::of(&write(values(100, 1), &device())).unwrap();
     let (_, output) = Memory::empty(10, &device()).unwrap();
