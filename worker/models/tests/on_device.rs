@@ -115,7 +115,7 @@ fn a_state_goes_from_the_device_to_the_host_and_back() {
     let values = giver.values(0..giver.num_state_values()).expect("readable");
     let mut taker = trainer(&spec, &Device::flex());
     taker
-        .take_over(giver.head(), &[values.clone()])
+        .take_over(giver.head(), std::slice::from_ref(&values))
         .expect("whole");
     let hashes = |trainer: &Trainer| {
         let arena = trainer.arena_hash().expect("readable");

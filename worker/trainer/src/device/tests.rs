@@ -152,20 +152,20 @@ fn masks_of_dropout_are_those_of_the_host() {
 fn impossible_sums_are_refused() {
     let memory = Memory::of(&write(values(100, 1), &device())).unwrap();
     let (_, output) = Memory::empty(10, &device()).unwrap();
-    let part = |range| Part {
+    let part = |(start, end)| Part {
         memory: &memory,
-        range,
+        range: start..end,
     };
     let output = Part {
         memory: &output,
         range: 0..10,
     };
     for (ranges, adds) in [
-        (vec![0..10, 10..19], vec![(0, 1)]),
-        (vec![0..10, 10..20], vec![]),
-        (vec![0..10, 10..20], vec![(0, 2)]),
-        (vec![0..10, 10..20], vec![(1, 0)]),
-        (vec![0..10], vec![(0, 0)]),
+        (vec![(0, 10), (10, 19)], vec![(0, 1)]),
+        (vec![(0, 10), (10, 20)], vec![]),
+        (vec![(0, 10), (10, 20)], vec![(0, 2)]),
+        (vec![(0, 10), (10, 20)], vec![(1, 0)]),
+        (vec![(0, 10)], vec![(0, 0)]),
     ] {
         let parts: Vec<Part<'_>> = ranges.into_iter().map(part).collect();
         assert!(sum(&parts, &adds, &output).is_err(), "{parts:?} {adds:?}");
