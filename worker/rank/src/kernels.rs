@@ -5,7 +5,7 @@
 //! ```text
 //! <root>/<build and kind of device>/lock            held while one rank finds out
 //!                                  /known.db        what all ranks begin with
-//!                                  /<identity>      the hash of a contribution, once a job is in it
+//!                                  /<job>           the hash of a contribution, once a job is in it
 //!                                  /run-<pid>.db    what one process goes on with
 //! ```
 //!
@@ -53,8 +53,13 @@ pub(crate) fn learn(
         }
         None => return try_out(assignment, build, class),
     };
-    let mark = folder.join(&assignment.identity);
-    if let Some(hash) = fs::read_to_string(&mark).ok().and_then(|text| read(&text)) {
+    let mark = blake3::hash(assignment.identity.as_bytes()).to_hex();
+    let mark = folder.join(&mark[..32]);
+    // A file that cannot be read holds nothing, whatever is marked.
+    let marked = fs::read_to_string(&mark)
+        .ok()
+        .filter(|_| !store::is_empty());
+    if let Some(hash) = marked.and_then(|text| read(&text)) {
         return Ok(hash);
     }
     tracing::info!("compiles and tunes kernels for this job on this machine, once");
@@ -133,7 +138,12 @@ fn try_out(
     class: &NumericsClass,
 ) -> Result<Hash, Trouble> {
     let (spec, mut trainer) = fresh(assignment, build, class)?;
-    let mut values = Vector::Host(Vec::new());
+    // A learner may compute on the host, whatever its process was given.
+    let len = match trainer.is_on_device() {
+        true => 0,
+        false => trainer.num_elements(),
+    };
+    let mut values = Vector::Host(vec![0.0; len]);
     let note = trainer.contribute(ShardId(0), &mut values);
     let note = note.map_err(|error| failed(&error))?;
     let hash = audit::hash(&values, &note).map_err(|error| failed(&error))?;

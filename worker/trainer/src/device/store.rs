@@ -15,6 +15,12 @@ pub fn open(file: &Path) {
     environment::load(file);
 }
 
+/// Whether nothing is known, or what is cannot be read.
+#[must_use]
+pub fn is_empty() -> bool {
+    environment::namespaces().is_empty()
+}
+
 /// Writes all that is known into `file`, wholly or not at all.
 ///
 /// # Errors
