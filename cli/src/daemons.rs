@@ -209,8 +209,8 @@ pub(crate) struct Worker {
     /// Which GPUs it lends beside them: none, all, or indices
     #[arg(long, value_name = "none|all|0,2", default_value = "all")]
     gpus: muster_worker::devices::Choice,
-    /// Lend GPUs that other workers of this machine lend, too: for tests, since ranks that share a GPU are
-    /// no faster than one
+    /// Lend GPUs that other workers of this machine lend, too, if all of them say so: for tests on one
+    /// machine, since ranks that share a GPU are no faster than one, and talk over its loopback interface
     #[arg(long)]
     share_gpus: bool,
     /// The address under which other machines reach this one

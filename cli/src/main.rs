@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use failure::{Failure, Outcome};
 
@@ -135,7 +136,8 @@ fn log_to_stderr(command: &Command) -> Result<(), Failure> {
     let asked = asked.as_deref().unwrap_or(default);
     let mut filter = log_filter(asked)?;
     // It tells each kernel again behind each of its passes: tens of megabytes a rank on a GPU.
-    if !asked.contains(KERNEL_COMPILER)
+    if filter.max_level_hint() >= Some(LevelFilter::INFO)
+        && !asked.contains(KERNEL_COMPILER)
         && let Ok(quiet) = format!("{KERNEL_COMPILER}=warn").parse()
     {
         filter = filter.add_directive(quiet);

@@ -146,7 +146,13 @@ fn spawn(
         // What the terminal or a service manager sends to the daemon's group is for the daemon.
         .process_group(0)
         .kill_on_drop(false);
-    if let Some(number) = cuda.and_then(|index| start.gpus.get(index as usize)) {
+    if let Some(index) = cuda {
+        let number = start.gpus.get(index as usize).ok_or_else(|| {
+            let number = start.gpus.len();
+            io::Error::other(format!(
+                "it was given GPU {index}, and this worker sees {number}, counted from 0"
+            ))
+        })?;
         // It sees its own alone, whatever order CUDA counts in: what is known of kernels is known by the
         // device's index, and so holds for every GPU of this machine.
         command

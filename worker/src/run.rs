@@ -196,7 +196,7 @@ fn lend(options: &Options) -> Result<Lent, Error> {
         tracing::info!(reason, "lends processors alone");
     }
     for (index, gpu) in offered {
-        // Who shares them has told all others of this machine to do so.
+        // All workers of the machine are told to share, or none.
         let claimed = match options.shares_gpus {
             true => Ok(()),
             false => lent.claims.add(index, &gpu),

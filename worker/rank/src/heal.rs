@@ -20,13 +20,12 @@ mod exchange;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
-#[cfg(feature = "devices")]
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use muster_cluster::ids::{Generation, History, RankId};
+#[cfg(feature = "devices")]
 use muster_cluster::job::spec::Reduction;
 use muster_cluster::state::{Finish, Heal};
 use muster_cluster::tree::Run;
@@ -34,7 +33,6 @@ use muster_collective::tcp::{self, Token};
 use muster_collective::{Group, Revoker, World};
 use muster_proto::{convert, v1};
 use muster_trainer::{Head, Trainer};
-use muster_worker_core::audit::Hash;
 
 use crate::halt;
 #[cfg(feature = "devices")]
@@ -92,8 +90,9 @@ pub(crate) struct Meeting {
     revoker: Revoker,
     listener: Arc<tcp::Listener>,
     way: Way,
-    /// Of ranks that are to have the same bits, on devices: the hash of the job's first contribution.
-    first_hash: Option<Hash>,
+    /// Of ranks that are to have the same bits, on devices: what is known of kernels.
+    #[cfg(feature = "devices")]
+    known: Option<kernels::Known>,
     detect: Duration,
     timeout: Duration,
     gifts: Vec<(RankId, Gift)>,
@@ -127,19 +126,26 @@ pub(crate) fn runs(shards: &[v1::Shards]) -> Result<Vec<Run>, Trouble> {
 
 /// How this rank's device reaches the others' in the world of `assignment`.
 #[cfg(feature = "devices")]
-fn way(work: &Work<'_>, assignment: &v1::Assignment, token: Token) -> Way {
+fn way(work: &Work<'_>, assignment: &v1::Assignment, token: Token) -> Result<Way, Trouble> {
     if !work.trainer.is_on_device() {
-        return Way::Host;
+        return Ok(Way::Host);
     }
     let detect = Duration::from_millis(assignment.detect_ms.max(1));
-    let refuses = work.shared.refuses_devices.load(Ordering::SeqCst);
-    Way::of_device(prepare::gpu(assignment), work.host, token, detect, refuses)
+    let gpu = prepare::gpu(assignment)?;
+    Ok(Way::of_device(
+        gpu,
+        work.host,
+        token,
+        detect,
+        work.shared.refusal(),
+    ))
 }
 
 /// As above, in a build without devices.
 #[cfg(not(feature = "devices"))]
-fn way(_: &Work<'_>, _: &v1::Assignment, _: Token) -> Way {
-    Way::Host
+#[expect(clippy::unnecessary_wraps, reason = "as in a build with devices")]
+fn way(_: &Work<'_>, _: &v1::Assignment, _: Token) -> Result<Way, Trouble> {
+    Ok(Way::Host)
 }
 
 impl Meeting {
@@ -176,9 +182,11 @@ impl Meeting {
             token: Token(token),
             revoker,
             listener: Arc::clone(&work.listener),
-            way: way(work, assignment, Token(token)),
-            first_hash: work
-                .first_hash
+            way: way(work, assignment, Token(token))?,
+            #[cfg(feature = "devices")]
+            known: work
+                .known
+                .clone()
                 .filter(|_| work.spec.train.reduction == Reduction::Canonical),
             detect: Duration::from_millis(assignment.detect_ms.max(1)),
             timeout: Duration::from_millis(assignment.collective_timeout_ms),
@@ -266,6 +274,10 @@ impl Meeting {
                 "the peers' addresses {addresses:?} are no addresses"
             ))
         })?;
+        #[cfg_attr(
+            not(feature = "devices"),
+            expect(unused_mut, reason = "nothing is compared")
+        )]
         let mut group = tcp::connect(
             &self.listener,
             self.world,
@@ -277,11 +289,12 @@ impl Meeting {
         )
         .map_err(|error| closed_by(shared, generation, &error))?;
         halt::at(shared, "met");
+        #[cfg(feature = "devices")]
         if let Some(trouble) = self.compare(&mut group, shared)? {
             group.retire();
             return Err(trouble);
         }
-        let mut links = Links::connect(group, &self.way, self.timeout);
+        let mut links = Links::connect(group, &self.way, shared, self.timeout);
         match self.exchange(links.group(), shared, window) {
             Ok(received) => {
                 halt::at(shared, "healed");
@@ -297,21 +310,15 @@ impl Meeting {
     /// Whether this rank's kernels give other bits than those of most.
     #[cfg(feature = "devices")]
     fn compare(&self, group: &mut Group, shared: &Shared) -> Result<Option<Trouble>, Trouble> {
-        let Some(hash) = self.first_hash.filter(|_| self.world.size > 1) else {
+        let Some(known) = self.known.as_ref().filter(|_| self.world.size > 1) else {
             return Ok(None);
         };
-        let told = group.all_gather(hash.to_vec(), self.timeout);
+        let told = kernels::told(known.hash, self.need.is_none());
+        let told = group.all_gather(told, self.timeout);
         let told = told.map_err(|error| closed_by(shared, self.world.generation.0, &error))?;
         let odd = kernels::odd_ones(&told);
         let is_one = odd.contains(&(self.world.rank.0 as usize));
-        Ok(is_one.then(|| kernels::is_odd(odd.len(), told.len())))
-    }
-
-    /// As above, in a build without devices.
-    #[cfg(not(feature = "devices"))]
-    fn compare(&self, _: &mut Group, _: &Shared) -> Result<Option<Trouble>, Trouble> {
-        let _ = self.first_hash;
-        Ok(None)
+        Ok(is_one.then(|| kernels::is_odd(odd.len(), told.len(), known)))
     }
 
     fn exchange(

@@ -3,37 +3,47 @@
 //! bits may differ from others that are about as fast.
 //!
 //! ```text
-//! <root>/<build and kind of device>/lock            held while one rank finds out
-//!                                  /known.db        what all ranks begin with
-//!                                  /<job>           the hash of a contribution, once a job is in it
-//!                                  /run-<pid>.db    what one process goes on with
+//! <root>/<build and kind of device>/lock          held while one rank finds out
+//!                                  /known.db      what all ranks begin with
+//!                                  /known.jobs    the hash of that, and of each job's first contribution
+//!                                  /run-<name>.*  what one process goes on with, and a lock of its life
 //! ```
 //!
 //! The first rank of a job on a machine computes a contribution, an update and an evaluation; the others
 //! wait for it. What ranks of several machines chose is compared by that hash when they meet
 //! ([`odd_ones`]).
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+mod folder;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::ShardId;
+use muster_cluster::job::JobSpec;
 use muster_proto::v1;
-use muster_trainer::device::store;
-use muster_trainer::{ShardNote, Vector};
+use muster_trainer::{ShardNote, Trainer, Vector};
 use muster_worker_core::audit::Hash;
 
 use crate::audit;
-use crate::prepare::{Build, fresh};
+use crate::prepare::{Build, fresh, understood};
 use crate::shared::Trouble;
 use crate::work::failed;
+use folder::Folder;
 
 /// Where files of the kind are kept, instead of the user's cache folder.
 const ROOT: &str = "MUSTER_KERNELS";
 
-/// Opens what is known, and finds out what is not; the hash of the job's first contribution.
+/// What a process knows before it computes.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// The hash of the job's first contribution.
+    pub(crate) hash: Hash,
+    /// Where it is kept, if anywhere.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+/// Opens what is known, and finds out what is not.
 ///
 /// # Errors
 /// Where the job cannot be computed.
@@ -41,53 +51,55 @@ pub(crate) fn learn(
     assignment: &v1::Assignment,
     build: Build,
     class: &NumericsClass,
-) -> Result<Hash, Trouble> {
-    let kept = root().map(|root| folder(&root, assignment, class));
-    let opened = kept.map(|folder| (open(&folder), folder));
-    let (lock, folder) = match opened {
-        Some((Ok(lock), folder)) => (Some(lock), folder),
-        Some((Err(error), folder)) => {
-            let folder = folder.display();
-            tracing::warn!(%error, %folder, "what is known of kernels cannot be kept");
-            return try_out(assignment, build, class);
+) -> Result<Known, Trouble> {
+    let spec = understood(assignment, class)?;
+    // What is computed again is computed by kernels of another making.
+    let job = format!("{} {}", assignment.identity, spec.train.recompute.name());
+    let try_out = || hash_of(&spec, fresh(&spec, assignment, build)?);
+    let mut folder = match root().map(|root| Folder::open(of(&root, assignment, class))) {
+        Some(Ok(folder)) => folder,
+        kept => {
+            let why = kept.and_then(Result::err).map_or_else(
+                || "this user has no cache folder".to_owned(),
+                |error| error.to_string(),
+            );
+            tracing::warn!(why, "what is known of kernels is not kept");
+            folder::open_nowhere();
+            let hash = try_out()?;
+            return Ok(Known { hash, folder: None });
         }
-        None => return try_out(assignment, build, class),
     };
-    let mark = blake3::hash(assignment.identity.as_bytes()).to_hex();
-    let mark = folder.join(&mark[..32]);
-    // A file that cannot be read holds nothing, whatever is marked.
-    let marked = fs::read_to_string(&mark)
-        .ok()
-        .filter(|_| !store::is_empty());
-    if let Some(hash) = marked.and_then(|text| read(&text)) {
-        return Ok(hash);
-    }
-    tracing::info!("compiles and tunes kernels for this job on this machine, once");
-    let hash = try_out(assignment, build, class)?;
-    let kept = store::save(&folder.join("known.db")).map_err(io::Error::other);
-    // What is marked is known.
-    let kept = kept.and_then(|()| fs::write(&mark, blake3::Hash::from(hash).to_hex().as_str()));
-    if let Err(error) = kept {
-        let folder = folder.display();
-        tracing::warn!(%error, %folder, "what is known of kernels cannot be kept");
-    }
-    drop(lock);
-    Ok(hash)
+    let hash = match folder.hash_of(&job) {
+        Some(hash) => hash,
+        None => {
+            tracing::info!("compiles and tunes kernels for this job on this machine, once");
+            let hash = try_out()?;
+            if let Err(error) = folder.keep(&job, hash) {
+                let path = folder.path().display();
+                tracing::warn!(%error, %path, "what is known of kernels is not kept");
+            }
+            hash
+        }
+    };
+    Ok(Known {
+        hash,
+        folder: Some(folder.path().to_owned()),
+    })
 }
 
 /// The user's cache folder, or what the environment says.
 fn root() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty());
     let cache = || {
-        let cache = folder("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| folder("HOME").map(|home| Path::new(&home).join(".cache")));
+        let home = || folder("HOME").map(|home| PathBuf::from(home).join(".cache"));
+        let cache = folder("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
         cache.map(|cache| cache.join("muster/kernels"))
     };
     folder(ROOT).map(PathBuf::from).or_else(cache)
 }
 
 /// The folder of everything that decides which kernels there are, and which are fast.
-fn folder(root: &Path, assignment: &v1::Assignment, class: &NumericsClass) -> PathBuf {
+fn of(root: &Path, assignment: &v1::Assignment, class: &NumericsClass) -> PathBuf {
     let assigned = assignment.class.clone().unwrap_or_default();
     let mut hasher = blake3::Hasher::new();
     for text in [&class.build, &assigned.gpu, &assigned.cpu] {
@@ -97,47 +109,12 @@ fn folder(root: &Path, assignment: &v1::Assignment, class: &NumericsClass) -> Pa
     root.join(&hasher.finalize().to_hex()[..16])
 }
 
-/// Locks the folder, and opens what is known in a file of this process's own. The lock is held until the
-/// file is dropped.
-fn open(folder: &Path) -> io::Result<File> {
-    fs::create_dir_all(folder)?;
-    let lock = File::create(folder.join("lock"))?;
-    lock.lock()?;
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if let Some(process) = process_of(&path)
-            && !Path::new("/proc").join(process).exists()
-        {
-            fs::remove_file(&path)?;
-        }
-    }
-    let own = folder.join(format!("run-{}.db", std::process::id()));
-    match fs::copy(folder.join("known.db"), &own) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        copied => drop(copied?),
-    }
-    store::open(&own);
-    Ok(lock)
-}
-
-/// The number of the process whose own file this is, or a companion of it.
-fn process_of(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?;
-    let (number, _) = name.strip_prefix("run-")?.split_once(".db")?;
-    Some(number.to_owned())
-}
-
-fn read(text: &str) -> Option<Hash> {
-    Some(blake3::Hash::from_hex(text.trim()).ok()?.into())
-}
-
 /// Computes what a step of the job computes, and throws it away but for the hash of its contribution.
-fn try_out(
-    assignment: &v1::Assignment,
-    build: Build,
-    class: &NumericsClass,
-) -> Result<Hash, Trouble> {
-    let (spec, mut trainer) = fresh(assignment, build, class)?;
+fn hash_of(spec: &JobSpec, mut trainer: Trainer) -> Result<Hash, Trouble> {
+    if spec.workers.redundancy.is_shared() {
+        // All of the state may be more than there is room for.
+        trainer.keep(&BTreeSet::new());
+    }
     // A learner may compute on the host, whatever its process was given.
     let len = match trainer.is_on_device() {
         true => 0,
@@ -165,32 +142,51 @@ fn try_out(
     Ok(hash)
 }
 
-/// Which ranks told another hash than most, or where no hash is told most often than the lowest rank.
+/// What a rank tells of its kernels: the hash of the job's first contribution, and whether it has the state
+/// that its world goes on with.
+pub(crate) fn told(hash: Hash, has_state: bool) -> Vec<u8> {
+    [&[u8::from(has_state)], &hash[..]].concat()
+}
+
+/// Which ranks told another hash than most of those that have the state do, or where no hash is told most
+/// often, than the lowest rank of them. Nobody who has the state alone is odd beside those who enter.
 pub(crate) fn odd_ones(told: &[Vec<u8>]) -> Vec<usize> {
-    let mut counts: BTreeMap<&[u8], usize> = BTreeMap::new();
-    for hash in told {
+    let parts = |told: &Vec<u8>| match told.split_first() {
+        Some((has_state, hash)) => (*has_state != 0, hash.to_vec()),
+        None => (false, Vec::new()),
+    };
+    let told: Vec<(bool, Vec<u8>)> = told.iter().map(parts).collect();
+    let has_any = told.iter().any(|(has_state, _)| *has_state);
+    let electors: Vec<&Vec<u8>> = told
+        .iter()
+        .filter(|(has_state, _)| *has_state == has_any)
+        .map(|(_, hash)| hash)
+        .collect();
+    let mut counts: BTreeMap<&Vec<u8>, usize> = BTreeMap::new();
+    for hash in &electors {
         *counts.entry(hash).or_default() += 1;
     }
     let most = counts.values().max().copied().unwrap_or(0);
-    let Some(right) = told.iter().find(|hash| counts[hash.as_slice()] == most) else {
+    let Some(right) = electors.into_iter().find(|hash| counts[hash] == most) else {
         return Vec::new();
     };
     let ranks = told.iter().enumerate();
     ranks
-        .filter_map(|(rank, hash)| (hash != right).then_some(rank))
+        .filter_map(|(rank, (_, hash))| (hash != right).then_some(rank))
         .collect()
 }
 
-/// What a rank is told that is among them.
-pub(crate) fn is_odd(num_odd: usize, size: usize) -> Trouble {
-    let folder = root().map_or_else(
-        || "its cache of kernels".to_owned(),
-        |root| root.display().to_string(),
+/// Why a rank ends that is among them.
+pub(crate) fn is_odd(num_odd: usize, size: usize, known: &Known) -> Trouble {
+    let folder = known.folder.as_ref().map_or_else(
+        || "is kept nowhere".to_owned(),
+        |folder| format!("is in {}", folder.display()),
     );
-    Trouble::Failed(format!(
+    Trouble::Fault(format!(
         "this rank's first contribution has other bits than those of {} of {size} ranks, on the same kind \
-         of device: other kernels were the fastest when it was tuned. Remove {folder} on its machine, or \
-         copy that of another one there; or write train.reduction = \"fast\", which promises no bits",
+         of device: other kernels were the fastest when it was tuned. What its machine chose {folder}: stop \
+         the ranks there and put that folder of one of the other machines into its place, as a whole; or \
+         write train.reduction = \"fast\", which promises no bits",
         size - num_odd
     ))
 }
@@ -201,21 +197,24 @@ mod tests {
 
     #[test]
     fn the_few_are_odd_and_of_equally_many_the_later_ones() {
-        let told =
-            |hashes: &[u8]| -> Vec<Vec<u8>> { hashes.iter().map(|hash| vec![*hash]).collect() };
-        assert_eq!(odd_ones(&told(&[])), [0; 0]);
-        assert_eq!(odd_ones(&told(&[7, 7, 7])), [0; 0]);
-        assert_eq!(odd_ones(&told(&[1, 7, 7])), [0]);
-        assert_eq!(odd_ones(&told(&[7, 1])), [1]);
-        assert_eq!(odd_ones(&told(&[7, 1, 2, 7, 1])), [1, 2, 4]);
+        let all = |hashes: &[u8]| -> Vec<Vec<u8>> {
+            hashes.iter().map(|hash| told([*hash; 32], true)).collect()
+        };
+        assert_eq!(odd_ones(&all(&[])), [0; 0]);
+        assert_eq!(odd_ones(&all(&[7, 7, 7])), [0; 0]);
+        assert_eq!(odd_ones(&all(&[1, 7, 7])), [0]);
+        assert_eq!(odd_ones(&all(&[7, 1])), [1]);
+        assert_eq!(odd_ones(&all(&[7, 1, 2, 7, 1])), [1, 2, 4]);
     }
 
     #[test]
-    fn a_file_of_a_process_is_known_by_its_name() {
-        let process = |name: &str| process_of(Path::new(name));
-        assert_eq!(process("/a/run-12.db").as_deref(), Some("12"));
-        assert_eq!(process("/a/run-12.db-wal").as_deref(), Some("12"));
-        assert_eq!(process("/a/known.db"), None);
-        assert_eq!(process("/a/lock"), None);
+    fn those_who_have_the_state_decide() {
+        let one = |has_state, hash: u8| told([hash; 32], has_state);
+        let world = [one(true, 7), one(false, 1), one(false, 1)];
+        assert_eq!(odd_ones(&world), [1, 2]);
+        let world = [one(false, 1), one(true, 7), one(true, 7), one(false, 7)];
+        assert_eq!(odd_ones(&world), [0]);
+        let nobody = [one(false, 1), one(false, 7), one(false, 7)];
+        assert_eq!(odd_ones(&nobody), [0]);
     }
 }

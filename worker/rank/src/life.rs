@@ -36,12 +36,10 @@ pub(crate) fn live(
     host: IpAddr,
 ) -> Result<(), Trouble> {
     #[cfg(feature = "devices")]
-    let first_hash = match is_for_device(assignment) {
+    let known = match is_for_device(assignment) {
         true => Some(kernels::learn(assignment, build, class)?),
         false => None,
     };
-    #[cfg(not(feature = "devices"))]
-    let first_hash = None;
     let prepared = prepare(assignment, build, class)?;
     let is_shared = prepared.spec.workers.redundancy.is_shared();
     let rules = Rules {
@@ -109,7 +107,8 @@ pub(crate) fn live(
         listener: Arc::new(listener),
         #[cfg(feature = "devices")]
         host,
-        first_hash,
+        #[cfg(feature = "devices")]
+        known,
         feed,
         spec: prepared.spec,
         trainer: prepared.trainer,

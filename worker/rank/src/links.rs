@@ -13,6 +13,13 @@ use muster_collective::device::{Bulk, DeviceGroup};
 #[cfg(feature = "devices")]
 use muster_collective::tcp::Token;
 
+use crate::shared::Shared;
+
+/// How long devices may take to connect, whatever an operation may take: a network that swallows what they
+/// send holds them up for as long.
+#[cfg(feature = "devices")]
+const CONNECT_PATIENCE: Duration = Duration::from_mins(1);
+
 /// The connections of one world.
 #[derive(Debug)]
 pub(crate) enum Links {
@@ -48,21 +55,21 @@ impl Way {
         host: IpAddr,
         token: Token,
         detect: Duration,
-        refuses: bool,
+        refusal: Option<&str>,
     ) -> Self {
         match gpu {
             #[cfg(feature = "cuda")]
             Some(ordinal) => Way::Nccl(muster_collective::nccl::Options {
                 ordinal,
                 library: None,
-                refusal: refuses.then(|| "it failed here before".to_owned()),
+                refusal: refusal.map(|why| format!("it failed here before: {why}")),
             }),
             #[cfg(feature = "cube-cpu")]
             None => Way::Sockets(muster_collective::device::host::Options {
                 host,
                 token,
                 detect,
-                refuses,
+                refuses: refusal.is_some(),
             }),
             #[allow(unreachable_patterns, reason = "a build with both features")]
             _ => Way::Host,
@@ -73,11 +80,11 @@ impl Way {
 impl Links {
     /// Connects the devices of a group's ranks, beside it. Where that cannot be, vectors go over the host,
     /// which is said once.
-    pub(crate) fn connect(group: Group, way: &Way, deadline: Duration) -> Self {
+    pub(crate) fn connect(group: Group, way: &Way, shared: &Shared, deadline: Duration) -> Self {
         #[cfg(feature = "devices")]
         {
             let mut group = group;
-            return match bulk(&mut group, way, deadline) {
+            return match bulk(&mut group, way, deadline.min(CONNECT_PATIENCE)) {
                 Ok(Some(bulk)) => {
                     tracing::info!(
                         generation = group.world().generation.0,
@@ -87,7 +94,11 @@ impl Links {
                 }
                 Ok(None) => Links::Host(group),
                 Err(error) => {
-                    tracing::warn!(%error, "vectors go over the host");
+                    if let Error::Device { what } = &error {
+                        tracing::warn!(%error, "vectors go over the host");
+                        // It would fail again, and take as long.
+                        shared.refuse_devices(what);
+                    }
                     // A group that has failed says so when it is next used.
                     Links::Host(group)
                 }
@@ -95,7 +106,7 @@ impl Links {
         }
         #[cfg(not(feature = "devices"))]
         {
-            let (Way::Host, _) = (way, deadline);
+            let (Way::Host, _, _) = (way, shared, deadline);
             Links::Host(group)
         }
     }

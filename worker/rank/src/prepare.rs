@@ -29,19 +29,26 @@ fn failed(text: String) -> Trouble {
     Trouble::Failed(text)
 }
 
-/// The index of a rank's GPU in its own process, if it has one: its worker may show it that one alone.
-pub(crate) fn gpu(assignment: &v1::Assignment) -> Option<u32> {
-    let shown = std::env::var("MUSTER_RANK_CUDA").ok();
-    let shown = shown.and_then(|text| text.parse().ok());
-    assignment.cuda.map(|index| shown.unwrap_or(index))
+/// The index of a rank's GPU in its own process, if it has one: its worker shows it that one alone where it
+/// can, and says which it is then.
+pub(crate) fn gpu(assignment: &v1::Assignment) -> Result<Option<u32>, Trouble> {
+    let Some(index) = assignment.cuda else {
+        return Ok(None);
+    };
+    match std::env::var("MUSTER_RANK_CUDA") {
+        Ok(shown) => shown.parse().map(Some).map_err(|_| {
+            let what = format!("MUSTER_RANK_CUDA is {shown:?}, the index of a GPU was expected");
+            Trouble::Fault(what)
+        }),
+        Err(_) => Ok(Some(index)),
+    }
 }
 
-/// A job, and its state before the first step.
-pub(crate) fn fresh(
+/// The job of an assignment, which is the one that the coordinator means.
+pub(crate) fn understood(
     assignment: &v1::Assignment,
-    build: Build,
     class: &NumericsClass,
-) -> Result<(JobSpec, Trainer), Trouble> {
+) -> Result<JobSpec, Trouble> {
     check_class(assignment, class)?;
     let spec = JobDraft::parse(&assignment.draft, "the assigned job", &assignment.job, &[])
         .and_then(|draft| draft.check(Path::new(&assignment.base_dir), &assignment.data_digest))
@@ -53,12 +60,20 @@ pub(crate) fn fresh(
             "the job's identity is {identity} here and {assigned} at the coordinator"
         )));
     }
+    Ok(spec)
+}
+
+/// The state of a job before its first step.
+pub(crate) fn fresh(
+    spec: &JobSpec,
+    assignment: &v1::Assignment,
+    build: Build,
+) -> Result<Trainer, Trouble> {
     let dataset = Dataset::load(&spec.data).map_err(|error| failed(error_chain(&error)))?;
-    let device = Device::of(gpu(assignment));
-    let learner = build(&spec, device).map_err(|error| failed(error.to_string()))?;
-    let trainer = Trainer::new(&spec, learner, dataset);
-    let trainer = trainer.map_err(|error| failed(error_chain(&error)))?;
-    Ok((spec, trainer))
+    let device = Device::of(gpu(assignment)?);
+    let learner = build(spec, device).map_err(|error| failed(error.to_string()))?;
+    let trainer = Trainer::new(spec, learner, dataset);
+    trainer.map_err(|error| failed(error_chain(&error)))
 }
 
 /// Builds everything that a rank needs.
@@ -67,7 +82,8 @@ pub(crate) fn prepare(
     build: Build,
     class: &NumericsClass,
 ) -> Result<Prepared, Trouble> {
-    let (spec, mut trainer) = fresh(assignment, build, class)?;
+    let spec = understood(assignment, class)?;
+    let mut trainer = fresh(&spec, assignment, build)?;
     if spec.workers.redundancy.is_shared() {
         // A process that enters a world later is given its shares there.
         let is_first = assignment.generation > 0 && assignment.finish.is_none();

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use muster_collective::Revoker;
 use muster_proto::{frame, v1};
@@ -68,8 +68,8 @@ pub(crate) struct Shared {
     on_lost: fn(),
     /// Whether this rank was told to stop; it travels on the next step's note.
     pub(crate) stop: AtomicBool,
-    /// What moves vectors between devices has failed here: they go over the host from now on.
-    pub(crate) refuses_devices: AtomicBool,
+    /// Why vectors go over the host from now on, where what moves them between devices has failed here.
+    refusal: OnceLock<String>,
     inner: Mutex<Inner>,
     changed: Condvar,
     control: Mutex<TcpStream>,
@@ -103,7 +103,7 @@ impl Shared {
         Self {
             on_lost,
             stop: AtomicBool::new(false),
-            refuses_devices: AtomicBool::new(false),
+            refusal: OnceLock::new(),
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             control: Mutex::new(control),
@@ -296,6 +296,17 @@ impl Shared {
     /// Why the world is to be closed behind the step that runs, if it is.
     pub(crate) fn pause(&self) -> Option<String> {
         self.lock().pause.clone()
+    }
+
+    /// Has the vectors of later worlds go over the host; the first reason stays.
+    pub(crate) fn refuse_devices(&self, why: &str) {
+        let _ = self.refusal.set(why.to_owned());
+    }
+
+    /// Why they do, if they do.
+    #[cfg(feature = "devices")]
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        self.refusal.get().map(String::as_str)
     }
 
     /// Ends the rank's work; the first trouble counts, but that the worker is gone outweighs all.

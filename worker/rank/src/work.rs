@@ -28,6 +28,8 @@ use crate::flaw::Flaw;
 use crate::halt;
 use crate::heal::{self, Meeting, Received, Underway};
 use crate::held::{Held, Reduced};
+#[cfg(feature = "devices")]
+use crate::kernels;
 use crate::last::{Last, Story};
 use crate::links::Links;
 use crate::note::Note;
@@ -47,8 +49,9 @@ pub(crate) struct Work<'a> {
     /// The address that the others reach this rank at.
     #[cfg(feature = "devices")]
     pub(crate) host: IpAddr,
-    /// On a device, the hash of the job's first contribution.
-    pub(crate) first_hash: Option<Hash>,
+    /// On a device, what is known of its kernels.
+    #[cfg(feature = "devices")]
+    pub(crate) known: Option<kernels::Known>,
     /// Feeds those that follow.
     pub(crate) feed: Arc<Hub>,
     pub(crate) pool: Pool,
@@ -424,9 +427,9 @@ pub(crate) fn closed_by(shared: &Shared, generation: u64, error: &CollectiveErro
     if let CollectiveError::Invalid { .. } = error {
         return Trouble::Failed(error.to_string());
     }
-    if let CollectiveError::Device { .. } = error {
+    if let CollectiveError::Device { what } = error {
         // What each rank holds is whole: another world goes on with it, over the host.
-        shared.refuses_devices.store(true, Ordering::SeqCst);
+        shared.refuse_devices(what);
     }
     let cause = Cause {
         lost: error.missed().iter().map(|rank| rank.0).collect(),

@@ -3,6 +3,8 @@
 #[cfg(feature = "devices")]
 use muster_cluster::job::spec::Reduction;
 use muster_cluster::tree::{self, Run};
+#[cfg(feature = "devices")]
+use muster_collective::Error as CollectiveError;
 use muster_collective::Operation;
 #[cfg(feature = "devices")]
 use muster_collective::device::{
@@ -88,7 +90,8 @@ impl Work<'_> {
         let rank = devices.world().rank;
         let scratch_elements = schedule.scratch_elements(rank, mode);
         let rooms = Rooms::new(self, mine, num_elements, scratch_elements);
-        let rooms = rooms.map_err(|error| failed(&error))?;
+        // Over the host there may be room enough, and nothing has begun yet.
+        let rooms = rooms.map_err(|error| self.closed_by_device(world, &error))?;
         let subtrees = mine.iter().zip(&rooms.mine);
         let operation = DeviceOperation {
             step: self.trainer.step(),
@@ -107,8 +110,22 @@ impl Work<'_> {
             scratch: region(&rooms.scratch),
         };
         let reduced = devices.all_reduce(operation, note, &mut Sums(&rooms), world.timeout);
-        let notes = reduced.map_err(|error| self.closed_by(world.plan.generation, &error))?;
-        Ok((Reduced::Device(rooms.sum), notes))
+        match reduced {
+            Ok(notes) => Ok((Reduced::Device(rooms.sum), notes)),
+            Err(error) => {
+                if let CollectiveError::Stuck { .. } = error {
+                    // Nobody else may be given this memory before the process ends.
+                    std::mem::forget(rooms);
+                }
+                Err(self.closed_by(world.plan.generation, &error))
+            }
+        }
+    }
+
+    #[cfg(feature = "devices")]
+    fn closed_by_device(&self, world: &World, error: &DeviceError) -> Trouble {
+        let what = error.to_string();
+        self.closed_by(world.plan.generation, &CollectiveError::Device { what })
     }
 }
 

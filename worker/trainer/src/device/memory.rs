@@ -95,7 +95,7 @@ impl Memory {
     /// is a processor has then done it.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// Where the device takes nothing. What a kernel could not do is no error here.
     pub fn flush(&self) -> Result<(), DeviceError> {
         let flushed = self.client().flush();
         flushed.map_err(|error| DeviceError(format!("a device does not take its work: {error}")))
@@ -179,7 +179,8 @@ impl<'a> Part<'a> {
 /// for.
 ///
 /// # Errors
-/// Where the parts are not as long, or the additions do not lead to one sum.
+/// Where the parts are not as long, the additions do not lead to one sum, or a kernel could not be
+/// launched: what was to be written is then no sum.
 pub fn sum(
     parts: &[Part<'_>],
     adds: &[(usize, usize)],
@@ -204,8 +205,7 @@ pub fn sum(
     let client = output.memory.client();
     let parts: Vec<Place<'_>> = parts.iter().map(Part::place).collect();
     if parts.len() <= MOST_PARTS {
-        launch(&client, &parts, adds, &output.place());
-        return Ok(());
+        return launch(&client, &parts, adds, &output.place());
     }
     // Two at a time; each intermediate sum has room of its own.
     let mut rooms: Vec<Option<CubeTensor>> = parts.iter().map(|_| None).collect();
@@ -224,14 +224,19 @@ pub fn sum(
                 .map_or_else(|| parts[at].clone(), of_room)
         };
         let target = room.as_ref().map_or_else(|| output.place(), of_room);
-        launch(&client, &[place(into), place(from)], &[(0, 1)], &target);
+        launch(&client, &[place(into), place(from)], &[(0, 1)], &target)?;
         rooms[from] = None;
         rooms[into] = room;
     }
     Ok(())
 }
 
-fn launch(client: &Client, parts: &[Place<'_>], adds: &[(usize, usize)], output: &Place<'_>) {
+fn launch(
+    client: &Client,
+    parts: &[Place<'_>],
+    adds: &[(usize, usize)],
+    output: &Place<'_>,
+) -> Result<(), DeviceError> {
     let (count, dim) = units(client, output.range.len());
     let arguments: SequenceArg<Box<[f32]>> = parts.iter().map(Place::argument).collect();
     kernels::sum::launch(
@@ -242,6 +247,9 @@ fn launch(client: &Client, parts: &[Place<'_>], adds: &[(usize, usize)], output:
         output.argument(),
         adds.to_vec(),
     );
+    // A launch tells nothing: what it could not do is known of the memory that it was to write.
+    let checked = client.check([&output.tensor.handle]);
+    checked.map_err(|error| DeviceError(format!("a sum could not be computed: {error}")))
 }
 
 /// The twin of [`sum`]: each addition adds `values[from]` to `values[into]`, and the sum is `values[0]`.

@@ -1,0 +1,64 @@
+//! What is said of a file counts only for that file, and what ended processes left behind goes.
+
+use super::*;
+
+#[test]
+fn jobs_are_known_of_the_file_that_they_were_said_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    assert_eq!(known_jobs(path), None, "nothing is there");
+    fs::write(path.join("known.db"), "kernels").unwrap();
+    let digest = digest(&path.join("known.db")).unwrap();
+    let hash = blake3::hash(b"a contribution");
+    let text = format!("{digest}\n{hash} a job none\n");
+    fs::write(path.join("known.jobs"), &text).unwrap();
+    let known = known_jobs(path).unwrap();
+    assert_eq!(
+        known,
+        BTreeMap::from([("a job none".to_owned(), hash.into())])
+    );
+    for bad in [format!("{text}x"), text.replace(' ', ""), String::new()] {
+        fs::write(path.join("known.jobs"), bad).unwrap();
+        assert_eq!(known_jobs(path), None);
+    }
+    fs::write(path.join("known.jobs"), &text).unwrap();
+    fs::write(path.join("known.db"), "other kernels").unwrap();
+    assert_eq!(known_jobs(path), None, "another file");
+}
+
+#[test]
+fn files_of_ended_processes_are_swept_and_those_of_living_ones_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    for file in [
+        "run-1-a.lock",
+        "run-1-a.db",
+        "run-1-a.db-wal",
+        "run-2-b.lock",
+        "run-2-b.db",
+        "known.db",
+    ] {
+        fs::write(path.join(file), "").unwrap();
+    }
+    let life = File::open(path.join("run-2-b.lock")).unwrap();
+    life.lock().unwrap();
+    sweep(path);
+    let mut left: Vec<String> = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["known.db", "run-2-b.db", "run-2-b.lock"]);
+}
+
+#[test]
+fn a_lock_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lock");
+    let first = locked(&path).unwrap();
+    thread::scope(|scope| {
+        let second = scope.spawn(|| locked(&path).map(drop));
+        drop(first);
+        second.join().unwrap().unwrap();
+    });
+}
