@@ -5,13 +5,14 @@
 //! ```text
 //! <root>/<build and kind of device>/lock          held while one rank finds out
 //!                                  /known.db      what all ranks begin with
-//!                                  /known.jobs    the hash of that, and of each job's first contribution
+//!                                  /known.jobs    the hash of that, and of a contribution of each job
 //!                                  /run-<name>.*  what one process goes on with, and a lock of its life
 //! ```
 //!
-//! The first rank of a job on a machine computes a contribution, an update and an evaluation; the others
-//! wait for it. What ranks of several machines chose is compared by that hash when they meet
-//! ([`odd_ones`]).
+//! Every rank first computes a few steps, and throws them away: the tensor library computes a thing for
+//! the first time in other ways than later. The first rank of a job on a machine chooses its kernels
+//! meanwhile, and the others wait for it. What ranks of several machines chose is compared by the hash of a
+//! contribution when they meet ([`odd_ones`]).
 
 mod folder;
 
@@ -37,7 +38,7 @@ const ROOT: &str = "MUSTER_KERNELS";
 /// What a process knows before it computes.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
-    /// The hash of the job's first contribution.
+    /// The hash of a contribution of the job.
     pub(crate) hash: Hash,
     /// Where it is kept, if anywhere.
     pub(crate) folder: Option<PathBuf>,
@@ -69,13 +70,23 @@ pub(crate) fn learn(
             return Ok(Known { hash, folder: None });
         }
     };
+    let path = folder.path().to_owned();
     let hash = match folder.hash_of(&job) {
-        Some(hash) => hash,
+        Some(expected) => {
+            // Nothing is found out: others need not wait.
+            drop(folder);
+            let hash = try_out()?;
+            if hash != expected {
+                let path = path.display();
+                tracing::warn!(%path, "a contribution has other bits than when its kernels were chosen");
+            }
+            hash
+        }
         None => {
             tracing::info!("compiles and tunes kernels for this job on this machine, once");
             let hash = try_out()?;
             if let Err(error) = folder.keep(&job, hash) {
-                let path = folder.path().display();
+                let path = path.display();
                 tracing::warn!(%error, %path, "what is known of kernels is not kept");
             }
             hash
@@ -83,7 +94,7 @@ pub(crate) fn learn(
     };
     Ok(Known {
         hash,
-        folder: Some(folder.path().to_owned()),
+        folder: Some(path),
     })
 }
 
@@ -109,40 +120,54 @@ fn of(root: &Path, assignment: &v1::Assignment, class: &NumericsClass) -> PathBu
     root.join(&hasher.finalize().to_hex()[..16])
 }
 
-/// Computes what a step of the job computes, and throws it away but for the hash of its contribution.
+/// How many steps are tried: what comes for the first time is behind the process then.
+const NUM_TRIES: u32 = 3;
+
+/// Computes a few steps of the job, and throws them away but for the hash of the last one's contribution.
 fn hash_of(spec: &JobSpec, mut trainer: Trainer) -> Result<Hash, Trouble> {
     if spec.workers.redundancy.is_shared() {
         // All of the state may be more than there is room for.
         trainer.keep(&BTreeSet::new());
     }
+    let mut last = None;
+    for _ in 0..NUM_TRIES {
+        let (values, note) = contribution(&mut trainer, ShardId(0))?;
+        last = Some(audit::hash(&values, &note).map_err(|error| failed(&error))?);
+        let sum = match spec.train.logical_shards {
+            1 => values,
+            _ => Vector::sum(values, contribution(&mut trainer, ShardId(1))?.0),
+        };
+        let notes: Vec<ShardNote> = (0..spec.train.logical_shards)
+            .map(|shard| ShardNote {
+                shard: ShardId(shard),
+                ..note.clone()
+            })
+            .collect();
+        // A gradient that is no number is the job's own business, when it comes to it.
+        let _ = trainer.apply(&sum, &notes);
+        let num_chunks = trainer.num_eval_chunks();
+        for chunk in [0, num_chunks.saturating_sub(1)] {
+            if chunk < num_chunks {
+                let evaluated = trainer.evaluate_chunk(chunk);
+                evaluated.map_err(|error| failed(&error))?;
+            }
+        }
+    }
+    last.ok_or_else(|| Trouble::Failed("no step was tried".to_owned()))
+}
+
+fn contribution(trainer: &mut Trainer, shard: ShardId) -> Result<(Vector, ShardNote), Trouble> {
     // A learner may compute on the host, whatever its process was given.
     let len = match trainer.is_on_device() {
         true => 0,
         false => trainer.num_elements(),
     };
     let mut values = Vector::Host(vec![0.0; len]);
-    let note = trainer.contribute(ShardId(0), &mut values);
-    let note = note.map_err(|error| failed(&error))?;
-    let hash = audit::hash(&values, &note).map_err(|error| failed(&error))?;
-    let notes: Vec<ShardNote> = (0..spec.train.logical_shards)
-        .map(|shard| ShardNote {
-            shard: ShardId(shard),
-            ..note.clone()
-        })
-        .collect();
-    // A gradient that is no number is the job's own business, when it comes to it.
-    let _ = trainer.apply(&values, &notes);
-    let num_chunks = trainer.num_eval_chunks();
-    for chunk in [0, num_chunks.saturating_sub(1)] {
-        if chunk < num_chunks {
-            let evaluated = trainer.evaluate_chunk(chunk);
-            evaluated.map_err(|error| failed(&error))?;
-        }
-    }
-    Ok(hash)
+    let note = trainer.contribute(shard, &mut values);
+    Ok((values, note.map_err(|error| failed(&error))?))
 }
 
-/// What a rank tells of its kernels: the hash of the job's first contribution, and whether it has the state
+/// What a rank tells of its kernels: the hash of a contribution, and whether it has the state
 /// that its world goes on with.
 pub(crate) fn told(hash: Hash, has_state: bool) -> Vec<u8> {
     [&[u8::from(has_state)], &hash[..]].concat()
@@ -183,7 +208,7 @@ pub(crate) fn is_odd(num_odd: usize, size: usize, known: &Known) -> Trouble {
         |folder| format!("is in {}", folder.display()),
     );
     Trouble::Fault(format!(
-        "this rank's first contribution has other bits than those of {} of {size} ranks, on the same kind \
+        "this rank's contributions have other bits than those of {} of {size} ranks, on the same kind \
          of device: other kernels were the fastest when it was tuned. What its machine chose {folder}: stop \
          the ranks there and put that folder of one of the other machines into its place, as a whole; or \
          write train.reduction = \"fast\", which promises no bits",

@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_mins(30);
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// The hash of each job's first contribution, by the job.
+    /// The hash of a contribution of each job, by the job.
     jobs: BTreeMap<String, Hash>,
     _lock: File,
 }
@@ -56,7 +56,7 @@ impl Folder {
         &self.path
     }
 
-    /// The hash of a job's first contribution, if its kernels are known.
+    /// The hash of a job's contribution, if its kernels are known.
     pub(super) fn hash_of(&self, job: &str) -> Option<Hash> {
         self.jobs.get(job).copied()
     }

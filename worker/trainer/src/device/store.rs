@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use cubecl::bundle::BundleFormat;
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 use cubecl::environment;
 
 use crate::vector::DeviceError;
@@ -12,6 +13,8 @@ use crate::vector::DeviceError;
 /// Has this process read and write `file`, which need not be there yet, and which no other process has
 /// open. To be called before anything is computed on a device.
 pub fn open(file: &Path) {
+    // Where the configuration is read later, it puts a file of its own in the place of this one.
+    let _ = CubeClRuntimeConfig::get();
     environment::load(file);
 }
 
