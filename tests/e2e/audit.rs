@@ -40,14 +40,8 @@ fn undisturbed() -> &'static [String; 3] {
 }
 
 fn check(sandbox: &Sandbox, finished: &Finished, what: &str) {
-    let (events, stderr) = (&finished.events, &finished.stderr);
-    assert_eq!(
-        finished.status.code(),
-        Some(0),
-        "{what}\n{events:#?}\n{stderr}"
-    );
+    finished.check_completed(sandbox, what);
     assert_eq!(&finished.bits(), undisturbed(), "{what}");
-    assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
     let steps = finished.of_kind("step");
     let steps: Vec<_> = steps.filter_map(|event| event["step"].as_u64()).collect();
     assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>(), "{what}");

@@ -12,7 +12,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, Signal, Train, TrainCommand, processes_of};
+use muster_tests::{Finished, Sandbox, Signal, Train, TrainCommand};
 
 const STEPS: u64 = 40;
 const DEADLINE: Duration = Duration::from_secs(900);
@@ -43,13 +43,7 @@ fn job(sandbox: &Sandbox, num_workers: u32) -> TrainCommand<'_> {
 
 fn finish(sandbox: &Sandbox, train: Train<'_>, what: &str) -> Finished {
     let finished = train.finish_within(DEADLINE);
-    let (events, stderr) = (&finished.events, &finished.stderr);
-    assert_eq!(
-        finished.status.code(),
-        Some(0),
-        "{what}\n{events:#?}\n{stderr}"
-    );
-    assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
+    finished.check_completed(sandbox, what);
     let all: Vec<u64> = (1..=STEPS).collect();
     assert_eq!(finished.steps(), all, "{what}: no step is lost");
     finished

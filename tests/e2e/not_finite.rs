@@ -59,16 +59,6 @@ fn skipped(finished: &Finished) -> Vec<(u64, String)> {
     skipped.collect()
 }
 
-fn check_completed(sandbox: &Sandbox, finished: &Finished, what: &str) {
-    let (events, stderr) = (&finished.events, &finished.stderr);
-    assert_eq!(
-        finished.status.code(),
-        Some(0),
-        "{what}\n{events:#?}\n{stderr}"
-    );
-    assert_eq!(processes_of(sandbox), [], "{what}: nothing is left behind");
-}
-
 #[test]
 fn a_job_stops_at_a_gradient_that_is_not_finite_and_names_step_shard_and_samples() {
     let mut reasons = Vec::new();
@@ -102,7 +92,7 @@ fn a_job_stops_at_a_gradient_that_is_not_finite_and_names_step_shard_and_samples
 fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_killed() {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
     let one = skipping(&sandbox, 1).start().finish();
-    check_completed(&sandbox, &one, "one worker");
+    one.check_completed(&sandbox, "one worker");
     let bad_steps = skipped(&one);
     assert_eq!(bad_steps.len(), 30, "one in each epoch: {bad_steps:#?}");
     assert_eq!(one.end()["steps_skipped"], 30);
@@ -116,7 +106,7 @@ fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_ki
         let train = train.set(&format!("workers.redundancy={redundancy}"));
         let finished = train.start().finish();
         let what = format!("{num_workers} workers, {redundancy}");
-        check_completed(&sandbox, &finished, &what);
+        finished.check_completed(&sandbox, &what);
         assert_eq!(finished.bits(), one.bits(), "{what}");
         assert_eq!(skipped(&finished), bad_steps, "{what}");
     }
@@ -140,7 +130,7 @@ fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_ki
         train.kill(u32::try_from(pid.unwrap()).unwrap(), Signal::KILL);
         let finished = train.finish();
         let what = format!("rank {rank} is killed before step {bad}, {redundancy}");
-        check_completed(&sandbox, &finished, &what);
+        finished.check_completed(&sandbox, &what);
         assert_eq!(finished.bits(), one.bits(), "{what}");
         assert_eq!(skipped(&finished), bad_steps, "{what}");
         assert_eq!(finished.end()["steps_skipped"], 30, "{what}");
@@ -162,6 +152,6 @@ fn a_job_that_skips_is_another_job_than_one_that_stops() {
     assert!(refused.stderr.contains(words), "{}", refused.stderr);
     let fresh = job(&sandbox, 1, 60).set("train.not_finite=skip");
     let finished = fresh.arg("--fresh").start().finish();
-    check_completed(&sandbox, &finished, "another job");
+    finished.check_completed(&sandbox, "another job");
     assert_eq!(skipped(&finished).len(), 10);
 }

@@ -167,6 +167,18 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// That it ended with exit code 0, and left no process of its sandbox behind.
+    ///
+    /// # Panics
+    /// Where it did not, with all that was said.
+    pub fn check_completed(&self, sandbox: &Sandbox, what: &str) {
+        let Self { events, stderr, .. } = self;
+        let code = self.status.code();
+        assert_eq!(code, Some(0), "{what}\n{events:#?}\n{stderr}");
+        let left = processes_of(sandbox);
+        assert!(left.is_empty(), "{what}: {left:?} is left behind");
+    }
+
     /// The `finished` event.
     ///
     /// # Panics

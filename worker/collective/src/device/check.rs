@@ -496,4 +496,4 @@ fn contribution(shard: u32, num_elements: usize) -> Vec<f32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::device) mod tests;

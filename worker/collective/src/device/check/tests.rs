@@ -92,23 +92,34 @@ fn check(size: u32, wrong: Option<u32>) -> Vec<Result<Report, CheckError>> {
         detect: Duration::from_secs(30),
         ..CheckOptions::default()
     };
+    let devices = Mutex::new(devices.into_iter().map(Some).collect::<Vec<_>>());
+    check_all(size, &options, |rank| Double {
+        device: devices.lock().expect("no panic")[World::index(rank)]
+            .take()
+            .expect("each rank has one"),
+        fabrics: &fabrics,
+        is_wrong: wrong == Some(rank.0),
+    })
+}
+
+/// Checks all ranks of a world, each with a rig of its own in a thread of its own.
+pub(in crate::device) fn check_all<R: Rig>(
+    size: u32,
+    options: &CheckOptions,
+    rig: impl Fn(RankId) -> R + Sync,
+) -> Vec<Result<Report, CheckError>> {
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let listeners: Vec<Listener> = (0..size)
         .map(|_| Listener::bind(local).expect("a free port"))
         .collect();
     let peers: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
     thread::scope(|scope| {
-        let (peers, options, fabrics) = (&peers, &options, &fabrics);
+        let (peers, rig) = (&peers, &rig);
         let threads: Vec<_> = (0..size)
+            .map(RankId)
             .zip(listeners)
-            .zip(devices)
-            .map(|((rank, listener), device)| {
-                let mut rig = Double {
-                    device,
-                    fabrics,
-                    is_wrong: wrong == Some(rank),
-                };
-                scope.spawn(move || run(&mut rig, &listener, RankId(rank), peers, options))
+            .map(|(rank, listener)| {
+                scope.spawn(move || run(&mut rig(rank), &listener, rank, peers, options))
             })
             .collect();
         let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);

@@ -1,10 +1,12 @@
 //! The self-check over host memory, and a death while a transfer waits.
 
 use std::net::Ipv4Addr;
+use std::sync::Barrier;
 use std::thread;
 
 use super::*;
-use crate::device::check::{self, CheckError, CheckOptions, Report, Rig};
+use crate::device::check::tests::check_all;
+use crate::device::check::{CheckError, CheckOptions, Report, Rig};
 use crate::device::{Add, DeviceGroup, Kernels};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -96,24 +98,7 @@ fn check(size: u32) -> Vec<Result<Report, CheckError>> {
         detect: Duration::from_secs(30),
         ..CheckOptions::default()
     };
-    let listeners: Vec<Listener> = (0..size)
-        .map(|_| Listener::bind(LOCAL).expect("a free port"))
-        .collect();
-    let peers: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
-    thread::scope(|scope| {
-        let (peers, options) = (&peers, &options);
-        let threads: Vec<_> = (0..size)
-            .zip(listeners)
-            .map(|(rank, listener)| {
-                scope.spawn(move || {
-                    let mut memory = Memory::default();
-                    check::run(&mut memory, &listener, RankId(rank), peers, options)
-                })
-            })
-            .collect();
-        let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
-        joined.map(|result| result.expect("no panic")).collect()
-    })
+    check_all(size, &options, |_| Memory::default())
 }
 
 #[test]
@@ -188,6 +173,7 @@ fn a_scatter_gives_each_rank_its_part_and_a_gather_all_of_them() {
 
 #[test]
 fn an_abort_frees_the_regions_of_a_transfer_that_waits() {
+    let both_wait = Barrier::new(2);
     with_bulks(2, |rank, bulk| {
         let mut into = vec![0.0; 8];
         let from = RankId(1 - rank.0);
@@ -198,6 +184,8 @@ fn an_abort_frees_the_regions_of_a_transfer_that_waits() {
         }];
         let ticket = bulk.begin(Transfer::Exchange(legs)).expect("connected");
         assert_eq!(bulk.wait(ticket, Duration::ZERO), Ok(false));
+        // An abort is heard by the other rank, too.
+        both_wait.wait();
         assert!(bulk.abort(Duration::from_secs(30)));
         assert!(bulk.wait(ticket, Duration::ZERO).is_err());
     });
