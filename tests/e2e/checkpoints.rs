@@ -198,10 +198,9 @@ fn wait_for(train: &Train<'_>, kind: &str, step: u64) -> Value {
 fn a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_tried() {
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
     let disk = Disk::new(&sandbox);
-    let (name, value) = halts.variable();
     let hold = halts.hold(|point| point.place == "write params" && point.step == 2 * EVERY);
     let again = halts.hold(|point| point.place == "snapshot" && point.step == 4 * EVERY);
-    let train = job(&sandbox, 3).set(&disk.setting()).env(name, &value);
+    let train = job(&sandbox, 3).set(&disk.setting()).halted_by(&halts);
     let train = train.start();
     let held = hold.wait("the second checkpoint", DEADLINE);
     disk.fail();
@@ -333,9 +332,8 @@ fn checkpoints_do_not_pile_up_while_the_coordinator_is_away() {
 #[test]
 fn a_rank_that_waits_for_its_disk_leaves_a_world_that_is_closed_at_once() {
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-    let (name, value) = halts.variable();
     let hold = halts.hold(|point| point.place == "write params" && point.step == EVERY);
-    let train = job_on(&sandbox, 3, 3).env(name, &value).start();
+    let train = job_on(&sandbox, 3, 3).halted_by(&halts).start();
     let held = hold.wait("the first checkpoint", DEADLINE);
     let is_at = |rank: u64, place: &'static str| {
         move |point: &Point| (point.rank, point.step) == (rank, 2 * EVERY) && point.place == place

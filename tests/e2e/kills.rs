@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, Signal, TrainCommand, processes_of};
+use muster_tests::{Finished, Halts, Sandbox, Signal, Train, TrainCommand, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 180;
@@ -32,6 +32,18 @@ fn undisturbed() -> &'static [String; 3] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         job(&sandbox).start().finish().bits()
     })
+}
+
+/// Starts the job, and strikes it while it stands: a rank has applied so many steps, and computed what
+/// it has of the next one.
+fn start_and_stand<'a>(sandbox: &'a Sandbox, step: u64, strike: impl FnOnce()) -> Train<'a> {
+    let halts = Halts::new();
+    let hold = halts.hold_at(step % 2, step);
+    let train = job(sandbox).halted_by(&halts).start();
+    let held = hold.wait("the step", DEADLINE);
+    strike();
+    drop(held);
+    train
 }
 
 /// Ten steps to strike at, drawn by a linear congruential generator (Knuth, MMIX).
@@ -80,12 +92,13 @@ fn check_one_history(finished: &Finished, what: &str) {
 #[test]
 fn a_rank_that_is_killed_at_ten_moments_loses_no_step_and_changes_no_bit() {
     for (number, step) in (0..).zip(moments(1)) {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox).start();
-        train.wait_for_step(step, DEADLINE);
         let rank = number % 2;
         let what = format!("rank {rank} at step {step}");
-        train.kill(train.pid_of_rank(rank), Signal::KILL);
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let (train, halts) = (job(&sandbox), Halts::new());
+        let hold = halts.hold_at(rank, step);
+        let train = train.halted_by(&halts).start();
+        sandbox.kill_held(hold.wait(&what, DEADLINE));
         let finished = train.finish();
         check(&sandbox, &finished, &what);
         check_no_step_is_lost(&finished, &what);
@@ -104,14 +117,14 @@ fn a_rank_that_is_killed_at_ten_moments_loses_no_step_and_changes_no_bit() {
 #[test]
 fn two_of_four_ranks_killed_at_once_lose_no_step_and_change_no_bit() {
     for (number, step) in (0..).zip(moments(5).take(5)) {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job_on(&sandbox, 4).start();
-        train.wait_for_step(step, DEADLINE);
         let (one, other) = (number % 4, (number + 1 + number / 4) % 4);
         let what = format!("ranks {one} and {other} at step {step}");
-        let pids = [one, other].map(|rank| train.pid_of_rank(rank));
-        for pid in pids {
-            train.kill(pid, Signal::KILL);
+        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+        let holds = [one, other].map(|rank| halts.hold_at(rank, step));
+        let train = job_on(&sandbox, 4).halted_by(&halts).start();
+        let held = holds.map(|hold| hold.wait(&what, DEADLINE));
+        for one in held {
+            sandbox.kill_held(one);
         }
         let finished = train.finish();
         check(&sandbox, &finished, &what);
@@ -124,10 +137,10 @@ fn two_of_four_ranks_killed_at_once_lose_no_step_and_change_no_bit() {
 fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
     for (number, step) in (0..).zip(moments(2)) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox).start();
-        train.wait_for_step(step, DEADLINE);
         let worker = format!("--name worker-{}", number % 2);
-        sandbox.kill(pid_of(&sandbox, &worker), Signal::KILL);
+        let train = start_and_stand(&sandbox, step, || {
+            sandbox.kill(pid_of(&sandbox, &worker), Signal::KILL);
+        });
         let finished = train.finish();
         let what = format!("{worker} at step {step}");
         check(&sandbox, &finished, &what);
@@ -144,10 +157,7 @@ fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
 fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
     for step in moments(3) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox).start();
-        train.wait_for_step(step, DEADLINE);
-        sandbox.kill_all();
-        drop(train);
+        drop(start_and_stand(&sandbox, step, || sandbox.kill_all()));
         let finished = job(&sandbox).start().finish();
         check(&sandbox, &finished, &format!("the tree at step {step}"));
         // It did not start over: what was committed counts.
@@ -166,13 +176,12 @@ fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
 #[test]
 fn a_root_that_is_killed_takes_its_tree_with_it() {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let train = job(&sandbox).start();
-    train.wait_for_step(20, DEADLINE);
-    assert!(
-        processes_of(&sandbox).len() >= 6,
-        "a root, a coordinator, two workers, two ranks"
-    );
-    sandbox.kill(train.pid(), Signal::KILL);
+    let _train = start_and_stand(&sandbox, 20, || {
+        let processes = processes_of(&sandbox);
+        let there = "a root, a coordinator, two workers, two ranks";
+        assert!(processes.len() >= 6, "{there}: {processes:#?}");
+        sandbox.kill(pid_of(&sandbox, "muster train"), Signal::KILL);
+    });
     muster_tests::eventually(DEADLINE, "the end of the tree", || {
         processes_of(&sandbox).is_empty().then_some(())
     });
@@ -182,9 +191,9 @@ fn a_root_that_is_killed_takes_its_tree_with_it() {
 fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
     for step in moments(4) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox).start();
-        train.wait_for_step(step, DEADLINE);
-        sandbox.kill(pid_of(&sandbox, "muster coordinator"), Signal::KILL);
+        let train = start_and_stand(&sandbox, step, || {
+            sandbox.kill(pid_of(&sandbox, "muster coordinator"), Signal::KILL);
+        });
         let finished = train.finish();
         check(
             &sandbox,

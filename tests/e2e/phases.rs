@@ -13,9 +13,7 @@ mod shares;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{
-    Finished, Halts, Held, Point, Sandbox, Signal, Train, TrainCommand, processes_of,
-};
+use muster_tests::{Finished, Halts, Point, Sandbox, Train, TrainCommand, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 24;
@@ -50,14 +48,6 @@ fn first(rank: u64, place: &'static str) -> impl Fn(&Point) -> bool + Send + Clo
         (point.generation, point.rank, point.step) == (1, rank, AT)
             && point.place.starts_with(place)
     }
-}
-
-/// Kills who is held, and only then lets it go; says where it was.
-fn kill(sandbox: &Sandbox, held: Held) -> Point {
-    sandbox.kill(held.point.pid, Signal::KILL);
-    let at = held.point.clone();
-    drop(held);
-    at
 }
 
 /// The worlds that were made, by what they say of themselves.
@@ -170,13 +160,12 @@ fn killed_at(place: &'static str, meanwhile: impl Fn(&Halts)) -> u64 {
 fn killed_with(redundancy: &str, place: &'static str, meanwhile: impl Fn(&Halts)) -> u64 {
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
     let hold = halts.hold(first(2, place));
-    let (name, value) = halts.variable();
     let redundancy = format!("workers.redundancy={redundancy}");
-    let train = job(&sandbox, 4).set(&redundancy).env(name, &value);
+    let train = job(&sandbox, 4).set(&redundancy).halted_by(&halts);
     let train = train.start();
     let held = hold.wait(place, DEADLINE);
     meanwhile(&halts);
-    let killed = kill(&sandbox, held);
+    let killed = sandbox.kill_held(held);
     let finished = train.finish();
     check_healed(&sandbox, &finished, &halts, &[&killed], place)
 }
@@ -245,11 +234,10 @@ fn a_rank_that_is_killed_while_it_writes_a_checkpoint_costs_no_step_and_no_check
     ] {
         let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
         let hold = halts.hold(move |point| point.rank == rank && point.place == place);
-        let (name, value) = halts.variable();
-        let train = job(&sandbox, 4).env(name, &value).start();
+        let train = job(&sandbox, 4).halted_by(&halts).start();
         let held = hold.wait(place, DEADLINE);
         assert_eq!(held.point.step, EVERY);
-        let killed = kill(&sandbox, held);
+        let killed = sandbox.kill_held(held);
         let finished = train.finish();
         check_healed(&sandbox, &finished, &halts, &[&killed], place);
     }

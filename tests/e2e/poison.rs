@@ -54,9 +54,8 @@ fn a_shard_that_kills_whoever_computes_it_is_named_with_its_samples() {
     const STEP: u64 = 5;
     let is_it = |point: &Point| point.step == STEP && point.place == "compute 5";
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-    let (name, value) = halts.variable();
     let train = sandbox.train("job.toml").workers(3).arg("--threads");
-    let train = train.arg("1").env(name, &value).start();
+    let train = train.arg("1").halted_by(&halts).start();
     let mut next = halts.hold(is_it);
     let mut dead = Vec::new();
     for _ in 0..5 {

@@ -6,7 +6,9 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Cluster, Finished, Sandbox, Signal, TrainCommand, eventually, processes_of};
+use muster_tests::{
+    Cluster, Finished, Halts, Point, Sandbox, Signal, TrainCommand, eventually, processes_of,
+};
 use serde_json::Value;
 
 const STEPS: u64 = 120;
@@ -67,10 +69,10 @@ fn check_no_step_is_lost(finished: &Finished, what: &str) {
 #[test]
 fn with_shadows_a_rank_that_is_killed_costs_no_step() {
     for (rank, step) in [(0, 30), (1, 44), (2, 71), (1, 98)] {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox, "shadow", 3).start();
-        train.wait_for_step(step, DEADLINE);
-        train.kill(train.pid_of_rank(rank), Signal::KILL);
+        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+        let hold = halts.hold_at(rank, step);
+        let train = job(&sandbox, "shadow", 3).halted_by(&halts).start();
+        sandbox.kill_held(hold.wait("the step", DEADLINE));
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
@@ -81,13 +83,15 @@ fn with_shadows_a_rank_that_is_killed_costs_no_step() {
 /// Two of four ranks die in their first world, as far as anyone can tell at once: who is stopped says
 /// nothing of another one's death.
 fn two_killed_at_once(sandbox: &Sandbox, ranks: [u64; 2], step: u64) -> Finished {
-    let train = job(sandbox, "shadow", 4).start();
-    train.wait_for_step(step, DEADLINE);
-    let pids = ranks.map(|rank| train.pid_of_rank(rank));
-    for signal in [Signal::STOP, Signal::KILL] {
-        for pid in pids {
-            train.kill(pid, signal);
-        }
+    let halts = Halts::new();
+    let holds = ranks.map(|rank| halts.hold_at(rank, step));
+    let train = job(sandbox, "shadow", 4).halted_by(&halts).start();
+    let held = holds.map(|hold| hold.wait("the step", DEADLINE));
+    for one in &held {
+        train.kill(one.point.pid, Signal::STOP);
+    }
+    for one in held {
+        sandbox.kill_held(one);
     }
     train.finish()
 }
@@ -133,32 +137,36 @@ fn with_shadows_two_deaths_at_once_that_leave_no_holder_of_a_share_fall_back() {
 /// One after another, each when the one before is healed, down to the last rank.
 #[test]
 fn with_shadows_the_last_rank_has_everything() {
-    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let train = job(&sandbox, "shadow", 3).start();
-    for step in [20, 40] {
-        train.wait_for_step(step, DEADLINE);
-        let worlds = train.events();
-        let newest = worlds
-            .iter()
-            .rev()
-            .find(|event| event["event"] == "generation");
-        let size = newest
-            .and_then(|event| event["world_size"].as_u64())
-            .unwrap();
-        train.kill(train.pid_of_rank(size - 1), Signal::KILL);
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    let in_world = |generation: u64, rank: u64| {
+        let is_it = move |point: &Point| {
+            (point.generation, point.rank) == (generation, rank)
+                && point.step >= 20
+                && point.place == "reduce"
+        };
+        halts.hold(is_it)
+    };
+    let holds = [in_world(1, 2), in_world(2, 1)];
+    let train = job(&sandbox, "shadow", 3).halted_by(&halts).start();
+    for hold in holds {
+        sandbox.kill_held(hold.wait("the last rank of its world", DEADLINE));
     }
     let finished = train.finish();
-    check(&sandbox, &finished, "a rank after another");
-    assert_eq!(finished.histories().len(), 1, "{:#?}", finished.events);
+    let what = "a rank after another";
+    check(&sandbox, &finished, what);
+    check_no_step_is_lost(&finished, what);
+    let worlds = finished.of_kind("generation");
+    let sizes: Vec<_> = worlds.map(|world| world["world_size"].as_u64()).collect();
+    assert_eq!(sizes[..3], [3, 2, 1].map(Some), "{:#?}", finished.events);
 }
 
 #[test]
 fn without_redundancy_a_death_falls_back_and_changes_no_bit() {
     for (rank, step) in [(0, 40), (1, 77)] {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox, "none", 2).start();
-        train.wait_for_step(step, DEADLINE);
-        train.kill(train.pid_of_rank(rank), Signal::KILL);
+        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+        let hold = halts.hold_at(rank, step);
+        let train = job(&sandbox, "none", 2).halted_by(&halts).start();
+        sandbox.kill_held(hold.wait("the step", DEADLINE));
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
@@ -181,11 +189,12 @@ fn without_redundancy_a_death_falls_back_and_changes_no_bit() {
 #[test]
 fn redundancy_may_change_where_a_job_resumes() {
     for (first, second) in [("none", "full"), ("full", "shadow")] {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = job(&sandbox, first, 2).start();
-        train.wait_for_step(60, DEADLINE);
+        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+        let hold = halts.hold_at(0, 60);
+        let train = job(&sandbox, first, 2).halted_by(&halts).start();
+        let held = hold.wait("the step", DEADLINE);
         sandbox.kill_all();
-        drop(train);
+        drop((train, held));
         let finished = job(&sandbox, second, 2).start().finish();
         check(&sandbox, &finished, &format!("{first}, then {second}"));
         let mut worlds = finished.of_kind("generation");

@@ -195,6 +195,13 @@ impl Halts {
         Hold { halts, number }
     }
 
+    /// Holds a rank, the first that is this one of its world, where it has applied so many steps and
+    /// computed what it has of the next one: its world comes no further meanwhile.
+    #[must_use]
+    pub fn hold_at(&self, rank: u64, step: u64) -> Hold<'_> {
+        self.hold(move |point| (point.rank, point.step) == (rank, step) && point.place == "reduce")
+    }
+
     /// Waits until a rank has come, at any time, to a point that `is_it` accepts.
     ///
     /// # Panics

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::halts::{Held, Point};
 use crate::train::TrainCommand;
 use crate::wait::eventually;
 
@@ -92,6 +93,18 @@ impl Sandbox {
         );
         // It may have ended since, and then what the signal was for has happened.
         let _ = send(pid, signal);
+    }
+
+    /// Kills a rank that is held, and only then lets go of it; says where it was.
+    ///
+    /// # Panics
+    /// When it is none of this sandbox's.
+    #[track_caller]
+    pub fn kill_held(&self, held: Held) -> Point {
+        self.kill(held.point.pid, Signal::KILL);
+        let at = held.point.clone();
+        drop(held);
+        at
     }
 
     /// Sends a signal to a process, unless it has ended, and its number may be a stranger's.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::Signal;
+use crate::halts::Halts;
 use crate::sandbox::{Sandbox, processes_of};
 use crate::wait::eventually;
 
@@ -57,6 +58,13 @@ impl<'a> TrainCommand<'a> {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self
+    }
+
+    /// Has its ranks ask there whether they may go on.
+    #[must_use]
+    pub fn halted_by(self, halts: &Halts) -> Self {
+        let (name, value) = halts.variable();
+        self.env(name, &value)
     }
 
     /// Starts it.

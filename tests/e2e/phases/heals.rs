@@ -6,7 +6,7 @@ use std::time::Duration;
 use muster_tests::{Finished, Halts, Point, Sandbox, Signal, Train, eventually, processes_of};
 
 use super::{
-    AT, DEADLINE, EVERY, STEPS, check, check_healed, first, job, kill, wait_for_checkpoint, worlds,
+    AT, DEADLINE, EVERY, STEPS, check, check_healed, first, job, wait_for_checkpoint, worlds,
 };
 
 /// A place of a rank of the second world.
@@ -24,16 +24,14 @@ fn sandbox_and_halts() -> (Sandbox, Halts) {
 }
 
 fn start<'a>(sandbox: &'a Sandbox, halts: &Halts, num_workers: u32) -> Train<'a> {
-    let (name, value) = halts.variable();
-    job(sandbox, num_workers).env(name, &value).start()
+    job(sandbox, num_workers).halted_by(halts).start()
 }
 
 /// A job that two ranks have to be in: another process enters as soon as it is prepared, and is given
 /// the state in its first world.
 fn start_with_two<'a>(sandbox: &'a Sandbox, halts: &Halts) -> Train<'a> {
-    let (name, value) = halts.variable();
     let job = job(sandbox, 2).set("workers.min=2");
-    job.env(name, &value).start()
+    job.halted_by(halts).start()
 }
 
 /// Where a rank of the first world was last.
@@ -66,8 +64,8 @@ fn a_second_death_among_those_that_heal_the_first_loses_nothing() {
         let (sandbox, halts) = sandbox_and_halts();
         let (one, other) = (halts.hold(first(2, "compute")), halts.hold(healing(place)));
         let train = start(&sandbox, &halts, 4);
-        let one = kill(&sandbox, one.wait("the first", DEADLINE));
-        let other = kill(&sandbox, other.wait("the second", DEADLINE));
+        let one = sandbox.kill_held(one.wait("the first", DEADLINE));
+        let other = sandbox.kill_held(other.wait("the second", DEADLINE));
         let finished = train.finish();
         check_healed(&sandbox, &finished, &halts, &[&one, &other], place);
     }
@@ -89,8 +87,8 @@ fn a_rank_that_is_killed_while_it_gives_the_reduced_vector_on_loses_nothing() {
         for rank in ahead {
             halts.wait_for("the update", DEADLINE, first(*rank, "updated"));
         }
-        let one = kill(&sandbox, one);
-        let giver = kill(&sandbox, giver.wait("the giver", DEADLINE));
+        let one = sandbox.kill_held(one);
+        let giver = sandbox.kill_held(giver.wait("the giver", DEADLINE));
         let finished = train.finish();
         let killed = [&one, &giver];
         let num_again = check_healed(&sandbox, &finished, &halts, &killed, place);
@@ -108,16 +106,16 @@ fn killed_while_a_state_is_given(of_newcomer: bool) -> Finished {
     let one = one.wait("the first", DEADLINE);
     // Both of them write a part of it.
     wait_for_checkpoint(&train);
-    let one = kill(&sandbox, one);
+    let one = sandbox.kill_held(one);
     let (giver, taker) = (
         giver.wait("the giver", DEADLINE),
         taker.wait("the taker", DEADLINE),
     );
     assert_eq!((giver.point.process, taker.point.process), (1, 3));
     let (other, held) = if of_newcomer {
-        (kill(&sandbox, taker), giver)
+        (sandbox.kill_held(taker), giver)
     } else {
-        (kill(&sandbox, giver), taker)
+        (sandbox.kill_held(giver), taker)
     };
     drop(held);
     let finished = train.finish();
@@ -198,7 +196,7 @@ fn a_coordinator_that_is_killed_in_the_middle_of_a_heal_loses_nothing() {
         let (sandbox, halts) = sandbox_and_halts();
         let (one, other) = (halts.hold(first(2, "compute")), halts.hold(healing(place)));
         let train = start(&sandbox, &halts, 4);
-        let one = kill(&sandbox, one.wait("the first", DEADLINE));
+        let one = sandbox.kill_held(one.wait("the first", DEADLINE));
         let held = other.wait("the heal", DEADLINE);
         kill_coordinator(&sandbox);
         drop(held);
@@ -217,7 +215,7 @@ fn a_daemon_that_is_killed_while_it_starts_a_rank_is_followed_by_one_that_does_n
         let one = replaces.then(|| halts.hold(first(1, "compute")));
         let train = start_with_two(&sandbox, &halts);
         if let Some(one) = one {
-            kill(&sandbox, one.wait("the first", DEADLINE));
+            sandbox.kill_held(one.wait("the first", DEADLINE));
         }
         let held = begin.wait("the new rank", DEADLINE);
         let daemon = parent_of(held.point.pid);

@@ -4,7 +4,7 @@
 use muster_tests::{Halts, Point, Sandbox};
 
 use super::{
-    AT, DEADLINE, EVERY, check, check_healed, first, job, kill, killed_with, nothing, updates_of,
+    AT, DEADLINE, EVERY, check, check_healed, first, job, killed_with, nothing, updates_of,
     wait_for_checkpoint, worlds,
 };
 
@@ -37,10 +37,9 @@ fn with_shadows_a_rank_that_is_killed_while_it_tells_its_parameters_loses_nothin
                     && point.place.starts_with(&place)
             }
         });
-        let (name, value) = halts.variable();
         let train = job(&sandbox, 4).set("workers.redundancy=shadow");
-        let train = train.env(name, &value).start();
-        let killed = kill(&sandbox, hold.wait(&place, DEADLINE));
+        let train = train.halted_by(&halts).start();
+        let killed = sandbox.kill_held(hold.wait(&place, DEADLINE));
         let finished = train.finish();
         check_healed(&sandbox, &finished, &halts, &[&killed], &place);
     }
@@ -58,14 +57,13 @@ fn with_shadows_a_second_death_while_shares_move_costs_steps_where_it_takes_the_
         let moving = halts.hold(move |point: &Point| {
             (point.generation, point.rank) == (2, rank) && point.place == "move"
         });
-        let (name, value) = halts.variable();
         let train = job(&sandbox, 4).set("workers.redundancy=shadow");
-        let train = train.env(name, &value).start();
+        let train = train.halted_by(&halts).start();
         let one = one.wait("the first", DEADLINE);
         wait_for_checkpoint(&train);
         let killed = [
-            kill(&sandbox, one),
-            kill(&sandbox, moving.wait("a move", DEADLINE)),
+            sandbox.kill_held(one),
+            sandbox.kill_held(moving.wait("a move", DEADLINE)),
         ];
         let finished = train.finish();
         let what = format!("rank {rank} while shares move");
@@ -95,12 +93,11 @@ fn with_shadows_a_death_while_a_newcomer_is_given_shares_loses_nothing() {
         let giving = halts.hold(move |point: &Point| {
             (point.generation, point.rank) == (3, rank) && point.place == "move"
         });
-        let (name, value) = halts.variable();
         let train = job(&sandbox, 3).set("workers.redundancy=shadow");
-        let train = train.env(name, &value).start();
+        let train = train.halted_by(&halts).start();
         let killed = [
-            kill(&sandbox, one.wait("the first", DEADLINE)),
-            kill(&sandbox, giving.wait("a move", DEADLINE)),
+            sandbox.kill_held(one.wait("the first", DEADLINE)),
+            sandbox.kill_held(giving.wait("a move", DEADLINE)),
         ];
         let finished = train.finish();
         let what = format!("rank {rank} while a newcomer is given shares");

@@ -18,6 +18,7 @@ mod folder;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use muster_cluster::command::NumericsClass;
 use muster_cluster::ids::ShardId;
@@ -71,6 +72,7 @@ pub(crate) fn learn(
         }
     };
     let path = folder.path().to_owned();
+    folder::remove_unused(&path, SystemTime::now());
     let hash = match folder.hash_of(&job) {
         Some(expected) => {
             // Nothing is found out: others need not wait.

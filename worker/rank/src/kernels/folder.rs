@@ -6,13 +6,16 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use muster_trainer::device::store;
 use muster_worker_core::audit::Hash;
 
 /// How long another rank may find out; then this one does it for itself.
 const LONGEST: Duration = Duration::from_mins(30);
+
+/// How long a folder stays that no process opens: those of builds and devices of the past add up.
+const UNUSED: Duration = Duration::from_hours(60 * 24);
 
 /// A folder that this process has locked.
 #[derive(Debug)]
@@ -143,6 +146,36 @@ fn sweep(folder: &Path) {
             }
         }
     }
+}
+
+/// Removes folders beside this one that no process has opened for long, and none that lives is in.
+pub(super) fn remove_unused(beside: &Path, now: SystemTime) {
+    let Some(entries) = beside.parent().and_then(|root| fs::read_dir(root).ok()) else {
+        return;
+    };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path != beside && is_unused(&path, now).unwrap_or(false) {
+            let removed = fs::remove_dir_all(&path);
+            let (error, path) = (removed.err(), path.display());
+            tracing::info!(%path, ?error, "removes kernels of a build or device that is used no more");
+        }
+    }
+}
+
+/// Whether it is such a folder, and nobody has opened it for long: each process that does so makes files.
+fn is_unused(path: &Path, now: SystemTime) -> io::Result<bool> {
+    let opened = fs::metadata(path)?.modified()?;
+    let is_old = now.duration_since(opened).is_ok_and(|age| age > UNUSED);
+    if !is_old || !path.join("known.jobs").is_file() {
+        return Ok(false);
+    }
+    let lock = File::open(path.join("lock"))?;
+    if lock.try_lock().is_err() {
+        return Ok(false);
+    }
+    sweep(path);
+    let mut names = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name()));
+    Ok(names.all(|name| name.is_ok_and(|name| !name.to_string_lossy().starts_with("run-"))))
 }
 
 /// The jobs of which `known.db` holds the kernels; `None` where it is not the file that they were said of.

@@ -1,5 +1,7 @@
 //! What is said of a file counts only for that file, and what ended processes left behind goes.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 #[test]
@@ -61,4 +63,37 @@ fn a_lock_is_waited_for() {
         drop(first);
         second.join().unwrap().unwrap();
     });
+}
+
+#[test]
+fn folders_that_nobody_opens_for_long_go() {
+    let root = tempfile::tempdir().unwrap();
+    let old = SystemTime::now() - UNUSED - Duration::from_secs(1);
+    let now = SystemTime::now();
+    let folder = |name: &str, opened: SystemTime, files: &[&str]| {
+        let path = root.path().join(name);
+        fs::create_dir(&path).unwrap();
+        for file in files {
+            fs::write(path.join(file), "").unwrap();
+        }
+        File::open(&path).unwrap().set_modified(opened).unwrap();
+        path
+    };
+    let kept = ["lock", "known.db", "known.jobs"];
+    folder("unused", old, &kept);
+    folder("used", now, &kept);
+    folder("none of ours", old, &["lock"]);
+    let locked = folder("found out in", old, &kept).join("lock");
+    let running = folder("long job", old, &["lock", "known.jobs", "run-1-a.lock"]);
+    let own = folder("own", old, &kept);
+    let files = [locked, running.join("run-1-a.lock")].map(|file| File::open(file).unwrap());
+    for file in &files {
+        file.lock().unwrap();
+    }
+    remove_unused(&own, now);
+    let entries = fs::read_dir(root.path()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: BTreeSet<String> = names.collect();
+    let expected = ["found out in", "long job", "none of ours", "own", "used"];
+    assert_eq!(left, expected.map(str::to_owned).into());
 }
