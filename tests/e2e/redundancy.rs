@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use muster_tests::{
-    Cluster, Finished, Halts, Point, Sandbox, Signal, TrainCommand, eventually, processes_of,
+    Cluster, Finished, Halts, Sandbox, Signal, TrainCommand, eventually, processes_of,
 };
 use serde_json::Value;
 
@@ -139,18 +139,17 @@ fn with_shadows_two_deaths_at_once_that_leave_no_holder_of_a_share_fall_back() {
 #[test]
 fn with_shadows_the_last_rank_has_everything() {
     let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-    let in_world = |generation: u64, rank: u64| {
-        let is_it = move |point: &Point| {
-            (point.generation, point.rank) == (generation, rank)
-                && point.step >= 20
-                && point.place == "reduce"
-        };
-        halts.hold(is_it)
-    };
-    let holds = [in_world(1, 2), in_world(2, 1)];
+    let holds = [halts.hold_at(2, 20), halts.hold_at(1, 40)];
     let train = job(&sandbox, "shadow", 3).halted_by(&halts).start();
-    for hold in holds {
-        sandbox.kill_held(hold.wait("the last rank of its world", DEADLINE));
+    for (hold, step) in holds.into_iter().zip([20, 40]) {
+        let held = hold.wait("the last rank", DEADLINE);
+        let generation = held.point.generation;
+        // Whoever is left has what it was given at the beginning of this world.
+        halts.wait_for("the first rank", DEADLINE, |point| {
+            (point.generation, point.rank, point.step) == (generation, 0, step)
+                && point.place == "reduce"
+        });
+        sandbox.kill_held(held);
     }
     let finished = train.finish();
     let what = "a rank after another";
