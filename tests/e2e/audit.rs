@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Halts, Sandbox, Signal, TrainCommand, processes_of};
+use muster_tests::{Finished, Sandbox, Signal, TrainCommand, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 120;
@@ -95,12 +95,9 @@ fn audits_change_no_bit_and_accuse_nobody_whoever_is_killed() {
     for (number, step) in (0..).zip([7, 30, 64, 101]) {
         let rank = number % 3;
         let what = format!("rank {rank} is killed at step {step}");
-        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-        let hold = halts.hold_at(rank, step);
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = job(&sandbox, 3).set("train.audit_every=1");
-        let train = train.halted_by(&halts).start();
-        sandbox.kill_held(hold.wait(&what, DEADLINE));
-        let finished = train.finish();
+        let finished = train.start_and_kill(rank, step).finish();
         check(&sandbox, &finished, &what);
         assert!(finished.of_kind("lost").count() > 0, "{what}");
         assert_eq!(finished.of_kind("distrusted").count(), 0, "{what}");

@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Halts, Sandbox, Signal, Train, TrainCommand, processes_of};
+use muster_tests::{Finished, Halts, Sandbox, Signal, TrainCommand, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 180;
@@ -32,18 +32,6 @@ fn undisturbed() -> &'static [String; 3] {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         job(&sandbox).start().finish().bits()
     })
-}
-
-/// Starts the job, and strikes it while it stands: a rank has applied so many steps, and computed what
-/// it has of the next one.
-fn start_and_stand<'a>(sandbox: &'a Sandbox, step: u64, strike: impl FnOnce()) -> Train<'a> {
-    let halts = Halts::new();
-    let hold = halts.hold_at(step % 2, step);
-    let train = job(sandbox).halted_by(&halts).start();
-    let held = hold.wait("the step", DEADLINE);
-    strike();
-    drop(held);
-    train
 }
 
 /// Ten steps to strike at, drawn by a linear congruential generator (Knuth, MMIX).
@@ -95,11 +83,7 @@ fn a_rank_that_is_killed_at_ten_moments_loses_no_step_and_changes_no_bit() {
         let rank = number % 2;
         let what = format!("rank {rank} at step {step}");
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let (train, halts) = (job(&sandbox), Halts::new());
-        let hold = halts.hold_at(rank, step);
-        let train = train.halted_by(&halts).start();
-        sandbox.kill_held(hold.wait(&what, DEADLINE));
-        let finished = train.finish();
+        let finished = job(&sandbox).start_and_kill(rank, step).finish();
         check(&sandbox, &finished, &what);
         check_no_step_is_lost(&finished, &what);
         let lost: Vec<_> = finished.of_kind("lost").collect();
@@ -138,7 +122,7 @@ fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
     for (number, step) in (0..).zip(moments(2)) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let worker = format!("--name worker-{}", number % 2);
-        let train = start_and_stand(&sandbox, step, || {
+        let train = job(&sandbox).start_and_stand(step % 2, step, |_, _| {
             sandbox.kill(pid_of(&sandbox, &worker), Signal::KILL);
         });
         let finished = train.finish();
@@ -157,7 +141,7 @@ fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
 fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
     for step in moments(3) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        drop(start_and_stand(&sandbox, step, || sandbox.kill_all()));
+        drop(job(&sandbox).start_and_stand(step % 2, step, |_, _| sandbox.kill_all()));
         let finished = job(&sandbox).start().finish();
         check(&sandbox, &finished, &format!("the tree at step {step}"));
         // It did not start over: what was committed counts.
@@ -176,11 +160,11 @@ fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
 #[test]
 fn a_root_that_is_killed_takes_its_tree_with_it() {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let _train = start_and_stand(&sandbox, 20, || {
+    let _train = job(&sandbox).start_and_stand(0, 20, |train, _| {
         let processes = processes_of(&sandbox);
         let there = "a root, a coordinator, two workers, two ranks";
         assert!(processes.len() >= 6, "{there}: {processes:#?}");
-        sandbox.kill(pid_of(&sandbox, "muster train"), Signal::KILL);
+        train.kill(train.pid(), Signal::KILL);
     });
     muster_tests::eventually(DEADLINE, "the end of the tree", || {
         processes_of(&sandbox).is_empty().then_some(())
@@ -191,7 +175,7 @@ fn a_root_that_is_killed_takes_its_tree_with_it() {
 fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
     for step in moments(4) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = start_and_stand(&sandbox, step, || {
+        let train = job(&sandbox).start_and_stand(step % 2, step, |_, _| {
             sandbox.kill(pid_of(&sandbox, "muster coordinator"), Signal::KILL);
         });
         let finished = train.finish();

@@ -4,12 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::time::Duration;
 
-use muster_tests::{Finished, Halts, Sandbox, TrainCommand, processes_of};
+use muster_tests::{Finished, Sandbox, TrainCommand, processes_of};
 use serde_json::Value;
-
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// 240 rows, of which 192 are trained on: 6 steps an epoch.
 const NUM_ROWS: u64 = 240;
@@ -116,12 +113,9 @@ fn a_job_that_skips_ends_in_the_same_bits_whatever_its_workers_and_whoever_is_ki
         let redundancy = ["full", "shadow"][number / 8 % 2];
         let rank = [0, 1][number / 4 % 2];
         let what = format!("rank {rank} is killed before step {bad}, {redundancy}");
-        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-        let hold = halts.hold_at(rank, bad - 1);
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
         let train = skipping(&sandbox, 2).set(&format!("workers.redundancy={redundancy}"));
-        let train = train.halted_by(&halts).start();
-        sandbox.kill_held(hold.wait(&what, DEADLINE));
-        let finished = train.finish();
+        let finished = train.start_and_kill(rank, bad - 1).finish();
         finished.check_completed(&sandbox, &what);
         assert_eq!(finished.bits(), one.bits(), "{what}");
         assert_eq!(skipped(&finished), bad_steps, "{what}");

@@ -69,10 +69,8 @@ fn check_no_step_is_lost(finished: &Finished, what: &str) {
 #[test]
 fn with_shadows_a_rank_that_is_killed_costs_no_step() {
     for (rank, step) in [(0, 30), (1, 44), (2, 71), (1, 98)] {
-        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-        let hold = halts.hold_at(rank, step);
-        let train = job(&sandbox, "shadow", 3).halted_by(&halts).start();
-        sandbox.kill_held(hold.wait("the step", DEADLINE));
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox, "shadow", 3).start_and_kill(rank, step);
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
@@ -161,10 +159,8 @@ fn with_shadows_the_last_rank_has_everything() {
 #[test]
 fn without_redundancy_a_death_falls_back_and_changes_no_bit() {
     for (rank, step) in [(0, 40), (1, 77)] {
-        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-        let hold = halts.hold_at(rank, step);
-        let train = job(&sandbox, "none", 2).halted_by(&halts).start();
-        sandbox.kill_held(hold.wait("the step", DEADLINE));
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        let train = job(&sandbox, "none", 2).start_and_kill(rank, step);
         let finished = train.finish();
         let what = format!("rank {rank} at step {step}");
         check(&sandbox, &finished, &what);
@@ -187,12 +183,8 @@ fn without_redundancy_a_death_falls_back_and_changes_no_bit() {
 #[test]
 fn redundancy_may_change_where_a_job_resumes() {
     for (first, second) in [("none", "full"), ("full", "shadow")] {
-        let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-        let hold = halts.hold_at(0, 60);
-        let train = job(&sandbox, first, 2).halted_by(&halts).start();
-        let held = hold.wait("the step", DEADLINE);
-        sandbox.kill_all();
-        drop((train, held));
+        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+        drop(job(&sandbox, first, 2).start_and_stand(0, 60, |_, _| sandbox.kill_all()));
         let finished = job(&sandbox, second, 2).start().finish();
         check(&sandbox, &finished, &format!("{first}, then {second}"));
         let mut worlds = finished.of_kind("generation");

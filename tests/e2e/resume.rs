@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_tests::{Finished, Halts, Sandbox, Signal, TrainCommand, eventually, processes_of};
+use muster_tests::{Finished, Sandbox, Signal, TrainCommand, eventually, processes_of};
 
 const STEPS: u64 = 180;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -26,12 +26,8 @@ fn undisturbed() -> [String; 3] {
 
 /// Runs the job until Ctrl-C at a step.
 fn interrupted(sandbox: &Sandbox, workers: u32, step: u64) -> Finished {
-    let halts = Halts::new();
-    let hold = halts.hold_at(0, step);
-    let train = job(sandbox).workers(workers).halted_by(&halts).start();
-    let held = hold.wait("the step", DEADLINE);
-    train.interrupt();
-    drop(held);
+    let train = job(sandbox).workers(workers);
+    let train = train.start_and_stand(0, step, |train, _| train.interrupt());
     let finished = train.finish();
     assert_eq!(
         finished.status.code(),
@@ -123,12 +119,9 @@ fn a_run_that_is_asked_twice_to_end_does_so_and_loses_no_committed_step() {
 /// The worker that is no more is given up without anybody's word: it ended with its tree.
 #[test]
 fn a_tree_that_was_killed_goes_on_with_fewer_workers() {
-    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-    let hold = halts.hold_at(0, 60);
-    let train = job(&sandbox).workers(3).halted_by(&halts).start();
-    let held = hold.wait("the step", DEADLINE);
-    sandbox.kill_all();
-    drop((train, held));
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = job(&sandbox).workers(3);
+    drop(train.start_and_stand(0, 60, |_, _| sandbox.kill_all()));
     let last = job(&sandbox).workers(2).start().finish();
     assert_eq!(last.status.code(), Some(0), "{}", last.stderr);
     assert_eq!(last.bits(), undisturbed());
@@ -215,18 +208,13 @@ fn only_so_many_checkpoints_are_kept() {
 
 #[test]
 fn a_second_run_of_the_same_job_is_refused_while_the_first_runs() {
-    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
-    let hold = halts.hold_at(0, 1);
-    let first = job(&sandbox).workers(1).halted_by(&halts).start();
-    let held = hold.wait("its second step", DEADLINE);
-    let second = sandbox
-        .muster()
-        .args(["train", "job.toml"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&second.stderr);
-    assert_eq!(second.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("in use by another"), "{stderr}");
-    drop(held);
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let first = job(&sandbox).workers(1).start_and_stand(0, 1, |_, _| {
+        let mut second = sandbox.muster();
+        let second = second.args(["train", "job.toml"]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&second.stderr);
+        assert_eq!(second.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("in use by another"), "{stderr}");
+    });
     assert_eq!(first.finish().status.code(), Some(0));
 }

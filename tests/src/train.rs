@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::Signal;
-use crate::halts::Halts;
+use crate::halts::{Halts, Point};
 use crate::sandbox::{Sandbox, processes_of};
 use crate::wait::eventually;
 
 /// How long [`Train::finish`] waits.
 const FINISH: Duration = Duration::from_secs(120);
+
+/// How long a rank may take to where a test waits for it.
+const STAND: Duration = Duration::from_secs(60);
 
 /// How long output may stay open behind the end of the process that was started.
 const OUTPUT: Duration = Duration::from_secs(20);
@@ -65,6 +68,38 @@ impl<'a> TrainCommand<'a> {
     pub fn halted_by(self, halts: &Halts) -> Self {
         let (name, value) = halts.variable();
         self.env(name, &value)
+    }
+
+    /// Starts it, and has something done while it stands: a rank has applied so many steps, and computed
+    /// what it has of the next one. What is told of steps may be many behind, and says nothing of where
+    /// the ranks are.
+    ///
+    /// # Panics
+    /// When it cannot be started, or the rank does not come there within a minute.
+    #[must_use]
+    #[track_caller]
+    pub fn start_and_stand(
+        self,
+        rank: u64,
+        step: u64,
+        meanwhile: impl FnOnce(&Train<'a>, &Point),
+    ) -> Train<'a> {
+        let halts = Halts::new();
+        let hold = halts.hold_at(rank, step);
+        let train = self.halted_by(&halts).start();
+        let held = hold.wait(&format!("rank {rank} behind step {step}"), STAND);
+        meanwhile(&train, &held.point);
+        train
+    }
+
+    /// The same, for the death of that rank.
+    ///
+    /// # Panics
+    /// As for [`start_and_stand`](Self::start_and_stand).
+    #[must_use]
+    #[track_caller]
+    pub fn start_and_kill(self, rank: u64, step: u64) -> Train<'a> {
+        self.start_and_stand(rank, step, |train, rank| train.kill(rank.pid, Signal::KILL))
     }
 
     /// Starts it.
