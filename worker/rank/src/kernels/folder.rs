@@ -125,12 +125,13 @@ fn own_name() -> io::Result<String> {
     Ok(format!("run-{}-{random:016x}", std::process::id()))
 }
 
-/// Removes the files of processes that have ended. What cannot be removed is another user's, or another
-/// machine's that is not heard of, and harms nobody.
-fn sweep(folder: &Path) {
+/// Removes the files of processes that have ended; says whether none lives. What cannot be removed is
+/// another user's, or another machine's that is not heard of, and harms nobody.
+fn sweep(folder: &Path) -> bool {
     let Ok(entries) = fs::read_dir(folder) else {
-        return;
+        return false;
     };
+    let mut have_all_ended = true;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let names: Vec<String> = names.filter(|name| name.starts_with("run-")).collect();
     for name in &names {
@@ -145,7 +146,9 @@ fn sweep(folder: &Path) {
                 let _ = fs::remove_file(folder.join(file));
             }
         }
+        have_all_ended &= has_ended;
     }
+    have_all_ended
 }
 
 /// Removes folders beside this one that no process has opened for long, and none that lives is in.
@@ -156,8 +159,13 @@ pub(super) fn remove_unused(beside: &Path, now: SystemTime) {
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         if path != beside && is_unused(&path, now).unwrap_or(false) {
             let removed = fs::remove_dir_all(&path);
-            let (error, path) = (removed.err(), path.display());
-            tracing::info!(%path, ?error, "removes kernels of a build or device that is used no more");
+            let path = path.display();
+            match removed {
+                Ok(()) => tracing::info!(%path, "removed kernels that nobody has used for long"),
+                Err(error) => {
+                    tracing::warn!(%path, %error, "kernels that nobody has used for long stay");
+                }
+            }
         }
     }
 }
@@ -170,12 +178,7 @@ fn is_unused(path: &Path, now: SystemTime) -> io::Result<bool> {
         return Ok(false);
     }
     let lock = File::open(path.join("lock"))?;
-    if lock.try_lock().is_err() {
-        return Ok(false);
-    }
-    sweep(path);
-    let mut names = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name()));
-    Ok(names.all(|name| name.is_ok_and(|name| !name.to_string_lossy().starts_with("run-"))))
+    Ok(lock.try_lock().is_ok() && sweep(path))
 }
 
 /// The jobs of which `known.db` holds the kernels; `None` where it is not the file that they were said of.

@@ -44,13 +44,15 @@ fn files_of_ended_processes_are_swept_and_those_of_living_ones_stay() {
     }
     let life = File::open(path.join("run-2-b.lock")).unwrap();
     life.lock().unwrap();
-    sweep(path);
+    assert!(!sweep(path), "one lives");
     let mut left: Vec<String> = fs::read_dir(path)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.sort();
     assert_eq!(left, ["known.db", "run-2-b.db", "run-2-b.lock"]);
+    drop(life);
+    assert!(sweep(path));
 }
 
 #[test]
