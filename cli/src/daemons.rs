@@ -220,7 +220,7 @@ pub(crate) struct Worker {
     #[arg(long, value_name = "FOLDER", env = "MUSTER_STATE")]
     state: Option<PathBuf>,
     /// How many threads a rank computes with [default: its share of the processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::train::at_least_one::<std::num::NonZero<usize>>)]
     threads: Option<std::num::NonZero<usize>>,
     /// How long its ranks go on without it
     #[arg(long, value_name = "MS", default_value_t = 30_000, hide = true)]

@@ -39,13 +39,13 @@ pub(crate) struct Train {
     workers: Option<u32>,
     /// How many ranks one GPU has, where the job runs on GPUs: for tests, since ranks that share a GPU
     /// are no faster than one
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one::<std::num::NonZero<u32>>)]
     ranks_per_gpu: std::num::NonZero<u32>,
     /// How many coordinators: 3 go on without any one of them [default: as many as before, or 1]
     #[arg(long, value_name = "N", value_parser = one_three_or_five)]
     coordinators: Option<u32>,
     /// How many threads each computes with [default: its share of the processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<std::num::NonZero<usize>>)]
     threads: Option<std::num::NonZero<usize>>,
     /// Where jobs keep their state and, unless the job says otherwise, their checkpoints
     /// [default: muster in the XDG state folder]
@@ -124,6 +124,12 @@ impl Train {
         }
         outcome
     }
+}
+
+/// A number that cannot be zero, as its type says.
+pub(crate) fn at_least_one<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    let number = text.parse().ok();
+    number.ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
 /// How many coordinators a group may have.

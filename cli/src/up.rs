@@ -38,7 +38,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "PORT", default_value_t = 4600)]
     port: u16,
     /// How many threads a rank computes with [default: its share of the processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::train::at_least_one::<std::num::NonZero<usize>>)]
     threads: Option<std::num::NonZero<usize>>,
     /// Where it keeps its state and, unless jobs say otherwise, their checkpoints
     /// [default: muster in the XDG state folder]

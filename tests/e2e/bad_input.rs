@@ -107,6 +107,9 @@ fn faults_of_the_command_line_are_named() {
     refused(&["--set", "train.sede=7"], &["train.sede", "seed"]);
     refused(&["--set", "nonsense"], &["nonsense", "="]);
     refused(&["--workers", "9"], &["workers.max", "8"]);
+    for option in ["--threads", "--ranks-per-gpu"] {
+        refused(&[option, "0"], &[option, "at least 1"]);
+    }
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
     let output = sandbox
         .muster()
