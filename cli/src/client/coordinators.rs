@@ -114,6 +114,7 @@ impl Coordinators {
             };
             let address = line.route.current().to_owned();
             let answer = async { ask(line.channel()?).await };
+            let mut was_cut_short = false;
             let status = match tokio::time::timeout(lasts, answer).await {
                 Ok(Ok(answer)) => {
                     line.route.answered();
@@ -124,14 +125,19 @@ impl Coordinators {
                 Err(_) => {
                     // Perhaps it only needs longer than others do.
                     patience *= 2;
+                    was_cut_short = lasts < leader::PATIENCE;
                     Status::unavailable("it is silent")
                 }
             };
             if !is_worth_asking_again(&status) {
                 return Err(Failure::bad_input(status.message()));
             }
-            said.retain(|(other, _)| *other != address);
-            said.push((address, reason_of(&status)));
+            // What it has said tells more than that the end of the time came before it said it again.
+            let has_said = said.iter().any(|(other, _)| *other == address);
+            if !(was_cut_short && has_said) {
+                said.retain(|(other, _)| *other != address);
+                said.push((address, reason_of(&status)));
+            }
             let wait = match line.route.heard(&status) {
                 Next::AtOnce => Duration::ZERO,
                 Next::AfterAWait => RETRY_WAIT,

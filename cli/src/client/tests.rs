@@ -28,6 +28,8 @@ struct Fake {
     address: String,
     leader: watch::Receiver<String>,
     num_refused: watch::Sender<usize>,
+    /// Where it has refused this many, it is silent to who asks for the jobs.
+    falls_silent_at: Option<usize>,
     /// The ids of the requests that it was asked for.
     ids: Arc<Mutex<Vec<Vec<u8>>>>,
 }
@@ -88,6 +90,9 @@ impl Clients for Fake {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsReply>, Status> {
+        if self.falls_silent_at == Some(*self.num_refused.borrow()) {
+            std::future::pending::<()>().await;
+        }
         self.must_lead(request.metadata())?;
         let job = v1::JobView {
             job: self.address.clone(),
@@ -179,11 +184,17 @@ struct Started {
 
 /// Starts a coordinator that takes this for the leader.
 async fn start(leader: &watch::Sender<String>) -> Started {
+    start_one(leader, None).await
+}
+
+/// The same, and has it fall silent once it has refused so many.
+async fn start_one(leader: &watch::Sender<String>, falls_silent_at: Option<usize>) -> Started {
     let (listener, address) = listen().await;
     let fake = Fake {
         address: address.clone(),
         leader: leader.subscribe(),
         num_refused: watch::Sender::new(0),
+        falls_silent_at,
         ids: Arc::default(),
     };
     let started = Started {
@@ -332,4 +343,20 @@ async fn who_was_asked_is_listed_with_what_each_said_last() {
     let text = failure.unwrap_err().text;
     let complaint = format!("the coordinator at {silent} did not answer for 1 s (it is silent)");
     assert!(text.starts_with(&complaint), "{text}");
+}
+
+#[tokio::test]
+async fn what_was_said_outlasts_an_attempt_that_the_end_of_the_time_cuts_short() {
+    let a = start_one(&watch::Sender::new(String::new()), Some(2)).await;
+    let timeout = Duration::from_secs(1);
+    let failure = client(&[&a.address], timeout).jobs().await;
+    let text = failure.unwrap_err().text;
+    assert!(text.contains("no coordinator leads"), "{text}");
+
+    // One that has all the time that others have is silent, whatever it has said.
+    let a = start_one(&watch::Sender::new(String::new()), Some(2)).await;
+    let timeout = leader::PATIENCE + Duration::from_secs(2);
+    let failure = client(&[&a.address], timeout).jobs().await;
+    let text = failure.unwrap_err().text;
+    assert!(text.contains("it is silent"), "{text}");
 }
