@@ -32,6 +32,30 @@ pub(crate) struct Member {
     pub(crate) pid: u32,
 }
 
+/// Where a member is going to listen.
+struct Port {
+    number: u16,
+    /// Keeps it from everybody else until the member is started.
+    _kept: Option<TcpListener>,
+}
+
+impl Port {
+    fn given(number: u16) -> Self {
+        Self {
+            number,
+            _kept: None,
+        }
+    }
+
+    fn free() -> std::io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        Ok(Self {
+            number: listener.local_addr()?.port(),
+            _kept: Some(listener),
+        })
+    }
+}
+
 impl Coordinators {
     /// Starts all members, and returns when all serve.
     pub(crate) async fn start(&self, tree: &mut Tree) -> Result<Vec<Member>, Failure> {
@@ -39,12 +63,13 @@ impl Coordinators {
         let ports = self.ports()?;
         let peers: Vec<String> = (1..)
             .zip(&ports)
-            .map(|(id, port): (u32, _)| format!("{id}=127.0.0.1:{port}"))
+            .map(|(id, port): (u32, _)| format!("{id}=127.0.0.1:{}", port.number))
             .collect();
         let peers = peers.join(",");
         let mut members = Vec::new();
-        for (id, port) in (1..).zip(&ports) {
-            let mut role = self.role(id, *port, &peers);
+        for (id, port) in (1..).zip(ports) {
+            let mut role = self.role(id, port.number, &peers);
+            drop(port);
             let (address, pid) = start_coordinator(&mut role, tree).await?;
             members.push(Member { id, address, pid });
         }
@@ -77,28 +102,26 @@ impl Coordinators {
         )))
     }
 
-    fn ports(&self) -> Result<Vec<u16>, Failure> {
+    fn ports(&self) -> Result<Vec<Port>, Failure> {
         if self.port != 0 {
             let ports = (0..self.number).map(|offset| {
                 let port = u32::from(self.port) + offset;
                 let port = u16::try_from(port);
-                port.map_err(|_| {
+                let port = port.map_err(|_| {
                     Failure::bad_input(format!(
                         "--port {}: there are not enough ports above it",
                         self.port
                     ))
-                })
+                });
+                port.map(Port::given)
             });
             return ports.collect();
         }
         if self.number == 1 {
-            return Ok(vec![0]);
+            return Ok(vec![Port::given(0)]);
         }
-        // Held together, so that no port is found twice.
-        let listeners = (0..self.number).map(|_| TcpListener::bind(("127.0.0.1", 0)));
-        let listeners = listeners.collect::<std::io::Result<Vec<_>>>()?;
-        let ports = listeners.iter().map(|one| Ok(one.local_addr()?.port()));
-        ports.collect()
+        let ports = (0..self.number).map(|_| Port::free());
+        Ok(ports.collect::<std::io::Result<_>>()?)
     }
 
     fn role(&self, id: u32, port: u16, peers: &str) -> Role {

@@ -9,6 +9,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use muster_cluster::plan::Patience;
 
 use crate::failure::{Failure, Outcome};
 use crate::jobfile::{JobArguments, prepare, state_folder};
@@ -47,6 +48,10 @@ pub(crate) struct Train {
     /// How many threads each computes with [default: its share of the processors]
     #[arg(long, value_name = "N", value_parser = at_least_one::<std::num::NonZero<usize>>)]
     threads: Option<std::num::NonZero<usize>>,
+    /// A rank from which nothing comes for so long is missed, and the others go on without it: for
+    /// machines on which processes stand still for long
+    #[arg(long, value_name = "MS", default_value_t = Patience::default().detect_ms, value_parser = clap::value_parser!(u64).range(200..=20_000))]
+    detect_ms: u64,
     /// Where jobs keep their state and, unless the job says otherwise, their checkpoints
     /// [default: muster in the XDG state folder]
     #[arg(long, value_name = "FOLDER", env = "MUSTER_STATE")]
@@ -106,6 +111,7 @@ impl Train {
             workers,
             gpus: &gpus,
             shares_gpus: self.ranks_per_gpu.get() > 1,
+            detect_ms: self.detect_ms,
             coordinators: self.coordinators.unwrap_or_else(|| num_before(&folder)),
             threads: self
                 .threads

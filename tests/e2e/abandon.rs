@@ -23,7 +23,9 @@ fn rank_of(job: &Value, worker: &str) -> u32 {
 
 #[test]
 fn a_job_waits_for_its_last_holder_until_an_operator_gives_it_up() {
-    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    // Nobody is missed that only stands still for a while.
+    let patient = ["--detect-ms", "10000"];
+    let mut cluster = Cluster::with(env!("CARGO_BIN_EXE_muster"), &patient);
     cluster.start_worker("a", 1);
     let daemon = cluster.start_worker("b", 1);
     let set = [
@@ -47,9 +49,10 @@ fn a_job_waits_for_its_last_holder_until_an_operator_gives_it_up() {
     );
 
     let (first, last) = (rank_of(&job, "a"), rank_of(&job, "b"));
+    // The last holder may say what it has of their world: its daemon does not hear it.
     cluster.sandbox.kill(daemon, Signal::STOP);
-    cluster.sandbox.kill(last, Signal::STOP);
     cluster.sandbox.kill(first, Signal::KILL);
+    cluster.sandbox.kill(last, Signal::STOP);
     eventually(DEADLINE, "the wait for the last holder", || {
         let job = show(&cluster);
         let reason = job["reason"].as_str().unwrap();

@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Finished, Sandbox, Signal, TrainCommand, processes_of};
+use muster_tests::{Finished, Halts, Sandbox, Signal, TrainCommand, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 120;
@@ -118,14 +118,17 @@ fn one_of_three_ranks_that_computes_wrongly_is_named_and_left_out() {
 
 #[test]
 fn a_coordinator_that_starts_again_still_leaves_the_worker_out() {
-    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let train = flawed(&sandbox, 3, "lasting").start();
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    let hold = halts.hold(|point| point.generation == 2 && point.place == "reduce");
+    let train = flawed(&sandbox, 3, "lasting").halted_by(&halts).start();
+    let held = hold.wait("the world without it", DEADLINE);
     train.wait_for(|event| event["event"] == "distrusted", DEADLINE);
     let processes = processes_of(&sandbox);
     let coordinator = processes
         .iter()
         .find(|(_, line)| line.contains("muster coordinator"));
     sandbox.kill(coordinator.unwrap().0, Signal::KILL);
+    drop(held);
     let finished = train.finish();
     check(&sandbox, &finished, "a coordinator is killed");
     check_left_out(&finished, 3, "a coordinator is killed");

@@ -10,17 +10,25 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use muster_tests::{
-    Cluster, Finished, Sandbox, Signal, Train, TrainCommand, eventually, processes_of,
+    Cluster, Finished, Halts, Held, Sandbox, Signal, Train, TrainCommand, eventually, processes_of,
 };
 use serde_json::Value;
 
 const STEPS: u64 = 60;
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a rank may be silent where processes are paused.
+const DETECT: Duration = Duration::from_secs(1);
+
+/// How often links are cut at most: a coordinator that does not run meanwhile misses nobody.
+const ATTEMPTS: usize = 5;
 
 /// What may be killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +72,7 @@ struct Plan {
 #[derive(Debug)]
 enum Blows {
     Ours(Vec<Strike>),
-    /// `muster chaos` with these arguments, once this step is told.
+    /// `muster chaos` with these arguments, from this step on.
     OfChaos {
         step: u64,
         num: u64,
@@ -184,13 +192,23 @@ fn address_of(sandbox: &Sandbox) -> String {
     })
 }
 
-/// Has `muster chaos` do what it is told to, unless the job ends before that. Returns what it says of
-/// each act.
-fn chaos(sandbox: &Sandbox, arguments: &[String], num: u64) -> Vec<Value> {
+/// Has `muster chaos` do what it is told to, unless the job ends before that: it waits until the command
+/// has found it. Returns what the command says of each act.
+fn chaos(sandbox: &Sandbox, held: Held, arguments: &[String], num: u64) -> Vec<Value> {
     let mut command = sandbox.muster();
     command.args(["chaos", "digits", "--coordinator", &address_of(sandbox)]);
-    let output = command.args(arguments).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
+    let command = command.args(arguments).stdin(Stdio::null());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // What it is about to do it says first, and once it has seen the job.
+    let (mut says, mut stderr) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    says.read_line(&mut stderr).unwrap();
+    drop(held);
+    says.read_to_string(&mut stderr).unwrap();
+    let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     let told = stdout.lines().map(serde_json::from_str);
     let mut told = told.collect::<Result<Vec<Value>, _>>().unwrap();
@@ -226,20 +244,28 @@ fn is_stopped(pid: u32) -> bool {
 fn run(seed: u64) -> (Vec<String>, Finished) {
     let plan = Plan::of(seed);
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let train = job(&sandbox, plan.num_workers, plan.redundancy).start();
-    let struck: Vec<String> = match &plan.blows {
+    let job = job(&sandbox, plan.num_workers, plan.redundancy);
+    let (train, struck) = match &plan.blows {
         Blows::Ours(strikes) => {
-            let strikes = strikes.iter();
-            strikes.map(|one| strike(&sandbox, &train, *one)).collect()
+            let train = job.start();
+            let struck = strikes.iter().map(|one| strike(&sandbox, &train, *one));
+            let struck: Vec<String> = struck.collect();
+            (train, struck)
         }
         Blows::OfChaos {
             step,
             num,
             arguments,
         } => {
-            wait_for_step(&train, *step);
-            let told = chaos(&sandbox, arguments, *num);
-            told.iter().map(Value::to_string).collect()
+            let halts = Halts::new();
+            let hold = halts.hold_at(0, *step);
+            // A pause is longer than that.
+            let pauses = arguments.iter().any(|argument| argument == "--pause");
+            let job = if pauses { job.detect(DETECT) } else { job };
+            let train = job.halted_by(&halts).start();
+            let held = hold.wait("the step that was drawn", DEADLINE);
+            let told = chaos(&sandbox, held, arguments, *num);
+            (train, told.iter().map(Value::to_string).collect())
         }
     };
     let finished = train.finish();
@@ -304,9 +330,11 @@ fn a_worker_whose_links_are_cut_is_left_out_and_comes_back() {
     let sets = ["workers.max=2", "train.epochs=100000"].map(|set| ["--set", set]);
     let _ = cluster.text(&[&["submit", "mlp.toml"][..], &sets.concat()[..]].concat());
     let show = || cluster.json(&["show", JOB, "--json"]);
-    eventually(DEADLINE, "steps of two", || {
+    let generation_of = |job: &Value| job["generation"].as_u64().unwrap();
+    let mut before = eventually(DEADLINE, "steps of two", || {
         let job = show();
-        (job["world_size"] == 2 && job["step"].as_u64() > Some(20)).then_some(())
+        let is_it = job["world_size"] == 2 && job["step"].as_u64() > Some(20);
+        is_it.then(|| generation_of(&job))
     });
     // The cut of this seed lasts 2.7 s, which `detect_ms` is twice in.
     let how = [
@@ -317,25 +345,38 @@ fn a_worker_whose_links_are_cut_is_left_out_and_comes_back() {
         "1",
         "--json",
     ];
-    let output = cluster.run(&[&["chaos", JOB, "--seed", "7"][..], &how[..]].concat());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    if stderr.contains("this user may not trace it") {
-        eprintln!("SKIPPED: {stderr}");
-        return;
+    let mut left_out = None;
+    for _ in 0..ATTEMPTS {
+        let output = cluster.run(&[&["chaos", JOB, "--seed", "7"][..], &how[..]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if stderr.contains("this user may not trace it") {
+            eprintln!("SKIPPED: {stderr}");
+            return;
+        }
+        assert!(output.status.success(), "{stderr}");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let told = stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        let told: Vec<Value> = told.collect();
+        let cuts = told.iter().filter(|event| event["event"] == "cut");
+        let longest = cuts.filter_map(|event| event["for_s"].as_f64());
+        let longest = longest.fold(0.0, f64::max);
+        assert!(longest > 2.5, "{stdout}");
+        let job = show();
+        let worlds = job["worlds"].as_array().unwrap().iter();
+        let new = worlds.filter(|world| generation_of(world) > before);
+        let mut of_one = new.filter(|world| world["world_size"] == 1);
+        left_out = of_one.next().map(generation_of);
+        if left_out.is_some() {
+            break;
+        }
+        before = generation_of(&job);
     }
-    assert!(output.status.success(), "{stderr}");
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    let told = stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    let told: Vec<Value> = told.collect();
-    let cuts = told.iter().filter(|event| event["event"] == "cut");
-    let longest = cuts.filter_map(|event| event["for_s"].as_f64());
-    let longest = longest.fold(0.0, f64::max);
-    assert!(longest > 2.5, "{stdout}");
+    let left_out = left_out.expect("a world without the one that is cut off");
     let at = eventually(DEADLINE, "two again", || {
         let job = show();
-        (job["world_size"] == 2 && job["generation"].as_u64() > Some(2)).then_some(job)
+        (job["world_size"] == 2 && generation_of(&job) > left_out).then_some(job)
     });
     assert_eq!(at["history"], 1, "{at:#}");
     eventually(DEADLINE, "more steps", || {

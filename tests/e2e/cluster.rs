@@ -13,6 +13,11 @@ use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// One in which a pause of a process, as on a machine that does other things, is no silence.
+fn patient() -> Cluster {
+    Cluster::with(env!("CARGO_BIN_EXE_muster"), &["--detect-ms", "10000"])
+}
+
 fn submit(cluster: &Cluster, arguments: &[&str]) -> Value {
     let all = [
         &["submit", "mlp.toml", "--json", "--set", "train.epochs=4"],
@@ -24,18 +29,18 @@ fn submit(cluster: &Cluster, arguments: &[&str]) -> Value {
 
 #[test]
 fn a_submitted_job_waits_says_why_runs_and_is_shown() {
-    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    let mut cluster = patient();
     assert!(cluster.text(&["ps"]).contains("no jobs"));
     assert!(cluster.text(&["nodes"]).contains("no workers"));
-    let reply = submit(&cluster, &["--set", "workers.min=2"]);
+    let reply = submit(&cluster, &["--set", "workers.min=3"]);
     assert_eq!(
         (&reply["job"], &reply["status"]),
         (&"digits-mlp".into(), &"queued".into())
     );
     let ps = cluster.text(&["ps"]);
-    assert!(ps.contains("waits for workers: 0 free, 2 needed"), "{ps}");
+    assert!(ps.contains("waits for workers: 0 free, 3 needed"), "{ps}");
     assert_eq!(
-        submit(&cluster, &["--set", "workers.min=2"])["status"],
+        submit(&cluster, &["--set", "workers.min=3"])["status"],
         "already_running"
     );
     cluster.start_worker("a", 1);
@@ -145,7 +150,7 @@ fn a_doctor_compares_clocks_and_connects() {
 
 #[test]
 fn a_cancelled_job_rests_and_its_coordinator_comes_back_with_all_it_knew() {
-    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    let mut cluster = patient();
     let worker = cluster.start_worker("a", 2);
     submit(&cluster, &["--set", "train.epochs=4000"]);
     eventually(DEADLINE, "some steps", || {
@@ -319,6 +324,12 @@ fn a_follower_of_logs_outlives_a_coordinator_and_gets_each_line_once() {
     wait_for("line one");
     cluster.kill_coordinator();
     cluster.start_coordinator();
+    // What is printed before a worker has noticed that its coordinator is gone may be lost.
+    eventually(DEADLINE, "the worker", || {
+        let nodes = cluster.text(&["nodes", "--json"]);
+        let node: Value = serde_json::from_str(nodes.lines().next()?).unwrap();
+        (node["connected"] == true).then_some(())
+    });
     print("line two");
     wait_for("line two");
     let lines = std::fs::read_to_string(&followed).unwrap();

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use muster_tests::{Cluster, Sandbox, Signal, eventually};
+use muster_tests::{Cluster, Halts, Sandbox, Signal, eventually};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -20,12 +20,21 @@ fn show(cluster: &Cluster) -> Value {
     cluster.json(&["show", JOB, "--json"])
 }
 
-/// The job on these workers.
-fn running(workers: &[&str], max: u32, spares: u32) -> Cluster {
-    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+/// The job on these workers, all of which are there before it.
+fn running(workers: &[&str], max: u32, spares: u32, halts: &Halts) -> Cluster {
+    // Nobody is missed that stands still for a while: that would be one more world.
+    let patient = ["--detect-ms", "10000"];
+    let mut cluster = Cluster::with(env!("CARGO_BIN_EXE_muster"), &patient);
+    let (name, value) = halts.variable();
+    cluster.environment.push((name.to_owned(), value));
     for worker in workers {
         cluster.start_worker(worker, 1);
     }
+    eventually(DEADLINE, "all workers", || {
+        let nodes = cluster.text(&["nodes", "--json"]);
+        let num_there = nodes.matches("\"connected\":true").count();
+        (num_there == workers.len()).then_some(())
+    });
     let (max, spares) = (
         format!("workers.max={max}"),
         format!("workers.spares={spares}"),
@@ -54,14 +63,12 @@ fn bits(cluster: &Cluster) -> [String; 3] {
     ["arena_hash", "optimizer_hash", "trace"].map(|name| last[name].as_str().unwrap().to_owned())
 }
 
-/// Waits until a process of the job waits and follows.
-fn wait_for_a_follower(cluster: &Cluster) -> Value {
-    eventually(DEADLINE, "a process to follow", || {
-        let job = show(cluster);
-        let standbys = job["standbys"].as_array().unwrap().iter();
-        let mut followers = standbys.filter(|standby| standby["state"] == "follows");
-        followers.next().map(|_| job.clone())
-    })
+/// The job, once a process of it waits and follows, and reaches every rank.
+fn with_a_follower(cluster: &Cluster) -> Option<Value> {
+    let job = show(cluster);
+    let mut standbys = job["standbys"].as_array().unwrap().iter();
+    let follows = |standby: &Value| standby["state"] == "follows" && standby["reason"] == "";
+    standbys.any(follows).then_some(job)
 }
 
 fn workers_of(job: &Value) -> Vec<&str> {
@@ -71,17 +78,22 @@ fn workers_of(job: &Value) -> Vec<&str> {
 
 #[test]
 fn a_death_and_its_replacement_by_a_spare_are_one_world() {
-    let cluster = running(&["a", "b", "c"], 2, 1);
-    let job = wait_for_a_follower(&cluster);
+    let halts = Halts::new();
+    let cluster = running(&["a", "b", "c"], 2, 1, &halts);
+    let job = halts.slowly("a process to follow", DEADLINE, || {
+        let job = with_a_follower(&cluster)?;
+        assert!(cluster.text(&["show", JOB]).contains("follows"));
+        // The job stands at a step meanwhile.
+        let pid = job["ranks"][0]["pid"].as_u64().unwrap();
+        let pid = u32::try_from(pid).unwrap();
+        cluster.sandbox.kill(pid, Signal::KILL);
+        Some(job)
+    });
     assert_eq!(job["generation"], 1, "{job:#}");
     let spare = &job["standbys"][0];
     let (ranks, waits) = (workers_of(&job), spare["worker"].as_str().unwrap());
     assert_eq!(ranks.len(), 2, "{job:#}");
     assert_eq!(spare["reason"], "", "it reaches every rank");
-    assert!(cluster.text(&["show", JOB]).contains("follows"));
-    let dead = &job["ranks"][0];
-    let pid = u32::try_from(dead["pid"].as_u64().unwrap()).unwrap();
-    cluster.sandbox.kill(pid, Signal::KILL);
     let job = eventually(DEADLINE, "another world", || {
         let job = show(&cluster);
         (job["generation"] != 1).then_some(job)
@@ -102,12 +114,14 @@ fn a_death_and_its_replacement_by_a_spare_are_one_world() {
 
 #[test]
 fn a_worker_that_joins_in_the_middle_of_an_epoch_enters_behind_a_step() {
-    let mut cluster = running(&["a"], 3, 0);
-    eventually(DEADLINE, "some steps", || {
-        (show(&cluster)["step"].as_u64() > Some(20)).then_some(())
-    });
+    let halts = Halts::new();
+    let hold = halts.hold_at(0, 30);
+    let mut cluster = running(&["a"], 3, 0, &halts);
+    let mut held = Some(hold.wait("some steps", DEADLINE));
     cluster.start_worker("b", 2);
-    let job = eventually(DEADLINE, "three ranks", || {
+    let job = halts.slowly("three ranks", DEADLINE, || {
+        // From the first look on it is held up at each step.
+        drop(held.take());
         let job = show(&cluster);
         (job["world_size"] == 3).then_some(job)
     });

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use muster_tests::{Cluster, Signal, eventually};
+use muster_tests::{Cluster, Halts};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -56,17 +56,15 @@ fn assert_same(one: &Value, other: &Value) {
 #[test]
 fn every_second_of_every_rank_is_told_also_behind_a_death() {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
-    cluster.start_worker("a", 2);
+    let halts = Halts::new();
+    let (name, value) = halts.variable();
+    cluster.environment.push((name.to_owned(), value));
+    let hold = halts.hold_at(1, 100);
     let set = ["workers.min=1", "workers.max=2", "train.epochs=60"];
+    // It waits for its worker for some time.
     cluster.submit("mlp.toml", &set);
-    let pid = eventually(DEADLINE, "steps", || {
-        let job = show(&cluster);
-        let pid = job["ranks"][1]["pid"].as_u64();
-        pid.filter(|_| job["step"].as_u64() > Some(100) && job["state"] == "running")
-    });
-    cluster
-        .sandbox
-        .kill(u32::try_from(pid).unwrap(), Signal::KILL);
+    cluster.start_worker("a", 2);
+    cluster.sandbox.kill_held(hold.wait("steps", DEADLINE));
     let live = show(&cluster);
     assert!(parts(&live["rank_time"]) > 0.0, "{live:#}");
     assert!(cluster.text(&["wait", JOB]).contains("completed"));

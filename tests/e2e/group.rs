@@ -5,15 +5,18 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use muster_tests::{Group, Signal, eventually, leader_of};
+use muster_tests::{Group, Halts, Signal, eventually, leader_of};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const JOB: &str = "digits-mlp";
+
+/// The step behind which a leader dies.
+const DEATH: u64 = 200;
 
 fn group() -> Group {
     Group::new(env!("CARGO_BIN_EXE_muster"), 3)
@@ -30,66 +33,107 @@ fn member(status: &Value, id: u64) -> Option<Value> {
     members.find(|member| member["id"] == id).cloned()
 }
 
+/// The leader, and a status in which it leads, and all others follow it and have all that it has.
+fn settled(group: &Group) -> (u64, Value) {
+    eventually(DEADLINE, "that all follow one", || {
+        let status = group.status()?;
+        let leader = leader_of(&status)?["id"].as_u64()?;
+        let is_settled = |id: u64| {
+            let one = member(&status, id)?;
+            let role = if id == leader { "leader" } else { "follower" };
+            let is_it = one["role"] == role && one["term"] == status["term"];
+            (is_it && one["lag"] == 0).then_some(())
+        };
+        group.ids().into_iter().try_for_each(is_settled)?;
+        Some((leader, status))
+    })
+}
+
 #[test]
 fn the_status_names_the_leader_and_how_each_member_does() {
     let mut group = group();
-    let leader = group.leader();
-    group.agree(&[1, 2, 3]);
-    let status = group.status().unwrap();
+    let (leader, status) = settled(&group);
     let seen = leader_of(&status).unwrap();
     assert_eq!(seen["pid"], group.pid(leader), "{status:#}");
     assert!(seen["elected_why"].as_str() > Some(""), "{status:#}");
     for id in group.ids() {
         let one = member(&status, id).unwrap();
         assert_eq!(one["address"], group.address(id));
-        assert_eq!((&one["kind"], &one["lag"]), (&"voter".into(), &0.into()));
-        let role = if id == leader { "leader" } else { "follower" };
-        assert_eq!(one["role"], role, "{status:#}");
-        assert_eq!(one["term"], status["term"]);
+        assert_eq!(one["kind"], "voter");
         assert!(one["num_syncs"].as_u64() > Some(0), "{status:#}");
     }
-    let text = group.cluster.text(&["coordinator", "status"]);
-    assert!(text.contains(&format!("member {leader} leads")), "{text}");
-    assert!(text.lines().all(|line| !line.contains("does not answer")));
+    // One that does not run for a second does not answer.
+    let text_of = |group: &Group, num_silent: usize| {
+        eventually(DEADLINE, "who leads, in words", || {
+            let text = || group.cluster.text(&["coordinator", "status"]);
+            let (leader, text) = group.under_one_leader(|_| text());
+            let is_right = text.contains(&format!("member {leader} leads"))
+                && text.matches("does not answer").count() == num_silent;
+            is_right.then_some(text)
+        })
+    };
+    let _ = text_of(&group, 0);
 
     let dead = group.ids().into_iter().find(|id| *id != leader).unwrap();
     group.kill(dead);
-    let text = group.cluster.text(&["coordinator", "status"]);
+    let text = text_of(&group, 1);
     let line = format!(
         "member {dead}  {}  voter  does not answer",
         group.address(dead)
     );
     assert!(text.contains(&line), "{text}");
-    assert!(text.contains(&format!("member {leader} leads")), "{text}");
 }
 
 #[test]
 fn the_lead_goes_where_it_is_told_to_and_not_to_a_member_that_is_dead() {
     let mut group = group();
-    let first = group.leader();
-    let [second, third] = [first % 3 + 1, (first + 1) % 3 + 1];
-    let text = group
-        .cluster
-        .text(&["coordinator", "transfer", &second.to_string()]);
+    let transfer = |group: &Group, to: u64| {
+        let to = to.to_string();
+        let arguments = ["coordinator", "transfer", &to, "--timeout", "30"];
+        group.cluster.run(&arguments)
+    };
+    // One that does not run for a while is not followed by whom it names, but by whoever comes first.
+    let (second, said, why) = eventually(DEADLINE, "that another one leads", || {
+        let second = group.leader() % 3 + 1;
+        let said = transfer(&group, second);
+        let status = group.status()?;
+        let leader = leader_of(&status)?;
+        let is_done = said.status.success() && leader["id"] == second;
+        let why = leader["elected_why"].as_str()?.to_owned();
+        is_done.then_some((second, said, why))
+    });
+    let text = String::from_utf8(said.stdout).unwrap();
     assert!(text.contains("leads"), "{text}");
-    assert_eq!(group.leader(), second);
-    let status = group.status().unwrap();
-    let why = leader_of(&status).unwrap()["elected_why"].as_str().unwrap();
     assert!(why.contains("hand"), "{why}");
 
+    let third = second % 3 + 1;
     group.kill(third);
-    let refused = |id: u64, words: &str| {
-        let output = group
-            .cluster
-            .run(&["coordinator", "transfer", &id.to_string()]);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let refused = |(_, said): (u64, Output), words: &str| {
+        let stderr = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains(words), "{stderr}");
     };
-    refused(third, "has not taken the lead");
-    refused(second, "leads already");
-    refused(9, "its voters are 1, 2, 3");
-    assert_eq!(group.leader(), second);
+    let to_dead = group.under_one_leader(|_| transfer(&group, third));
+    refused(to_dead, "has not taken the lead");
+    let to_itself = group.under_one_leader(|leader| transfer(&group, leader));
+    refused(to_itself, "leads already");
+    let to_nobody = group.under_one_leader(|_| transfer(&group, 9));
+    refused(to_nobody, "its voters are 1, 2, 3");
+}
+
+/// Changes the group. One that leads no more when it is asked may refuse that, and another one is
+/// asked.
+#[track_caller]
+fn change(group: &Group, arguments: &[&str]) -> String {
+    let arguments = [&["coordinator"][..], arguments].concat();
+    eventually(DEADLINE, "a change of the group", || {
+        let said = group.cluster.run(&arguments);
+        let stderr = String::from_utf8(said.stderr).unwrap();
+        let is_too_soon = ["try again", "ask it", "answer"].map(|words| stderr.contains(words));
+        let is_done = said.status.success();
+        assert!(is_done || is_too_soon.contains(&true), "{stderr}");
+        is_done.then(|| String::from_utf8(said.stdout).unwrap())
+    })
 }
 
 #[test]
@@ -103,25 +147,26 @@ fn a_machine_is_replaced_while_a_job_runs() {
     group.kill(gone);
 
     let address = group.free_address();
-    let said = group.cluster.text(&["coordinator", "add", &address]);
+    let said = change(&group, &["add", &address]);
     assert!(said.contains("member 4"), "{said}");
-    let status = group.status().unwrap();
-    assert_eq!(member(&status, 4).unwrap()["kind"], "learner", "{status:#}");
+    // Whoever says who belongs to the group may hear of a change later.
+    let of_4 = |group: &Group| member(&group.status()?, 4);
+    let new = eventually(DEADLINE, "the new member", || of_4(&group));
+    assert_eq!(new["kind"], "learner", "{new:#}");
     group.expect(4, &address);
     group.start(4);
     eventually(DEADLINE, "its vote", || {
-        let one = member(&group.status()?, 4)?;
-        (one["kind"] == "voter").then_some(())
+        (of_4(&group)?["kind"] == "voter").then_some(())
     });
-    let said = group
-        .cluster
-        .text(&["coordinator", "remove", &gone.to_string()]);
+    let said = change(&group, &["remove", &gone.to_string()]);
     assert!(said.contains("3 voters"), "{said}");
     let kept: Vec<u64> = group.ids().into_iter().filter(|id| *id != gone).collect();
-    let status = group.status().unwrap();
-    let members = status["members"].as_array().unwrap().iter();
-    let members: Vec<u64> = members.map(|one| one["id"].as_u64().unwrap()).collect();
-    assert_eq!(members, kept);
+    eventually(DEADLINE, "a group without the one that is gone", || {
+        let status = group.status()?;
+        let members = status["members"].as_array()?.iter();
+        let members: Vec<u64> = members.filter_map(|one| one["id"].as_u64()).collect();
+        (members == kept).then_some(())
+    });
 
     // The new member counts: with it two of the three are a majority.
     group.kill(leader);
@@ -233,12 +278,18 @@ impl Drop for Lines {
 
 #[test]
 fn those_who_follow_a_job_see_all_of_it_though_its_leader_dies() {
-    let mut group = group();
+    let (mut group, halts) = (group(), Halts::new());
+    let (name, value) = halts.variable();
+    group.cluster.environment.push((name.to_owned(), value));
     group.cluster.start_worker("a", 1);
+    // Where the leader dies, and where the job waits until all has been seen that it is to run for.
+    let [at_death, last] = [DEATH, 1400].map(|step| halts.hold_at(0, step));
+    // Checkpoints that wait to count until there is a leader would be lines of the rank's log.
     let sets = [
         "train.steps=1500",
         "workers.max=1",
         "train.evaluate_every_steps=100",
+        "checkpoint.every_steps=1500",
     ];
     group.cluster.submit("mlp.toml", &sets);
     let follow = |arguments: &[&str]| {
@@ -268,17 +319,19 @@ fn those_who_follow_a_job_see_all_of_it_though_its_leader_dies() {
             kept.contains("\"three\"").then_some(())
         });
     }
-    let step_of = |group: &Group| group.cluster.json(&["show", JOB, "--json"])["step"].as_u64();
-    let at = step_of(&group);
     group.kill(leader);
+    drop(at_death);
+    // Told by the worker to the next one: what is printed before it knows of that one may be lost.
     eventually(DEADLINE, "steps behind the death", || {
-        (step_of(&group) > at).then_some(())
+        let job = group.cluster.json(&["show", JOB, "--json"]);
+        (job["step"].as_u64() > Some(DEATH)).then_some(())
     });
     let after = ["four", "five"];
     print(&after);
     logs.read(after.len());
     let job = group.cluster.json(&["show", JOB, "--json"]);
     assert_eq!(job["state"], "running", "the leader died in the middle");
+    drop(last);
     assert_eq!(wait.rest(), [format!("job {JOB}: completed")]);
 
     let text = group.cluster.text(&["logs", JOB, "--events"]);
@@ -308,17 +361,23 @@ fn a_leader_that_is_stopped_and_wakes_answers_nothing_that_is_old() {
     let mut group = group();
     let first = group.leader();
     group.signal(first, Signal::STOP);
-    let second = group.leader_but(first);
+    let _ = group.leader_but(first);
     group.cluster.submit("mlp.toml", &[]);
-    group.signal(first, Signal::CONT);
-    // It may have taken itself for the leader when it woke, and has asked the others before it says so.
-    let seen = group.at_member(first, &["show", JOB, "--json"]);
-    let stderr = String::from_utf8(seen.stderr).unwrap();
-    assert!(seen.status.success(), "{stderr}");
-    let job: Value = serde_json::from_slice(&seen.stdout).unwrap();
-    assert_eq!(job["state"], "queued");
-    group.agree(&[1, 2, 3]);
-    assert_eq!(group.leader(), second);
+    let (second, ()) = group.under_one_leader(|_| {
+        // Where it is done again, it runs.
+        group.signal(first, Signal::STOP);
+        let _ = group.leader_but(first);
+        group.signal(first, Signal::CONT);
+        // It may have taken itself for the leader when it woke, and has asked the others before it
+        // says so.
+        let seen = group.at_member(first, &["show", JOB, "--json"]);
+        let stderr = String::from_utf8(seen.stderr).unwrap();
+        assert!(seen.status.success(), "{stderr}");
+        let job: Value = serde_json::from_slice(&seen.stdout).unwrap();
+        assert_eq!(job["state"], "queued");
+        group.agree(&[1, 2, 3]);
+    });
+    assert_ne!(second, first, "it does not disturb who leads");
     group.kill(second);
     let _ = group.leader_but(second);
 }

@@ -5,15 +5,24 @@
 
 use std::time::{Duration, Instant};
 
-use muster_tests::{Group, Halts, Network, Sandbox, eventually};
+use muster_tests::{Group, Halts, Held, Hold, Machine, Network, Sandbox, eventually};
 use serde_json::Value;
 
 const JOB: &str = "digits";
 const STEPS: u64 = 600;
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// `detect_ms` of a coordinator that is not told another one.
-const DETECT: Duration = Duration::from_secs(1);
+/// The step behind which a member is cut off, and the one behind which the job waits until all has been
+/// seen that it is to run for.
+const CUT: u64 = 40;
+const LAST: u64 = 550;
+
+/// `detect_ms` of the coordinators. A pause of a process, as on a machine that does other things, is
+/// mostly shorter.
+const DETECT: Duration = Duration::from_secs(5);
+
+/// One shard a rank, so that none moves while one of them stands.
+const SHARDS: [&str; 2] = ["train.logical_shards=2", "workers.max=2"];
 
 fn steps() -> String {
     format!("train.steps={STEPS}")
@@ -22,6 +31,7 @@ fn steps() -> String {
 fn undisturbed() -> [String; 3] {
     let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
     let train = sandbox.train("job.toml").workers(2).set(&steps());
+    let train = train.set(SHARDS[0]).set(SHARDS[1]);
     train.arg("--threads").arg("1").start().finish().bits()
 }
 
@@ -31,10 +41,12 @@ struct Site {
 }
 
 impl Site {
-    /// Three coordinators and two workers with a machine each, and a job of two ranks that runs.
+    /// Three coordinators and two workers with a machine each.
     fn new(network: Network) -> Self {
         let workers = ["a", "b"];
         let mut group = Group::on_machines(env!("CARGO_BIN_EXE_muster"), network, 3, &workers);
+        let detect_ms = DETECT.as_millis().to_string();
+        group.settings = vec!["--detect-ms".to_owned(), detect_ms];
         let halts = Halts::at(Network::HOST);
         let (name, value) = halts.variable();
         group.cluster.environment = vec![(name.to_owned(), value)];
@@ -43,25 +55,43 @@ impl Site {
             let cluster = &mut group.cluster;
             cluster.start_worker_as(worker, worker, &["--threads", "1"]);
         }
-        let sets = [&steps()[..], "workers.min=2", "workers.max=2"];
-        let every = "checkpoint.every_steps=100";
-        group
-            .cluster
-            .submit("job.toml", &[&sets[..], &[every]].concat());
-        let site = Self { group, halts };
-        site.wait_for_steps(20);
-        site
+        Self { group, halts }
+    }
+
+    /// A job of two ranks, which has come to where a member is to be cut off and waits there; and where
+    /// it is to wait next.
+    fn submit(&self) -> (Held, Hold<'_>) {
+        let [cut, last] = [CUT, LAST].map(|step| self.halts.hold_at(0, step));
+        let sets = [&steps()[..], "workers.min=2", "checkpoint.every_steps=100"];
+        let sets = [&sets[..], &SHARDS[..]].concat();
+        self.group.cluster.submit("job.toml", &sets);
+        (cut.wait("a job that runs", DEADLINE), last)
     }
 
     fn show(&self) -> Value {
         self.group.cluster.json(&["show", JOB, "--json"])
     }
 
-    /// Waits until the leader knows of so many more steps.
-    fn wait_for_steps(&self, num: u64) {
-        let from = self.show()["step"].as_u64().unwrap();
-        eventually(DEADLINE, "steps that the leader knows of", || {
-            (self.show()["step"].as_u64()? >= from + num).then_some(())
+    /// Shows that one that is cut off, and comes back, does not disturb who leads.
+    fn come_back(&self, old: u64, cut: impl Fn(), mend: impl Fn()) {
+        let mut is_cut = true;
+        let (leader, ()) = self.group.under_one_leader(|_| {
+            if !std::mem::take(&mut is_cut) {
+                cut();
+                self.leads_no_more(old);
+            }
+            mend();
+            self.group.agree(&[1, 2, 3]);
+        });
+        assert_ne!(leader, old);
+    }
+
+    /// Waits until a member that is cut off knows that.
+    fn leads_no_more(&self, old: u64) {
+        eventually(DEADLINE, "that it leads no more", || {
+            let status = self.group.at_member(old, &["coordinator", "status"]);
+            let status = String::from_utf8(status.stdout).unwrap();
+            status.contains("nobody leads").then_some(())
         });
     }
 
@@ -116,13 +146,18 @@ fn a_leader_that_is_cut_off_answers_nothing_that_must_be_true_and_the_others_go_
         return;
     };
     let site = Site::new(network);
+    let (held, last) = site.submit();
     let old = site.group.leader();
     let cluster = &site.group.cluster;
-    cluster.network().cut(site.group.machine(old));
+    let machine = site.group.machine(old);
+    cluster.network().cut(machine);
     let cut = Instant::now();
-    let new = site.group.leader_but(old);
+    drop(held);
+    let _ = site.group.leader_but(old);
     println!("{:?} from the cut to another leader", cut.elapsed());
-    site.wait_for_steps(20);
+    eventually(DEADLINE, "steps that the leader knows of", || {
+        (site.show()["step"].as_u64()? > CUT + 20).then_some(())
+    });
     println!("{:?} from the cut to steps that it knows of", cut.elapsed());
     assert_eq!(
         site.show()["state"],
@@ -132,22 +167,20 @@ fn a_leader_that_is_cut_off_answers_nothing_that_must_be_true_and_the_others_go_
     // The majority commits.
     cluster.submit("mlp.toml", &["workers.min=8", "workers.max=8"]);
 
-    let read = site.group.at_member(old, &["show", JOB]);
+    let read = site.group.refused_at(old, 10, &["show", JOB]);
     let stderr = String::from_utf8(read.stderr).unwrap();
     assert_eq!(read.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("majority"), "{stderr}");
-    let write = site.group.at_member(old, &["submit", "mlp.toml"]);
+    let write = site.group.refused_at(old, 2, &["submit", "mlp.toml"]);
     assert_eq!(write.status.code(), Some(2), "it takes nothing");
     let known = site.stale_jobs(old);
     assert_eq!(known.len(), 1, "it knows what it knew: {known:#?}");
     assert_eq!(known[0]["job"], JOB);
-    let status = site.group.at_member(old, &["coordinator", "status"]);
-    let status = String::from_utf8(status.stdout).unwrap();
-    assert!(status.contains("nobody leads"), "{status}");
+    site.leads_no_more(old);
 
-    cluster.network().mend(site.group.machine(old));
-    site.group.agree(&[1, 2, 3]);
-    assert_eq!(site.group.leader(), new, "it does not disturb who leads");
+    let cut = || cluster.network().cut(machine);
+    site.come_back(old, cut, || cluster.network().mend(machine));
+    drop(last);
     assert_eq!(site.stale_jobs(old).len(), 2);
     // What a job waits for only a leader says.
     let _ = cluster.text(&["cancel", "digits-mlp"]);
@@ -161,48 +194,50 @@ fn a_worker_that_reaches_nobody_but_a_leader_of_old_keeps_its_ranks_in_their_wor
         return;
     };
     let site = Site::new(network);
+    let (held, last) = site.submit();
     let old = site.group.leader();
     let network = site.group.cluster.network();
-    let others: Vec<u64> = site
-        .group
-        .ids()
-        .into_iter()
-        .filter(|id| *id != old)
-        .collect();
+    let others = site.group.ids().into_iter().filter(|id| *id != old);
+    let others: Vec<Machine> = others.map(|id| site.group.machine(id)).collect();
     let away = [site.group.machine(old), site.group.cluster.machine("a")];
-    for one in away {
-        for other in &others {
-            network.cut_between(one, site.group.machine(*other));
+    let ends_of = |one: Machine| others.iter().map(move |other| (one, *other));
+    let links: Vec<(Machine, Machine)> = away.into_iter().flat_map(ends_of).collect();
+    let cut = || {
+        for (one, other) in &links {
+            network.cut_between(*one, *other);
         }
-    }
-    let cut = Instant::now();
-    let new = site.group.leader_but(old);
-    let at = [1, 2].map(|process| site.updated(process));
+    };
+    let mend = || {
+        for (one, other) in &links {
+            network.mend_between(*one, *other);
+        }
+    };
+    cut();
+    let since = Instant::now();
+    drop(held);
+    let _ = site.group.leader_but(old);
     // Until it would have taken them for lost, were silence a proof.
     eventually(DEADLINE, "steps of a world that is led in part", || {
-        let is_on = [1, 2].map(|process| site.updated(process) >= at[(process - 1) as usize] + 50);
-        (is_on == [true, true] && cut.elapsed() > 3 * DETECT).then_some(())
+        let is_on = [1, 2].map(|process| site.updated(process) >= CUT + 50);
+        (is_on == [true, true] && since.elapsed() > 3 * DETECT).then_some(())
     });
-    let nodes = site.group.cluster.text(&["nodes", "--json"]);
-    let nodes: Vec<Value> = nodes
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    let connected = nodes
-        .iter()
-        .map(|node| (node["worker"].as_str(), node["connected"].as_bool()));
-    let connected: Vec<_> = connected.collect();
-    assert_eq!(
-        connected,
-        [(Some("a"), Some(false)), (Some("b"), Some(true))]
-    );
-    assert_eq!(site.show()["generation"], 1, "no second world is made");
-    for one in away {
-        for other in &others {
-            network.mend_between(one, site.group.machine(*other));
-        }
-    }
-    site.group.agree(&[1, 2, 3]);
-    assert_eq!(site.group.leader(), new);
+    let expected = [(Some("a"), Some(false)), (Some("b"), Some(true))];
+    eventually(DEADLINE, "that one of them is connected", || {
+        let nodes = site.group.cluster.text(&["nodes", "--json"]);
+        let nodes: Vec<Value> = nodes
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let connected = nodes
+            .iter()
+            .map(|node| (node["worker"].as_str(), node["connected"].as_bool()));
+        let connected: Vec<_> = connected.collect();
+        (connected == expected).then_some(())
+    });
+    let job = site.show();
+    assert_eq!(job["generation"], 1, "no second world is made");
+    assert_eq!(job["state"], "running", "{job:#}");
+    site.come_back(old, cut, mend);
+    drop(last);
     site.finish();
 }

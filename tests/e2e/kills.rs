@@ -18,11 +18,13 @@ fn job(sandbox: &Sandbox) -> TrainCommand<'_> {
 
 fn job_on(sandbox: &Sandbox, num_workers: u32) -> TrainCommand<'_> {
     let steps = format!("train.steps={STEPS}");
+    // So many are kept that none is left out, however slow the coordinator is to answer.
     sandbox
         .train("job.toml")
         .workers(num_workers)
         .set(&steps)
         .set("checkpoint.every_steps=25")
+        .set("checkpoint.keep=10")
 }
 
 /// The bits of a run that nobody disturbs.
@@ -141,7 +143,16 @@ fn a_worker_that_is_killed_at_ten_moments_changes_no_bit() {
 fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
     for step in moments(3) {
         let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        drop(job(&sandbox).start_and_stand(step % 2, step, |_, _| sandbox.kill_all()));
+        let committed = step / 25 * 25;
+        drop(job(&sandbox).start_and_stand(step % 2, step, |train, _| {
+            // It is written, and comes to count, beside training.
+            let is_it =
+                |event: &Value| event["event"] == "checkpoint" && event["step"] == committed;
+            if committed > 0 {
+                train.wait_for(is_it, DEADLINE);
+            }
+            sandbox.kill_all();
+        }));
         let finished = job(&sandbox).start().finish();
         check(&sandbox, &finished, &format!("the tree at step {step}"));
         // It did not start over: what was committed counts.
@@ -149,11 +160,7 @@ fn a_whole_tree_that_is_killed_at_ten_moments_goes_on_to_the_same_bits() {
             .of_kind("generation")
             .next()
             .and_then(|event| event["from_step"].as_u64());
-        let committed = step / 25 * 25;
-        assert!(
-            from >= Some(committed.saturating_sub(25)),
-            "killed at {step}, went on from {from:?}"
-        );
+        assert_eq!(from, Some(committed), "killed at {step}");
     }
 }
 
@@ -199,8 +206,10 @@ fn a_coordinator_that_is_killed_at_ten_moments_interrupts_no_world() {
 
 #[test]
 fn a_coordinator_that_is_killed_as_soon_as_it_is_there_is_started_again() {
-    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    let train = job(&sandbox).start();
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    // The job does not complete before the kill.
+    let hold = halts.hold_at(0, 1);
+    let train = job(&sandbox).halted_by(&halts).start();
     let pid = muster_tests::eventually(DEADLINE, "a coordinator", || {
         let processes = processes_of(&sandbox);
         let found = processes
@@ -209,5 +218,6 @@ fn a_coordinator_that_is_killed_as_soon_as_it_is_there_is_started_again() {
         found.map(|(pid, _)| *pid)
     });
     sandbox.kill(pid, Signal::KILL);
+    drop(hold);
     check(&sandbox, &train.finish(), "the coordinator at its start");
 }

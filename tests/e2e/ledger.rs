@@ -5,15 +5,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_tests::{Cluster, Signal, eventually};
+use muster_tests::{Cluster, Halts, eventually};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const JOB: &str = "digits-mlp";
 
 /// A job on two ranks of one worker.
-fn submitted(epochs: &str) -> Cluster {
+fn submitted(epochs: &str, halts: Option<&Halts>) -> Cluster {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
+    let variable = halts.map(Halts::variable);
+    let variable = variable.map(|(name, value)| (name.to_owned(), value));
+    cluster.environment.extend(variable);
     cluster.start_worker("a", 2);
     let set = [
         "workers.min=1",
@@ -27,15 +30,10 @@ fn submitted(epochs: &str) -> Cluster {
 
 /// A job that ran to its end although a rank of it was killed.
 fn disturbed() -> Cluster {
-    let cluster = submitted("train.epochs=20");
-    let pid = eventually(DEADLINE, "some steps", || {
-        let job = cluster.json(&["show", JOB, "--json"]);
-        let pid = job["ranks"][1]["pid"].as_u64().filter(|pid| *pid > 0);
-        pid.filter(|_| job["step"].as_u64() > Some(20))
-    });
-    cluster
-        .sandbox
-        .kill(u32::try_from(pid).unwrap(), Signal::KILL);
+    let halts = Halts::new();
+    let hold = halts.hold_at(1, 20);
+    let cluster = submitted("train.epochs=20", Some(&halts));
+    cluster.sandbox.kill_held(hold.wait("some steps", DEADLINE));
     assert!(cluster.text(&["wait", JOB]).contains("completed"));
     cluster
 }
@@ -130,7 +128,7 @@ fn an_event_that_was_changed_in_its_file_is_put_right_from_the_log() {
 
 #[test]
 fn chaos_strikes_as_often_as_it_was_told_and_the_run_is_proved() {
-    let cluster = submitted("train.epochs=100000");
+    let cluster = submitted("train.epochs=100000", None);
     let arguments = [
         "--kill-every",
         "300ms",

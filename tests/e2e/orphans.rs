@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use muster_tests::{Sandbox, Signal, eventually, processes_of};
+use muster_tests::{Halts, Sandbox, Signal, eventually, processes_of};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -20,20 +20,25 @@ struct Cluster {
     sandbox: Sandbox,
     address: String,
     orphan_ms: &'static str,
+    /// Where its ranks ask whether they may go on.
+    halt: (&'static str, String),
     children: Vec<Child>,
 }
 
 impl Cluster {
-    fn new(orphan_ms: &'static str) -> Self {
+    fn new(orphan_ms: &'static str, halts: &Halts) -> Self {
         let mut cluster = Self {
             sandbox: Sandbox::new(env!("CARGO_BIN_EXE_muster")),
             address: String::new(),
             orphan_ms,
+            halt: halts.variable(),
             children: Vec::new(),
         };
         let mut command = cluster.sandbox.muster();
         command.args(["coordinator", "--ready-json", "--listen", "127.0.0.1:0"]);
-        command.args(["--data", "data"]).stdout(Stdio::piped());
+        // A process that stands still for a while is not missed.
+        command.args(["--data", "data", "--detect-ms", "10000"]);
+        command.stdout(Stdio::piped());
         let output = cluster.spawn("coordinator", &mut command).stdout.take();
         let mut line = String::new();
         BufReader::new(output.unwrap())
@@ -60,7 +65,8 @@ impl Cluster {
         command.args(["--threads", "1", "--orphan-ms", self.orphan_ms]);
         command
             .arg("--state")
-            .arg(self.sandbox.state_dir().join(name));
+            .arg(self.sandbox.state_dir().join(name))
+            .env(self.halt.0, &self.halt.1);
         self.spawn(name, command.stdout(Stdio::null())).id()
     }
 
@@ -82,7 +88,12 @@ impl Cluster {
         text
     }
 
+    /// Submits the job, once both workers are there.
     fn submit(&self, min: u32) {
+        eventually(DEADLINE, "both workers", || {
+            let nodes = self.text(&["nodes", "--json"]);
+            (nodes.matches("\"connected\":true").count() == 2).then_some(())
+        });
         let (min, steps) = (format!("workers.min={min}"), format!("train.steps={STEPS}"));
         let sets = ["--set", &min, "--set", &steps, "--set", "workers.max=2"];
         self.text(&[&["submit", "job.toml"][..], &sets[..]].concat());
@@ -173,8 +184,11 @@ fn undisturbed() -> &'static [String; 3] {
 
 #[test]
 fn a_restarted_daemon_takes_its_ranks_back_with_nothing_lost() {
-    let mut cluster = Cluster::new("30000");
+    let halts = Halts::new();
+    let mut cluster = Cluster::new("30000", &halts);
     let mut daemons = [cluster.start("a"), cluster.start("b")];
+    // The job does not end before both have been killed.
+    let hold = halts.hold_at(0, STEPS - 50);
     cluster.submit(2);
     cluster.wait_for_step(20);
     let ranks = cluster.ranks();
@@ -192,6 +206,7 @@ fn a_restarted_daemon_takes_its_ranks_back_with_nothing_lost() {
         cluster.wait_for_step(20 + round * 60);
         assert_eq!(cluster.ranks(), ranks, "the same processes");
     }
+    drop(hold);
     cluster.finish();
     assert_eq!(cluster.of_kind("generation").len(), 1);
     assert_eq!(cluster.of_kind("lost").len(), 0);
@@ -213,14 +228,18 @@ fn a_restarted_daemon_takes_its_ranks_back_with_nothing_lost() {
 
 #[test]
 fn a_rank_that_is_killed_while_its_daemon_is_away_is_missed_by_the_next_one() {
-    let mut cluster = Cluster::new("30000");
+    let halts = Halts::new();
+    let mut cluster = Cluster::new("30000", &halts);
     let daemon = cluster.start("a");
     cluster.start("b");
+    let hold = halts.hold_at(0, 20);
     cluster.submit(2);
+    let held = hold.wait("some steps", DEADLINE);
     cluster.wait_for_step(20);
     let rank = cluster.rank_of("a");
     cluster.kill(daemon);
     cluster.sandbox.kill(rank, Signal::KILL);
+    drop(held);
     cluster.start("a");
     cluster.finish();
     assert!(cluster.of_kind("generation").len() >= 2);
@@ -229,16 +248,21 @@ fn a_rank_that_is_killed_while_its_daemon_is_away_is_missed_by_the_next_one() {
 
 #[test]
 fn ranks_without_a_daemon_end_after_a_while_and_the_job_goes_on_without_them() {
-    let mut cluster = Cluster::new("300");
+    let halts = Halts::new();
+    let mut cluster = Cluster::new("300", &halts);
     let daemon = cluster.start("a");
     cluster.start("b");
+    // Only in a world of two is there a rank 1, and the job does not end before the orphan.
+    let hold = halts.hold(|point| point.rank == 1 && point.step >= 20 && point.place == "reduce");
     cluster.submit(1);
+    let held = hold.wait("some steps of two", DEADLINE);
     cluster.wait_for_step(20);
     let rank = cluster.rank_of("a");
     cluster.kill(daemon);
     eventually(DEADLINE, "the end of the orphan", || {
         (!cluster.ranks().contains(&rank)).then_some(())
     });
+    drop(held);
     cluster.finish();
     let last = cluster.of_kind("generation").pop().unwrap();
     assert_eq!(last["world_size"], 1, "{last:#}");
@@ -246,7 +270,7 @@ fn ranks_without_a_daemon_end_after_a_while_and_the_job_goes_on_without_them() {
 
 #[test]
 fn a_second_daemon_is_refused_the_state_folder_of_the_first() {
-    let mut cluster = Cluster::new("30000");
+    let mut cluster = Cluster::new("30000", &Halts::new());
     let first = cluster.start("a");
     eventually(DEADLINE, "the first", || {
         cluster.log("a").contains("worker runs").then_some(())

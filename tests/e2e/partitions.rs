@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use muster_tests::{Cluster, Halts, Network, Sandbox, eventually, processes_of};
@@ -15,20 +14,28 @@ const JOB: &str = "digits";
 const STEPS: u64 = 300;
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// `detect_ms` of a coordinator that is not told another one.
-const DETECT: Duration = Duration::from_secs(1);
+/// `detect_ms` where silence is no proof. A pause of a process, as on a machine that does other things,
+/// is mostly shorter.
+const DETECT: Duration = Duration::from_secs(5);
+
+/// The step behind which machines are cut off from each other, and the one behind which a job waits
+/// until all has been seen that it is to run for.
+const CUT: u64 = 40;
+const LAST: u64 = 250;
 
 fn steps() -> String {
     format!("train.steps={STEPS}")
 }
 
-fn undisturbed() -> &'static [String; 3] {
-    static BITS: OnceLock<[String; 3]> = OnceLock::new();
-    BITS.get_or_init(|| {
-        let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-        let train = sandbox.train("job.toml").workers(2).set(&steps());
-        train.arg("--threads").arg("1").start().finish().bits()
-    })
+fn undisturbed(num_shards: u32) -> [String; 3] {
+    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let train = sandbox.train("job.toml").workers(2).set(&steps());
+    let train = train.set("workers.max=2").set(&shards(num_shards));
+    train.arg("--threads").arg("1").start().finish().bits()
+}
+
+fn shards(num_shards: u32) -> String {
+    format!("train.logical_shards={num_shards}")
 }
 
 /// A committed checkpoint, with the bytes of its files.
@@ -48,6 +55,7 @@ impl std::fmt::Debug for Checkpoint {
 struct Site {
     cluster: Cluster,
     halts: Halts,
+    num_shards: u32,
 }
 
 impl Site {
@@ -62,14 +70,19 @@ impl Site {
         for worker in workers {
             cluster.start_worker_as(worker, worker, &["--threads", "1"]);
         }
-        Self { cluster, halts }
+        Self {
+            cluster,
+            halts,
+            num_shards: 8,
+        }
     }
 
     fn submit(&self, min: u32, max: u32) {
         let (min, max) = (format!("workers.min={min}"), format!("workers.max={max}"));
         let sets = ["--set", &steps(), "--set", &min, "--set", &max];
-        let every = ["--set", "checkpoint.every_steps=50"];
-        let arguments = [&["submit", "job.toml"][..], &sets[..], &every[..]].concat();
+        let shards = shards(self.num_shards);
+        let others = ["--set", "checkpoint.every_steps=50", "--set", &shards];
+        let arguments = [&["submit", "job.toml"][..], &sets[..], &others[..]].concat();
         let _ = self.cluster.text(&arguments);
     }
 
@@ -77,9 +90,11 @@ impl Site {
         self.cluster.json(&["show", JOB, "--json"])
     }
 
-    fn wait_for_step(&self, step: u64) {
-        eventually(DEADLINE, "a step", || {
-            (self.show()["step"].as_u64() >= Some(step)).then_some(())
+    /// Waits until so many workers have come, so that the first world has them all.
+    fn wait_for_workers(&self, num: usize) {
+        eventually(DEADLINE, "the workers", || {
+            let nodes = self.cluster.text(&["nodes", "--json"]);
+            (nodes.lines().count() == num).then_some(())
         });
     }
 
@@ -131,7 +146,7 @@ impl Site {
         let end = self.of_kind("finished").remove(0);
         let bits = ["arena_hash", "optimizer_hash", "trace"];
         let bits = bits.map(|name| end[name].as_str().unwrap().to_owned());
-        assert_eq!(&bits, undisturbed());
+        assert_eq!(bits, undisturbed(self.num_shards));
         let ledger = self.cluster.text(&["ledger", JOB, "--verify"]);
         assert!(
             ledger.contains(&format!("verified up to step {STEPS}")),
@@ -146,12 +161,17 @@ fn ranks_that_are_cut_off_from_the_coordinator_go_on_and_it_learns_what_they_did
     let Some(network) = Network::enter(name) else {
         return;
     };
-    let site = Site::new(network, &["a", "b"], &[]);
+    let detect_ms = DETECT.as_millis().to_string();
+    let mut site = Site::new(network, &["a", "b"], &["--detect-ms", &detect_ms]);
+    // One a rank: none moves while one of them stands.
+    site.num_shards = 2;
+    let [held, last] = [CUT, LAST].map(|step| site.halts.hold_at(0, step));
     site.submit(2, 2);
-    site.wait_for_step(20);
+    let held = held.wait("a job that runs", DEADLINE);
     let coordinator = site.cluster.machine("coordinator");
     site.cluster.network().cut(coordinator);
     let (cut, at) = (Instant::now(), site.updated(1));
+    drop(held);
     // Until it would have taken them for lost, were silence a proof.
     eventually(DEADLINE, "steps that nobody leads", || {
         (site.updated(1) >= at + 50 && cut.elapsed() > 3 * DETECT).then_some(())
@@ -159,6 +179,7 @@ fn ranks_that_are_cut_off_from_the_coordinator_go_on_and_it_learns_what_they_did
     let meanwhile = site.updated(1) - at;
     println!("{meanwhile} steps in {:?}", cut.elapsed());
     site.cluster.network().mend(coordinator);
+    drop(last);
     site.finish();
     assert_eq!(site.of_kind("generation").len(), 1, "one world");
     assert_eq!(site.of_kind("lost").len(), 0);
@@ -169,14 +190,13 @@ fn ranks_that_are_cut_off_from_the_coordinator_go_on_and_it_learns_what_they_did
 /// coordinator: those that two of them go on with.
 fn left_of_three(network: Network, cuts: &[(&str, &str)]) -> BTreeSet<String> {
     let site = Site::new(network, &["a", "b", "c"], &[]);
+    site.wait_for_workers(3);
+    // All are at one step: who alone is past it is never left out. Only a world of three has this rank.
+    let held = site
+        .halts
+        .hold(|point| point.rank == 2 && point.step >= CUT && point.place == "reduce");
     site.submit(1, 3);
-    eventually(DEADLINE, "a world of three", || {
-        let job = site.show();
-        (job["world_size"] == 3 && job["step"].as_u64() > Some(20)).then_some(())
-    });
-    // All are at one step: who alone is past it is never left out.
-    let held = site.halts.hold(|point| point.place == "reduce");
-    let held = held.wait("a rank that reduces", DEADLINE);
+    let held = held.wait("a world of three", DEADLINE);
     let at = held.point.clone();
     for rank in 0..3 {
         site.halts.wait_for("all at its step", DEADLINE, |point| {
@@ -188,9 +208,10 @@ fn left_of_three(network: Network, cuts: &[(&str, &str)]) -> BTreeSet<String> {
         let (one, other) = (site.cluster.machine(one), site.cluster.machine(other));
         site.cluster.network().cut_between(one, other);
     }
-    drop(held);
-    let cut = Instant::now();
-    let job = eventually(DEADLINE, "steps without one of them", || {
+    let (cut, mut held) = (Instant::now(), Some(held));
+    let what = "steps without one of them";
+    let job = site.halts.slowly(what, DEADLINE, || {
+        drop(held.take());
         let job = site.show();
         (job["world_size"] == 2 && job["step"].as_u64() > Some(at.step)).then_some(job)
     });
@@ -234,10 +255,7 @@ fn a_world_that_was_given_up_and_comes_back_with_a_checkpoint_replaces_nothing()
         return;
     };
     let site = Site::new(network, &["a", "b", "c"], &["--fallback-after-ms", "2000"]);
-    eventually(DEADLINE, "the workers", || {
-        let nodes = site.cluster.text(&["nodes", "--json"]);
-        (nodes.lines().count() == 3).then_some(())
-    });
+    site.wait_for_workers(3);
     let _ = site.cluster.text(&["drain", "c"]);
     let writer = site
         .halts

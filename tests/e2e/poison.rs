@@ -11,26 +11,21 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_job_whose_ranks_die_at_one_step_stops_and_names_its_samples() {
-    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
-    // One rank, whose steps take long enough to be struck in the second one each time.
-    let train = sandbox
-        .train("job.toml")
-        .workers(1)
-        .set("train.global_batch_size=1024")
-        .set("model.channels=[64, 128]")
-        .set("train.steps=100")
-        .start();
+    let is_it = |point: &Point| point.step == 1 && point.place == "reduce";
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    let mut next = halts.hold(is_it);
+    let train = sandbox.train("job.toml").workers(1).set("train.steps=100");
+    let train = train.halted_by(&halts).start();
     for generation in 1..=5 {
+        let held = next.wait("the second step", DEADLINE);
+        assert_eq!(held.point.generation, generation);
+        // Of a step that is not told, nobody knows that it was applied.
         let is_first = |event: &serde_json::Value| {
             event["event"] == "step" && event["generation"] == generation
         };
         assert_eq!(train.wait_for(is_first, DEADLINE)["step"], 1);
-        let rank = train.wait_for(
-            |event| event["event"] == "rank" && event["generation"] == generation,
-            DEADLINE,
-        );
-        let pid = u32::try_from(rank["pid"].as_u64().unwrap()).unwrap();
-        train.kill(pid, Signal::KILL);
+        next = halts.hold(is_it);
+        sandbox.kill_held(held);
     }
     let finished = train.finish();
     assert_eq!(finished.state(), "failed");

@@ -5,18 +5,22 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
-use muster_tests::{Cluster, Sandbox, Signal, eventually, processes_of};
+use muster_tests::{Cluster, Halts, Held, Sandbox, Signal, eventually, processes_of};
 use serde_json::Value;
 
 const STEPS: u64 = 900;
 const JOB: &str = "digits";
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// `detect_ms` of the coordinators. A busy machine does not let a process run for a second at times.
-const DETECT: Duration = Duration::from_secs(2);
+/// `detect_ms` of the coordinators. A busy machine does not let a process run for a second or two at
+/// times, and a quarter of this may lie between two signs of one that does.
+const DETECT: Duration = Duration::from_secs(4);
 
 /// How long a leader is stopped: longer than it waits for an answer, which is twice `DETECT`.
-const ASLEEP: Duration = Duration::from_secs(5);
+const ASLEEP: Duration = Duration::from_secs(9);
+
+/// Where each job stands until it is struck.
+const AT: u64 = 30;
 
 fn steps() -> String {
     format!("train.steps={STEPS}")
@@ -31,25 +35,50 @@ fn undisturbed() -> &'static [String; 3] {
     })
 }
 
-/// A job on workers of these names, with a device each, and the process ids of their daemons.
-fn running<const N: usize>(names: [&str; N]) -> (Cluster, [u32; N]) {
+/// A job on workers with a device each.
+struct Site<const N: usize> {
+    cluster: Cluster,
+    /// The process ids of the workers' daemons.
+    daemons: [u32; N],
+    /// Where its ranks ask. Once this is dropped they do not, and are as fast as ever.
+    halts: Halts,
+    /// Rank 0, which stands behind step [`AT`].
+    held: Held,
+}
+
+/// A job on workers of these names.
+fn running<const N: usize>(names: [&str; N]) -> Site<N> {
     running_at_least("workers.min=1", names)
 }
 
 /// The same, with a setting of the fewest ranks.
-fn running_at_least<const N: usize>(min: &str, names: [&str; N]) -> (Cluster, [u32; N]) {
+fn running_at_least<const N: usize>(min: &str, names: [&str; N]) -> Site<N> {
     let detect_ms = DETECT.as_millis().to_string();
     let settings = ["--detect-ms", &detect_ms];
     let mut cluster = Cluster::with(env!("CARGO_BIN_EXE_muster"), &settings);
+    let halts = Halts::new();
+    let (name, value) = halts.variable();
+    cluster.environment.push((name.to_owned(), value));
     let daemons = names.map(|name| cluster.start_worker_as(name, name, &["--threads", "1"]));
+    eventually(DEADLINE, "all workers", || {
+        let nodes = cluster.text(&["nodes", "--json"]);
+        (nodes.matches("\"connected\":true").count() == N).then_some(())
+    });
+    let hold = halts.hold_at(0, AT);
     let (steps, max) = (steps(), format!("workers.max={N}"));
     let sets = ["--set", &steps, "--set", &max, "--set", min];
     let _ = cluster.text(&[&["submit", "job.toml"][..], &sets[..]].concat());
+    let held = hold.wait("some steps", DEADLINE);
     eventually(DEADLINE, "some steps of all", || {
         let job = show(&cluster);
-        (job["step"].as_u64() > Some(20) && job["world_size"] == N).then_some(())
+        (job["step"] == AT && job["world_size"] == N).then_some(())
     });
-    (cluster, daemons)
+    Site {
+        cluster,
+        daemons,
+        halts,
+        held,
+    }
 }
 
 fn show(cluster: &Cluster) -> Value {
@@ -102,17 +131,22 @@ fn last_heard_s(cluster: &Cluster, worker: &str) -> f64 {
 
 #[test]
 fn a_machine_that_stops_is_left_out_and_heals_back_in_when_it_wakes() {
-    let (cluster, [_, b, _]) = running(["a", "b", "c"]);
+    let site = running(["a", "b", "c"]);
+    let (cluster, halts, [_, b, _]) = (site.cluster, site.halts, site.daemons);
     let asleep = [b, rank_on(&cluster, "b")];
     let stopped = Instant::now();
     for pid in asleep {
         cluster.sandbox.kill(pid, Signal::STOP);
     }
     let heard_s = last_heard_s(&cluster, "b");
-    let at = show(&cluster)["step"].as_u64();
+    let without_it = halts.hold(|point| {
+        (point.generation, point.rank) == (2, 0) && point.step > AT && point.place == "reduce"
+    });
+    drop(site.held);
+    let mut held = Some(without_it.wait("a step without it", DEADLINE));
     eventually(DEADLINE, "steps without it", || {
         let job = show(&cluster);
-        (job["world_size"] == 2 && job["step"].as_u64() > at).then_some(())
+        (job["world_size"] == 2 && job["step"].as_u64() > Some(AT)).then_some(())
     });
     println!("{:?} from the stop to a step without it", stopped.elapsed());
     for pid in asleep {
@@ -120,11 +154,14 @@ fn a_machine_that_stops_is_left_out_and_heals_back_in_when_it_wakes() {
         cluster.sandbox.kill_if_there(pid, Signal::CONT);
     }
     let is_over = |job: &Value| job["state"] == "completed";
-    eventually(DEADLINE, "its return", || {
+    halts.slowly("its return", DEADLINE, || {
+        // From the first look on it is held up at each step.
+        drop(held.take());
         let job = show(&cluster);
         assert!(!is_over(&job), "it came too late: {job:#}");
         (job["world_size"] == 3).then_some(())
     });
+    drop(halts);
     finish(&cluster);
     let lost = of_kind(&cluster, "lost");
     assert_eq!(lost.len(), 1, "{lost:#?}");
@@ -150,11 +187,13 @@ fn a_machine_that_stops_is_left_out_and_heals_back_in_when_it_wakes() {
 }
 
 #[test]
-fn a_leader_that_was_stopped_for_five_seconds_takes_nobody_for_lost() {
-    let (cluster, _) = running(["a", "b"]);
+fn a_leader_that_was_stopped_for_long_takes_nobody_for_lost() {
+    let site = running(["a", "b"]);
+    let cluster = site.cluster;
     let coordinator = cluster.coordinator();
     let began = now_s();
     cluster.sandbox.kill(coordinator, Signal::STOP);
+    drop((site.held, site.halts));
     // Not for something to be so: this is what is done to it.
     std::thread::sleep(ASLEEP);
     cluster.sandbox.kill(coordinator, Signal::CONT);
@@ -175,9 +214,11 @@ fn a_leader_that_was_stopped_for_five_seconds_takes_nobody_for_lost() {
 /// A process hangs, its daemon lives, and the job cannot go on with fewer ranks.
 #[test]
 fn a_rank_that_hangs_is_killed_and_replaced() {
-    let (cluster, _) = running_at_least("workers.min=2", ["a", "b"]);
+    let site = running_at_least("workers.min=2", ["a", "b"]);
+    let cluster = site.cluster;
     let frozen = rank_on(&cluster, "b");
     cluster.sandbox.kill(frozen, Signal::STOP);
+    drop((site.held, site.halts));
     let lost = eventually(DEADLINE, "the loss", || {
         of_kind(&cluster, "lost").first().cloned()
     });
@@ -198,9 +239,11 @@ fn a_rank_that_hangs_is_killed_and_replaced() {
 #[test]
 fn a_leader_that_was_stopped_while_a_rank_was_waited_for_takes_it_back() {
     for machine_first in [true, false] {
-        let (cluster, [_, b, _]) = running(["a", "b", "c"]);
+        let site = running(["a", "b", "c"]);
+        let (cluster, [_, b, _]) = (site.cluster, site.daemons);
         let (coordinator, rank) = (cluster.coordinator(), rank_on(&cluster, "b"));
         cluster.sandbox.kill(rank, Signal::STOP);
+        drop((site.held, site.halts));
         eventually(DEADLINE, "a world that is closed", || {
             let job = show(&cluster);
             assert_eq!(job["generation"], 1, "{job:#}");

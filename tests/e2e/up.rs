@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
-use muster_tests::{Sandbox, Signal, eventually, leader_of, processes_of, status_of};
+use muster_tests::{Halts, Sandbox, Signal, eventually, leader_of, processes_of, status_of};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -39,9 +39,12 @@ fn addresses_of(sandbox: &Sandbox) -> String {
 
 #[test]
 fn a_run_whose_leader_is_killed_again_and_again_is_one_world_with_the_same_bits() {
-    let sandbox = Sandbox::new(env!("CARGO_BIN_EXE_muster"));
+    let (sandbox, halts) = (Sandbox::new(env!("CARGO_BIN_EXE_muster")), Halts::new());
+    // It does not end before all have died, however long that takes.
+    let last = halts.hold_at(0, STEPS - 10);
     let train = sandbox.train("job.toml").workers(2).set(&steps());
-    let train = train.arg("--coordinators").arg("3").start();
+    let train = train.arg("--coordinators").arg("3");
+    let train = train.halted_by(&halts).start();
     train.wait_for_step(10, DEADLINE);
     let addresses = addresses_of(&sandbox);
     assert_eq!(addresses.split(',').count(), 3, "{addresses}");
@@ -64,6 +67,7 @@ fn a_run_whose_leader_is_killed_again_and_again_is_one_world_with_the_same_bits(
             .all(|event| event["event"] != "finished"),
         "all of them died while it ran"
     );
+    drop(last);
     let finished = train.finish();
     assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
     assert_eq!(finished.state(), "completed");

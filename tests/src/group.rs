@@ -26,6 +26,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// The first port of a group; below those that the system gives to whoever asks for any.
 const FIRST_PORT: u16 = 4600;
 
+/// How often something is done that an election disturbs.
+const ATTEMPTS: usize = 8;
+
 /// The groups of this process so far.
 static NUM_GROUPS: AtomicU16 = AtomicU16::new(0);
 
@@ -34,6 +37,8 @@ static NUM_GROUPS: AtomicU16 = AtomicU16::new(0);
 pub struct Group {
     /// Its sandbox, workers and commands; `address` has all members that are known.
     pub cluster: Cluster,
+    /// What each member is told beside what it must be.
+    pub settings: Vec<String>,
     members: BTreeMap<u64, Member>,
 }
 
@@ -102,6 +107,7 @@ impl Group {
         });
         let mut group = Self {
             cluster,
+            settings: Vec::new(),
             members: members.collect(),
         };
         group.know_all();
@@ -148,7 +154,8 @@ impl Group {
             .args(["coordinator", "--ready-json", "--id", &id.to_string()])
             .args(["--listen", &member.address, "--data"])
             .arg(self.data(id))
-            .args(&member.part);
+            .args(&member.part)
+            .args(&self.settings);
         command
     }
 
@@ -235,10 +242,28 @@ impl Group {
     /// What a command says that is told of one member only, and runs where that is.
     #[must_use]
     pub fn at_member(&self, id: u64, arguments: &[&str]) -> Output {
+        self.at_member_within(id, 30, arguments)
+    }
+
+    /// What such a command says that is refused for so many seconds. One that heard nothing in that
+    /// time was not refused, and is given again.
+    #[must_use]
+    pub fn refused_at(&self, id: u64, timeout_s: u32, arguments: &[&str]) -> Output {
+        for _ in 1..ATTEMPTS {
+            let output = self.at_member_within(id, timeout_s, arguments);
+            if !String::from_utf8_lossy(&output.stderr).contains("it is silent") {
+                return output;
+            }
+        }
+        self.at_member_within(id, timeout_s, arguments)
+    }
+
+    fn at_member_within(&self, id: u64, timeout_s: u32, arguments: &[&str]) -> Output {
+        let timeout_s = timeout_s.to_string();
         let mut command = self.cluster.sandbox.muster();
         command
             .args(arguments)
-            .args(["--timeout", "2", "--coordinator", self.address(id)]);
+            .args(["--timeout", &timeout_s, "--coordinator", self.address(id)]);
         if let Some(machines) = &self.cluster.machines {
             command = machines.network.on(self.machine(id), &command);
         }
@@ -266,6 +291,37 @@ impl Group {
         eventually(DEADLINE, "a leader", || {
             let leader = leader_of(&self.status()?)?["id"].as_u64()?;
             (leader != other).then_some(leader)
+        })
+    }
+
+    /// Does something that does not disturb who leads; who that is, and what came of it. A leader that
+    /// stands still for half a second, as on a machine that does other things, is followed by another
+    /// one: then nothing follows from it, and it is done again.
+    ///
+    /// # Panics
+    /// When another one was elected each time.
+    #[track_caller]
+    pub fn under_one_leader<T>(&self, mut act: impl FnMut(u64) -> T) -> (u64, T) {
+        let mut elections = Vec::new();
+        while elections.len() < ATTEMPTS {
+            let before = self.led();
+            let done = act(before.0);
+            let after = self.led();
+            if after == before {
+                return (after.0, done);
+            }
+            elections.push((before, after));
+        }
+        panic!("another one was elected each time (leaders and terms): {elections:?}");
+    }
+
+    /// Who leads, and in which term.
+    #[track_caller]
+    fn led(&self) -> (u64, u64) {
+        eventually(DEADLINE, "a leader and its term", || {
+            let status = self.status()?;
+            let leader = leader_of(&status)?["id"].as_u64()?;
+            Some((leader, status["term"].as_u64()?))
         })
     }
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_linger;
 
+use crate::wait::eventually;
+
 /// How long a rank that has connected may take to say where it is.
 const SAYS: Duration = Duration::from_secs(20);
 
@@ -60,7 +62,7 @@ pub struct Held {
     _stream: TcpStream,
 }
 
-/// A thread of a rank that is to be held.
+/// A thread of a rank that is to be held, unless this is dropped.
 pub struct Hold<'a> {
     halts: &'a Halts,
     number: u64,
@@ -202,6 +204,34 @@ impl Halts {
         self.hold(move |point| (point.rank, point.step) == (rank, step) && point.place == "reduce")
     }
 
+    /// Looks until `look` finds something. The job gets on by one step between two looks, however
+    /// long they take, so that it does not end before what is awaited.
+    ///
+    /// # Panics
+    /// When nothing was found before the deadline; the text names `what` was awaited.
+    #[track_caller]
+    pub fn slowly<T>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> T {
+        let next = || self.hold(|point| point.rank == 0 && point.place == "reduce");
+        let (mut hold, mut held) = (next(), None);
+        eventually(deadline, what, || {
+            // A world that is made meanwhile comes to no step.
+            if let Some(stands) = hold.held() {
+                held = Some(stands);
+            }
+            let found = look();
+            if found.is_none() && held.is_some() {
+                hold = next();
+                held = None;
+            }
+            found
+        })
+    }
+
     /// Waits until a rank has come, at any time, to a point that `is_it` accepts.
     ///
     /// # Panics
@@ -226,7 +256,22 @@ impl Default for Halts {
     }
 }
 
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.halts.shared.lock();
+        inner.wanted.retain(|(number, _)| *number != self.number);
+        inner.held.retain(|(number, _)| *number != self.number);
+    }
+}
+
 impl Hold<'_> {
+    /// What is held, if it is by now.
+    fn held(&self) -> Option<Held> {
+        let mut inner = self.halts.shared.lock();
+        let at = inner.held.iter().position(|(of, _)| *of == self.number)?;
+        Some(inner.held.remove(at).1)
+    }
+
     /// Waits until it is held.
     ///
     /// # Panics

@@ -20,6 +20,10 @@ const FINISH: Duration = Duration::from_secs(120);
 /// How long a rank may take to where a test waits for it.
 const STAND: Duration = Duration::from_secs(60);
 
+/// How long a rank may be silent, unless a test says otherwise: a machine that is busy with other
+/// tests does not let a process run for a second at times, and that is no death.
+const DETECT: Duration = Duration::from_secs(10);
+
 /// How long output may stay open behind the end of the process that was started.
 const OUTPUT: Duration = Duration::from_secs(20);
 
@@ -28,13 +32,25 @@ const OUTPUT: Duration = Duration::from_secs(20);
 pub struct TrainCommand<'a> {
     sandbox: &'a Sandbox,
     command: Command,
+    detect: Duration,
 }
 
 impl<'a> TrainCommand<'a> {
     pub(crate) fn new(sandbox: &'a Sandbox, job: &str) -> Self {
         let mut command = sandbox.muster();
         command.args(["train", job, "--json"]);
-        Self { sandbox, command }
+        Self {
+            sandbox,
+            command,
+            detect: DETECT,
+        }
+    }
+
+    /// Has its ranks miss one that is silent for so long.
+    #[must_use]
+    pub fn detect(mut self, detect: Duration) -> Self {
+        self.detect = detect;
+        self
     }
 
     /// Adds `--workers`.
@@ -102,6 +118,25 @@ impl<'a> TrainCommand<'a> {
         self.start_and_stand(rank, step, |train, rank| train.kill(rank.pid, Signal::KILL))
     }
 
+    /// The same, for Ctrl-C: it goes on once rank 0, which stands, has been told to stop.
+    ///
+    /// # Panics
+    /// As for [`start_and_stand`](Self::start_and_stand).
+    #[must_use]
+    #[track_caller]
+    pub fn start_and_interrupt(self, step: u64) -> Train<'a> {
+        let halts = Halts::new();
+        let hold = halts.hold_at(0, step);
+        let train = self.halted_by(&halts).start();
+        let held = hold.wait(&format!("rank 0 behind step {step}"), STAND);
+        train.interrupt();
+        halts.wait_for("that rank 0 is told to stop", STAND, |point| {
+            point.rank == 0 && point.place == "told to stop"
+        });
+        drop(held);
+        train
+    }
+
     /// Starts it.
     ///
     /// # Panics
@@ -109,6 +144,8 @@ impl<'a> TrainCommand<'a> {
     #[must_use]
     pub fn start(mut self) -> Train<'a> {
         use std::os::unix::process::CommandExt;
+        let detect_ms = self.detect.as_millis().to_string();
+        self.command.args(["--detect-ms", &detect_ms]);
         // A group of its own: what it sends to its group must not reach the test.
         self.command
             .process_group(0)

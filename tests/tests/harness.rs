@@ -48,7 +48,7 @@ fn events_errors_and_the_status_are_handed_over() {
     assert_eq!(finished.status.code(), Some(3));
     assert_eq!(
         finished.events[0],
-        json!({"args": "job.toml --json --workers 2 --set train.steps=5"})
+        json!({"args": "job.toml --json --workers 2 --set train.steps=5 --detect-ms 10000"})
     );
     assert_eq!(finished.events.len(), 2);
     assert_eq!(finished.stderr, "a word for people\n");
@@ -88,6 +88,9 @@ fn a_dropped_run_takes_its_orphans_along_and_no_process_of_another_sandbox() {
         "{both:?}"
     );
     assert!(both.iter().any(|(pid, _)| *pid == train.pid()), "{both:?}");
+    eventually(LONG, "the other root and its orphan", || {
+        (processes_of(&other).len() == 2).then_some(())
+    });
     drop(train);
     assert_eq!(processes_of(&mine), []);
     assert_eq!(processes_of(&other).len(), 2);

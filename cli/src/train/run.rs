@@ -53,6 +53,8 @@ pub(super) struct Run<'a> {
     pub(super) gpus: &'a [u32],
     /// Whether several of them are to share one.
     pub(super) shares_gpus: bool,
+    /// How long a rank may be silent.
+    pub(super) detect_ms: u64,
     pub(super) coordinators: u32,
     pub(super) threads: usize,
     pub(super) reporter: Reporter,
@@ -200,9 +202,12 @@ impl Run<'_> {
 
     fn coordinators(&self) -> Coordinators {
         let checkpoints = self.folder.join("checkpoints").display().to_string();
+        let detect_ms = self.detect_ms.to_string();
         let arguments = [
             "--checkpoints",
             &checkpoints,
+            "--detect-ms",
+            &detect_ms,
             "--gather-ms",
             GATHER_MS,
             "--fallback-after-ms",

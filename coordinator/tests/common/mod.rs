@@ -1,7 +1,7 @@
 //! Coordinators as tasks of a test, each with a folder and an address of its own. No test is here.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
 
 /// Nothing of this takes so long, on a machine that does other things, too.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,22 +34,39 @@ pub(crate) struct Cluster {
     running: BTreeMap<u64, Running>,
 }
 
+/// An address of the loopback that this process has for itself: a port that is free there is given to
+/// nobody else until a member listens.
+fn own_ip() -> Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 0x80, middle, low)
+}
+
 /// An address that nobody listens on.
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+fn free_address(ip: Ipv4Addr) -> String {
+    let listener = std::net::TcpListener::bind((ip, 0)).unwrap();
     listener.local_addr().unwrap().to_string()
 }
 
 impl Cluster {
-    /// Addresses for a group; nobody runs.
+    /// Addresses for a group on `localhost`; nobody runs.
     pub(crate) fn addressed(number: u64) -> Self {
+        Self::addressed_at(number, Ipv4Addr::LOCALHOST)
+    }
+
+    fn addressed_at(number: u64, ip: Ipv4Addr) -> Self {
         // What the members say is shown where the test fails.
         let shown = tracing_subscriber::fmt()
             .with_test_writer()
             .with_env_filter("muster_coordinator=debug");
         let _ = shown.try_init();
-        let addresses: BTreeMap<u64, String> =
-            (1..=number).map(|id| (id, free_address())).collect();
+        let mut addresses = BTreeMap::new();
+        while addresses.len() < usize::try_from(number).unwrap() {
+            let address = free_address(ip);
+            // A port that was given up may come again.
+            if addresses.values().all(|other| *other != address) {
+                addresses.insert(addresses.len() as u64 + 1, address);
+            }
+        }
         let peers = addresses
             .keys()
             .map(|id| (*id, addresses.clone()))
@@ -64,7 +82,7 @@ impl Cluster {
 
     /// A group that runs.
     pub(crate) fn new(number: u64) -> Self {
-        let mut cluster = Self::addressed(number);
+        let mut cluster = Self::addressed_at(number, own_ip());
         for id in 1..=number {
             cluster.start(id);
         }
@@ -113,7 +131,12 @@ impl Cluster {
         let mut running = self.running.remove(&id).unwrap();
         running.task.abort();
         let _ = (&mut running.task).await;
-        running.runtime.take().unwrap().shutdown_background();
+        end(running.runtime.take().unwrap()).await;
+        self.until("its store is closed", async |cluster| {
+            let lock = std::fs::File::open(cluster.data(id).join("log/lock"));
+            lock.is_ok_and(|lock| lock.try_lock().is_ok())
+        })
+        .await;
     }
 
     /// Tells it to end, and waits until it has.
@@ -122,7 +145,7 @@ impl Cluster {
         running.shutdown.cancel();
         let ended = tokio::time::timeout(PATIENCE, &mut running.task).await;
         ended.unwrap().unwrap().unwrap();
-        running.runtime.take().unwrap().shutdown_background();
+        end(running.runtime.take().unwrap()).await;
     }
 
     /// Why it ended by itself.
@@ -130,7 +153,7 @@ impl Cluster {
         let mut running = self.running.remove(&id).unwrap();
         let ended = tokio::time::timeout(PATIENCE, &mut running.task).await;
         let reason = ended.unwrap().unwrap().unwrap_err().to_string();
-        running.runtime.take().unwrap().shutdown_background();
+        end(running.runtime.take().unwrap()).await;
         reason
     }
 
@@ -144,8 +167,8 @@ impl Cluster {
     }
 
     /// Has a new member taken in, and starts it; its number.
-    pub(crate) async fn join(&mut self, leader: u64) -> u64 {
-        let address = free_address();
+    pub(crate) async fn join(&mut self) -> u64 {
+        let address = free_address(own_ip());
         let add = v1::AddMember {
             id: 0,
             address: address.clone(),
@@ -153,7 +176,7 @@ impl Cluster {
         let change = v1::ChangeGroupRequest {
             change: Some(v1::change_group_request::Change::Add(add)),
         };
-        self.operator(leader).change_group(change).await.unwrap();
+        let (leader, _) = self.change(change).await.unwrap();
         let group = self.group(leader).await.unwrap();
         let mut members = group.members.iter();
         let id = members.find(|member| member.address == address).unwrap().id;
@@ -203,18 +226,54 @@ impl Cluster {
         }
     }
 
-    pub(crate) async fn submit(&self, name: &str) {
-        let leader = self.leader().await;
-        let request = v1::SubmitRequest {
-            request_id: Vec::new(),
-            submit: Some(submit(name)),
-        };
-        self.client(leader).submit_job(request).await.unwrap();
+    /// Asks whoever leads until one has answered that still does; who, and the answer.
+    async fn ask<T>(
+        &self,
+        ask: impl AsyncFn(&Self, u64) -> Result<Response<T>, Status>,
+    ) -> Result<(u64, T), Status> {
+        let start = Instant::now();
+        loop {
+            let leader = self.leader().await;
+            match ask(self, leader).await {
+                // It may have lost the lead since.
+                Err(status) if status.code() == Code::Unavailable => (),
+                answer => return answer.map(|answer| (leader, answer.into_inner())),
+            }
+            assert!(start.elapsed() < PATIENCE, "no leader answers");
+        }
     }
 
-    pub(crate) async fn jobs(&self, id: u64) -> Vec<v1::JobView> {
-        let jobs = self.client(id).list_jobs(v1::ListJobsRequest {}).await;
-        jobs.unwrap().into_inner().jobs
+    /// Changes the group; who led.
+    pub(crate) async fn change(
+        &self,
+        change: v1::ChangeGroupRequest,
+    ) -> Result<(u64, v1::ChangeGroupReply), Status> {
+        self.ask(async |cluster, leader| {
+            cluster.operator(leader).change_group(change.clone()).await
+        })
+        .await
+    }
+
+    /// Submits what may be submitted again; who led, and its answer.
+    pub(crate) async fn submit(&self, name: &str) -> (u64, v1::SubmitReply) {
+        let mut request_id = name.as_bytes().to_vec();
+        request_id.resize(16, 0);
+        let request = v1::SubmitRequest {
+            request_id,
+            submit: Some(submit(name)),
+        };
+        self.ask(async |cluster, leader| cluster.client(leader).submit_job(request.clone()).await)
+            .await
+            .unwrap()
+    }
+
+    /// The jobs, as whoever leads knows them.
+    pub(crate) async fn jobs(&self) -> Vec<v1::JobView> {
+        let jobs = self.ask(async |cluster, leader| {
+            let all = v1::ListJobsRequest {};
+            cluster.client(leader).list_jobs(all).await
+        });
+        jobs.await.unwrap().1.jobs
     }
 
     pub(crate) async fn stale_jobs(&self, id: u64) -> Vec<v1::JobView> {
@@ -262,6 +321,12 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// Waits until all that a member did has ended, so that another one can be started in its place.
+async fn end(runtime: tokio::runtime::Runtime) {
+    let ended = tokio::task::spawn_blocking(|| runtime.shutdown_timeout(PATIENCE));
+    ended.await.unwrap();
 }
 
 /// The smallest job.

@@ -1,8 +1,6 @@
 //! What strikes while a death is being healed: a second death among those that heal, of the one who
 //! gives or who is given a state, and of the coordinator. And the deaths that nothing is left of.
 
-use std::time::Duration;
-
 use muster_tests::{Finished, Halts, Point, Sandbox, Signal, Train, eventually, processes_of};
 
 use super::{
@@ -220,7 +218,7 @@ fn a_daemon_that_is_killed_while_it_starts_a_rank_is_followed_by_one_that_does_n
         let held = begin.wait("the new rank", DEADLINE);
         let daemon = parent_of(held.point.pid);
         sandbox.kill(daemon, Signal::KILL);
-        eventually(Duration::from_secs(10), "the end of the daemon", || {
+        eventually(DEADLINE, "the end of the daemon", || {
             (parent_of(held.point.pid) != daemon).then_some(())
         });
         drop(held);

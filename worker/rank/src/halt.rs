@@ -61,7 +61,8 @@ pub(crate) fn name(message: &Message) -> Option<&'static str> {
         Order::Peers(_) => Some("told peers"),
         Order::Close(_) => Some("told to close"),
         Order::Pause(_) => Some("told to pause"),
-        Order::Stop(_) | Order::Committed(_) | Order::Dismiss(_) | Order::Follow(_) => None,
+        Order::Stop(_) => Some("told to stop"),
+        Order::Committed(_) | Order::Dismiss(_) | Order::Follow(_) => None,
     }
 }
 

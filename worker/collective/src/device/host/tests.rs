@@ -210,7 +210,7 @@ fn where_one_rank_is_not_reached_all_go_on_without_devices() {
                     refuses: false,
                 };
                 // SAFETY: nothing is transferred.
-                let refused = unsafe { connect(&mut group, &options, Duration::from_secs(3)) };
+                let refused = unsafe { connect(&mut group, &options, Duration::from_secs(10)) };
                 let refused = refused.expect_err("two ranks that do not know the third");
                 assert!(matches!(refused, Error::Device { .. }), "{refused:?}");
                 let all = group.all_gather(vec![1], Duration::from_secs(30));
