@@ -261,7 +261,7 @@ fn expect(text: &str, words: &[&str]) -> Result<(), String> {
     missing.map_or(Ok(()), |words| Err(format!("no {words:?} in {text:?}")))
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(one: T, other: T) -> Result<(), String> {
+fn same<T: PartialEq + std::fmt::Debug>(one: &T, other: &T) -> Result<(), String> {
     let is_so = one == other;
     is_so
         .then_some(())
@@ -281,10 +281,10 @@ async fn follows_the_leader() -> Result<(), String> {
     for _ in 0..3 {
         assert_eq!(answers(&client.clone()).await, b.address);
     }
-    same(*a.num_refused.borrow(), 1)?;
+    same(&*a.num_refused.borrow(), &1)?;
     leader.send_replace(a.address.clone());
     assert_eq!(answers(&client).await, a.address);
-    same(*b.num_refused.borrow(), 1)
+    same(&*b.num_refused.borrow(), &1)
 }
 
 #[tokio::test]
@@ -333,7 +333,7 @@ async fn submits_twice() -> Result<(), String> {
     let client = client(&[&a.address, &b.address], DEADLINE);
     assert!(client.submit(v1::Submit::default()).await.is_ok());
     let (first, second) = (a.ids.lock().unwrap(), b.ids.lock().unwrap());
-    same((first.len(), first[0].len()), (1, 16))?;
+    same(&(first.len(), first[0].len()), &(1, 16))?;
     same(&*first, &*second)
 }
 
