@@ -91,6 +91,17 @@ fn of_kind(cluster: &Cluster, kind: &str) -> Vec<Value> {
     events
 }
 
+/// The worlds that were made, but for those that only move shards from a rank that is slow for long, as
+/// one may be on a busy machine.
+fn worlds(cluster: &Cluster) -> Vec<Value> {
+    let mut worlds = of_kind(cluster, "generation");
+    worlds.retain(|world| {
+        let reason = world["reason"].as_str().unwrap();
+        !reason.contains("shards move to the faster ranks")
+    });
+    worlds
+}
+
 /// Waits for the job's end, and checks its bits and that each step was told once, in one history.
 fn finish(cluster: &Cluster) {
     assert!(cluster.text(&["wait", JOB]).contains("completed"));
@@ -200,7 +211,7 @@ fn a_leader_that_was_stopped_for_long_takes_nobody_for_lost() {
     let ended = now_s();
     finish(&cluster);
     assert_eq!(of_kind(&cluster, "lost").len(), 0, "nobody is lost");
-    let worlds = of_kind(&cluster, "generation");
+    let worlds = worlds(&cluster);
     assert_eq!(worlds.len(), 1, "{worlds:#?}");
     let meanwhile = of_kind(&cluster, "step").into_iter().filter(|event| {
         let time = event["time"].as_f64().unwrap();
@@ -263,7 +274,7 @@ fn a_leader_that_was_stopped_while_a_rank_was_waited_for_takes_it_back() {
         }
         finish(&cluster);
         assert_eq!(of_kind(&cluster, "lost").len(), 0, "nobody is lost");
-        let worlds = of_kind(&cluster, "generation");
+        let worlds = worlds(&cluster);
         let sizes: Vec<_> = worlds.iter().map(|world| &world["world_size"]).collect();
         assert_eq!(sizes, [3, 3], "{worlds:#?}");
     }
