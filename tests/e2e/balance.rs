@@ -68,8 +68,7 @@ fn slowed_down() -> (bool, [String; 3]) {
     let settings = ["--detect-ms", DETECT_MS];
     let mut cluster = Cluster::with(env!("CARGO_BIN_EXE_muster"), &settings);
     let halts = Halts::new();
-    let (name, value) = halts.variable();
-    cluster.environment.push((name.to_owned(), value));
+    cluster.halted_by(&halts);
     cluster.start_worker("a", 1);
     cluster.start_worker("b", 1);
     let held = halts.hold_at(0, 40);

@@ -300,8 +300,7 @@ fn checkpoints_do_not_pile_up_while_the_coordinator_is_away() {
     let halts = Halts::new();
     // Behind the third checkpoint: the first is retired then.
     let hold = halts.hold_at(0, 10);
-    let (name, value) = halts.variable();
-    cluster.environment.push((name.to_owned(), value));
+    cluster.halted_by(&halts);
     cluster.start_worker("a", 2);
     let folder = cluster.sandbox.path().join("kept");
     let settings = [

@@ -25,16 +25,11 @@ fn running(workers: &[&str], max: u32, spares: u32, halts: &Halts) -> Cluster {
     // Nobody is missed that stands still for a while: that would be one more world.
     let patient = ["--detect-ms", "10000"];
     let mut cluster = Cluster::with(env!("CARGO_BIN_EXE_muster"), &patient);
-    let (name, value) = halts.variable();
-    cluster.environment.push((name.to_owned(), value));
+    cluster.halted_by(halts);
     for worker in workers {
         cluster.start_worker(worker, 1);
     }
-    eventually(DEADLINE, "all workers", || {
-        let nodes = cluster.text(&["nodes", "--json"]);
-        let num_there = nodes.matches("\"connected\":true").count();
-        (num_there == workers.len()).then_some(())
-    });
+    cluster.wait_for_workers(workers.len());
     let (max, spares) = (
         format!("workers.max={max}"),
         format!("workers.spares={spares}"),

@@ -57,8 +57,7 @@ fn assert_same(one: &Value, other: &Value) {
 fn every_second_of_every_rank_is_told_also_behind_a_death() {
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_muster"));
     let halts = Halts::new();
-    let (name, value) = halts.variable();
-    cluster.environment.push((name.to_owned(), value));
+    cluster.halted_by(&halts);
     let hold = halts.hold_at(1, 100);
     let set = ["workers.min=1", "workers.max=2", "train.epochs=60"];
     // It waits for its worker for some time.

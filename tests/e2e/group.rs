@@ -279,8 +279,7 @@ impl Drop for Lines {
 #[test]
 fn those_who_follow_a_job_see_all_of_it_though_its_leader_dies() {
     let (mut group, halts) = (group(), Halts::new());
-    let (name, value) = halts.variable();
-    group.cluster.environment.push((name.to_owned(), value));
+    group.cluster.halted_by(&halts);
     group.cluster.start_worker("a", 1);
     // Where the leader dies, and where the job waits until all has been seen that it is to run for.
     let [at_death, last] = [DEATH, 1400].map(|step| halts.hold_at(0, step));

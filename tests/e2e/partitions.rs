@@ -90,14 +90,6 @@ impl Site {
         self.cluster.json(&["show", JOB, "--json"])
     }
 
-    /// Waits until so many workers have come, so that the first world has them all.
-    fn wait_for_workers(&self, num: usize) {
-        eventually(DEADLINE, "the workers", || {
-            let nodes = self.cluster.text(&["nodes", "--json"]);
-            (nodes.lines().count() == num).then_some(())
-        });
-    }
-
     fn of_kind(&self, kind: &str) -> Vec<Value> {
         let mut events = self.cluster.events(JOB);
         events.retain(|event| event["event"] == kind);
@@ -190,7 +182,7 @@ fn ranks_that_are_cut_off_from_the_coordinator_go_on_and_it_learns_what_they_did
 /// coordinator: those that two of them go on with.
 fn left_of_three(network: Network, cuts: &[(&str, &str)]) -> BTreeSet<String> {
     let site = Site::new(network, &["a", "b", "c"], &[]);
-    site.wait_for_workers(3);
+    site.cluster.wait_for_workers(3);
     // All are at one step: who alone is past it is never left out. Only a world of three has this rank.
     let held = site
         .halts
@@ -255,7 +247,7 @@ fn a_world_that_was_given_up_and_comes_back_with_a_checkpoint_replaces_nothing()
         return;
     };
     let site = Site::new(network, &["a", "b", "c"], &["--fallback-after-ms", "2000"]);
-    site.wait_for_workers(3);
+    site.cluster.wait_for_workers(3);
     let _ = site.cluster.text(&["drain", "c"]);
     let writer = site
         .halts

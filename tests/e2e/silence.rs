@@ -57,13 +57,9 @@ fn running_at_least<const N: usize>(min: &str, names: [&str; N]) -> Site<N> {
     let settings = ["--detect-ms", &detect_ms];
     let mut cluster = Cluster::with(env!("CARGO_BIN_EXE_muster"), &settings);
     let halts = Halts::new();
-    let (name, value) = halts.variable();
-    cluster.environment.push((name.to_owned(), value));
+    cluster.halted_by(&halts);
     let daemons = names.map(|name| cluster.start_worker_as(name, name, &["--threads", "1"]));
-    eventually(DEADLINE, "all workers", || {
-        let nodes = cluster.text(&["nodes", "--json"]);
-        (nodes.matches("\"connected\":true").count() == N).then_some(())
-    });
+    cluster.wait_for_workers(N);
     let hold = halts.hold_at(0, AT);
     let (steps, max) = (steps(), format!("workers.max={N}"));
     let sets = ["--set", &steps, "--set", &max, "--set", min];

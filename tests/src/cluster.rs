@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::halts::Halts;
 use crate::network::{Machine, Network};
 use crate::sandbox::Sandbox;
 use crate::wait::eventually;
@@ -95,6 +96,21 @@ impl Cluster {
         cluster.address = address;
         cluster.machines = Some(Machines { network, by_name });
         cluster
+    }
+
+    /// Has the ranks of workers that are started from now on ask there whether they may go on.
+    pub fn halted_by(&mut self, halts: &Halts) {
+        let (name, value) = halts.variable();
+        self.environment.push((name.to_owned(), value));
+    }
+
+    /// Waits until so many workers are connected, so that a job's first world can have them all.
+    #[track_caller]
+    pub fn wait_for_workers(&self, num: usize) {
+        eventually(DEADLINE, "the workers", || {
+            let nodes = self.text(&["nodes", "--json"]);
+            (nodes.matches("\"connected\":true").count() == num).then_some(())
+        });
     }
 
     /// The machine of a process.

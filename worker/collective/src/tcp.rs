@@ -8,7 +8,7 @@
 
 pub mod handshake;
 mod link;
-mod mesh;
+pub(crate) mod mesh;
 pub mod seal;
 mod silence;
 

@@ -7,6 +7,7 @@ use super::*;
 use crate::error::Error;
 use crate::frame::MAX_PAYLOAD_BYTES;
 use crate::tcp::handshake::{Handshake, Kind};
+use crate::tcp::mesh::HELLO_TIMEOUT;
 use crate::tcp::seal::HANDSHAKE_BYTES;
 use crate::tcp::{Listener, Token, connect};
 use crate::values::Values;
@@ -98,6 +99,7 @@ fn strangers_are_refused_by_reason_and_disturb_nobody() {
     // One says a little and hangs up.
     drop(say(door, b"MSTR"));
 
+    let begun = Instant::now();
     let groups = thread::scope(|scope| {
         let meet_as = |rank: u32, listener| {
             let world = world(rank, 2, Generation(7));
@@ -117,11 +119,16 @@ fn strangers_are_refused_by_reason_and_disturb_nobody() {
         (Refusal::Sender, 1),
     ];
     let mut counted = groups[1].counters().refused.clone();
-    // One hangs up; the other two count once they have been silent for long, if the rank still waits.
+    // One hangs up; the other two count where the ranks took so long that they have been silent for long.
+    let most = if begun.elapsed() < HELLO_TIMEOUT {
+        1
+    } else {
+        3
+    };
     let silent = counted.remove(&Refusal::Silent);
     assert!(
-        silent.is_some_and(|num| (1..=3).contains(&num)),
-        "{silent:?}"
+        silent.is_some_and(|num| (1..=most).contains(&num)),
+        "{silent:?} of at most {most}"
     );
     assert_eq!(counted, refused.into());
     on_ranks(groups.into(), |mut group| {
@@ -341,7 +348,11 @@ fn leaving_does_not_wait_for_a_peer_that_stays() {
     let mut groups = tcp_world(2, Generation(1));
     let begun = Instant::now();
     drop(groups.pop());
-    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        begun.elapsed()
+    );
     let error = groups[0].barrier(PATIENT);
     let reason = LossReason::Left;
     assert_eq!(
@@ -355,13 +366,23 @@ fn leaving_does_not_wait_for_a_peer_that_stays() {
 
 #[test]
 fn retiring_does_not_wait_for_a_peer_that_neither_reads_nor_leaves() {
+    // A machine that does other things may stand still for longer, but not each time.
+    let took = [(); 3].map(|()| {
+        let took = time_to_retire();
+        (took >= Duration::from_secs(1)).then_some(took)
+    });
+    assert!(took.contains(&None), "it took {took:?}");
+}
+
+/// Retires from a peer that reads only then, which it shows to get all that was sent.
+fn time_to_retire() -> Duration {
     let (mut group, mut raw) = with_raw_peer(DETECT);
     // More than the kernel takes: a drop would wait for the peer to read it, for seconds.
     let vector = vec![0; 32 << 20];
     group.send(RankId(0), vector, PATIENT).expect("queued");
     let begun = Instant::now();
     group.retire();
-    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    let took = begun.elapsed();
     // All of it is sent nevertheless, with the goodbye at its end.
     let mut num_parts = 0;
     let cause = loop {
@@ -372,4 +393,5 @@ fn retiring_does_not_wait_for_a_peer_that_neither_reads_nor_leaves() {
         }
     };
     assert_eq!((num_parts, cause), (128, Cause::Done));
+    took
 }

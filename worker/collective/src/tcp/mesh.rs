@@ -20,7 +20,7 @@ use crate::group::{Counters, Revoker};
 use crate::world::World;
 
 /// A dialling rank speaks at once; who is silent for longer is a stranger.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pause before a peer is dialled again, and the longest time until a revocation is seen.
 const TICK: Duration = Duration::from_millis(10);
